@@ -1,0 +1,476 @@
+"""DIPOLE: Dichotomous Diffusion Policy Optimization (Liang et al., ICLR 2026, arXiv 2601.00898), in flow-matching form.
+
+With G = A(s,a) = Q(s,a) - V(s), behaviour policy mu, inverse temperature beta and greediness omega:
+
+    target policy    pi*  ~ mu sigma(beta G) exp(omega beta G)                                (eq. 6)
+                          = [mu sigma(beta G)]^(1+omega) / [mu (1 - sigma(beta G))]^omega     (eq. 7)
+    two policies     pi+  ~ mu sigma(beta G)          pi- ~ mu (1 - sigma(beta G))            (eq. 8)
+    training         E[w |v+ - (a - x0)|^2] + E[(1-w) |v- - (a - x0)|^2],  w = sigma(beta A + k)   (eq. 9)
+    sampling         v = (1+omega) v+ - omega v-,  Euler steps from x ~ N(0, I)               (eq. 10)
+
+so both regressions have weights in [0, 1] and omega is chosen when acting, without training again.
+Q and V are learned as in IQL: V by expectile regression on the target critics, Q by temporal differences, but with
+the next action sampled from the policy.
+
+    python algorithms/dipole.py --config configs/dipole/quickstart.yaml
+
+Differences from the paper: flow-matching velocities take the place of noise predictions, as in the released
+reinforcement-learning code (algorithms/dipole_diffusion.py holds the noise-prediction form), and the sigmoid has that
+code's shift k, which the theory does not have.
+Differences from the released code (JAX):
+  - the seed is used, and acting takes a batch of states; omega when acting is a field (there an argument nobody sets);
+  - with omega = 0 the negative network is not evaluated when sampling: the same numbers for half the work;
+  - x0 and t are drawn once for both policies (there the same draw is made twice from one key);
+  - additions, off by default: `weighting` (the ablations), `composition: resample`, validation losses.
+
+Needs only torch and numpy; train() also needs this repository's envs/ and harness/, which define rewards and masks.
+"""
+
+import math
+import sys
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Optional, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+LAYER_NORM_EPSILON = 1e-6  # Flax's default, in FQL's networks (torch's is 1e-5)
+MAX_EXPONENTIAL_WEIGHT = 100.0  # clip of exp(beta A) in IQL's released code
+SATURATION_MARGIN = 0.01  # a weight this close to 0 or 1 counts as saturated
+VALIDATION_SEED = 0  # losses() draws the same noise at every call
+
+
+@dataclass(frozen=True)
+class DIPOLEConfig:
+    task: str = "exorl/local_sticky_random/cartpole_swingup"  # <suite>/<name>: the data set and its environment
+    data_dir: Optional[str] = None  # folder of the data sets; null = the suite's own default
+    collect_episodes: int = 0  # collect so many episodes of an absent local set first; 0 = stop and say how
+    run_dir: str = "runs"  # a run's folder is <run_dir>/<label>/<task>/seed_<seed>
+    label: Optional[str] = None  # name of a variant in folders and tables; null = the algorithm's name
+    seed: int = 0  # of networks, minibatches and noise
+    device: str = "auto"  # auto | cpu | cuda
+    threads: int = 0  # CPU threads of torch; 0 = torch's choice
+    offline_steps: int = 1_000_000  # updates on the data set
+    log_interval: int = 5_000  # updates between rows of train.csv
+    checkpoint_interval: int = 50_000  # updates between checkpoints
+    eval_interval: int = 100_000  # updates between evaluations
+    eval_episodes: int = 50  # episodes of an evaluation
+    eval_environments: int = 50  # episodes that advance together as one batch
+    eval_workers: int = 0  # processes that host the environments; 0 = this one
+    final_report: Tuple[str, ...] = ()  # act options to sweep after training, e.g. [greediness=0 1]; empty = no report
+    wandb_mode: str = "disabled"  # disabled | offline | online
+    wandb_project: str = "dipole"  # Weights & Biases project
+
+    batch_size: int = 256  # transitions of a minibatch
+    discount: float = 0.995  # gamma
+    learning_rate: float = 3e-4  # of Adam, for all networks
+    target_rate: float = 0.005  # tau: target <- tau online + (1 - tau) target
+    actor_hidden_dims: Tuple[int, ...] = (512, 512, 512)  # hidden sizes of the policy networks
+    value_hidden_dims: Tuple[int, ...] = (512, 512, 512)  # hidden sizes of critics and value
+    actor_layer_norm: bool = False  # layer norm in the policy networks
+    value_layer_norm: bool = True  # layer norm in critics and value
+    expectile: float = 0.9  # of the value regression
+    value_aggregation: str = "min"  # min | mean over the target critics in the value loss
+    inverse_temperature: float = 1.0  # beta: steepness of the sigmoid
+    shift: float = 0.0  # k: moves the sigmoid's active region
+    weighting: str = "sigmoid"  # sigmoid (DIPOLE) | exponential (eq. 4) | indicator (CFGRL-style) | none (cloning)
+    composition: str = "score"  # score (eq. 10) | resample (candidates of pi+ by exp(omega beta Q))
+    greediness: float = 0.0  # omega when acting; 0 = pi+ alone, -1 = pi- alone
+    target_greediness: float = 0.0  # omega of the next actions in the critics' targets
+    num_candidates: int = 32  # N: sampled actions per state when acting, the best by the critics is taken
+    target_candidates: int = 1  # the same for the next actions in the critics' targets
+    resample_candidates: int = 16  # draws of pi+ per resampled action
+    flow_steps: int = 10  # Euler steps of the flow
+
+    def __post_init__(self):
+        choices = {
+            "weighting": ("sigmoid", "exponential", "indicator", "none"),
+            "composition": ("score", "resample"),
+            "value_aggregation": ("min", "mean"),
+        }
+        for field, allowed in choices.items():
+            if getattr(self, field) not in allowed:
+                raise ValueError(f"{field} is {getattr(self, field)!r}; choose one of {', '.join(allowed)}")
+        for field in (
+            "batch_size",
+            "num_candidates",
+            "target_candidates",
+            "resample_candidates",
+            "flow_steps",
+        ):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field} is {getattr(self, field)}; it must be at least 1")
+        for field in ("greediness", "target_greediness"):
+            check_greediness(self, getattr(self, field), field)
+
+
+class Noise(nn.Module):
+    """The random numbers of one agent: one generator, in the dtype and on the device the agent has been moved to."""
+
+    def __init__(self, seed: int):
+        super().__init__()
+        self.seed = seed
+        self.register_buffer("like", torch.empty(0), persistent=False)
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def _apply(self, fn, recurse=True):
+        super()._apply(fn, recurse)
+        if self.generator.device != self.like.device:
+            self.generator = torch.Generator(self.like.device).manual_seed(self.seed)
+        return self
+
+    def _options(self) -> dict:
+        return {"generator": self.generator, "device": self.like.device}
+
+    def normal(self, *shape: int) -> Tensor:
+        return torch.randn(shape, dtype=self.like.dtype, **self._options())
+
+    def uniform(self, *shape: int) -> Tensor:
+        return torch.rand(shape, dtype=self.like.dtype, **self._options())
+
+    def integers(self, high: int, *shape: int) -> Tensor:
+        return torch.randint(high, shape, **self._options())
+
+
+class EnsembleMLP(nn.Module):
+    """M independent multi-layer perceptrons, evaluated together by one batched product per layer.
+
+    Each hidden layer is linear -> GELU (tanh form) -> layer norm if asked for; Xavier-uniform weights, zero biases
+    (the networks of FQL, github.com/seohongpark/fql). forward: inputs [B, I] or [M, B, I] -> [M, B, output_dim];
+    `members` evaluates a slice of the M only.
+    """
+
+    def __init__(
+        self,
+        num_members: int,
+        input_dim: int,
+        hidden_dims: Tuple[int, ...],
+        output_dim: int,
+        layer_norm: bool,
+        generator: torch.Generator,
+    ):
+        super().__init__()
+        sizes = list(pairwise((input_dim, *hidden_dims, output_dim)))
+        bounds = [math.sqrt(6 / (fan_in + fan_out)) for fan_in, fan_out in sizes]
+        self.weights = nn.ParameterList(
+            torch.empty(num_members, *size).uniform_(-bound, bound, generator=generator)
+            for size, bound in zip(sizes, bounds, strict=True)
+        )
+        self.biases = nn.ParameterList(torch.zeros(num_members, 1, fan_out) for _, fan_out in sizes)
+        normed = hidden_dims if layer_norm else ()
+        self.norm_scales = nn.ParameterList(torch.ones(num_members, 1, size) for size in normed)
+        self.norm_shifts = nn.ParameterList(torch.zeros(num_members, 1, size) for size in normed)
+
+    def forward(self, inputs: Tensor, members: slice = slice(None)) -> Tensor:
+        hidden = inputs.expand(self.biases[0][members].shape[0], *inputs.shape[-2:])
+        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            hidden = torch.baddbmm(bias[members], hidden, weight[members])
+            if layer < len(self.weights) - 1:
+                hidden = F.gelu(hidden, approximate="tanh")
+                if len(self.norm_scales) > 0:
+                    hidden = F.layer_norm(hidden, hidden.shape[-1:], eps=LAYER_NORM_EPSILON)
+                    hidden = hidden * self.norm_scales[layer][members] + self.norm_shifts[layer][members]
+        return hidden
+
+
+@torch.no_grad()
+def soft_update(target: nn.Module, online: nn.Module, rate: float) -> None:
+    """target <- rate * online + (1 - rate) * target, for every parameter."""
+    torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), rate)
+
+
+def expectile_loss(difference: Tensor, expectile: float) -> Tensor:
+    """mean of |expectile - 1[u < 0]| u^2, with u = `difference` of any shape (Kostrikov et al., IQL, eq. 5)."""
+    weight = (expectile - (difference < 0).to(difference.dtype)).abs()
+    return (weight * difference.square()).mean()
+
+
+def is_single_policy(weighting: str) -> bool:
+    """Whether the weighting trains one policy only, without a negative one."""
+    return weighting in ("exponential", "none")
+
+
+def check_greediness(config: DIPOLEConfig, greediness: float, field: str) -> None:
+    """Raises ValueError where `config` has no policy of that greediness."""
+    if greediness < -1:
+        raise ValueError(f"{field} is {greediness:g}; it starts at -1, the negative policy alone")
+    if is_single_policy(config.weighting) and config.composition == "score" and greediness != 0:
+        raise ValueError(
+            f"{field} is {greediness:g}, but weighting {config.weighting} trains a single policy; set {field} to 0"
+        )
+    if config.composition == "resample" and greediness < 0:
+        raise ValueError(f"{field} is {greediness:g}; composition resample has no negative policy; set 0 or more")
+
+
+def policy_weights(weighting: str, advantage: Tensor, inverse_temperature: float, shift: float) -> Tensor:
+    """Regression weights: advantage [B] -> [2, B] (positive, negative policy), or [1, B] of a single policy."""
+    scaled = inverse_temperature * advantage
+    if weighting == "sigmoid":  # eq. 8
+        positive = torch.sigmoid(scaled + shift)
+        return torch.stack([positive, 1 - positive])
+    if weighting == "exponential":  # eq. 4
+        return torch.exp(scaled).clamp(max=MAX_EXPONENTIAL_WEIGHT)[None]
+    if weighting == "indicator":  # pi+ ~ mu 1[A >= 0], pi- = mu
+        return torch.stack([(advantage >= 0).to(advantage.dtype), torch.ones_like(advantage)])
+    return torch.ones_like(advantage)[None]
+
+
+def flow_losses(flow: EnsembleMLP, observations: Tensor, actions: Tensor, x0: Tensor, t: Tensor) -> Tensor:
+    """Flow-matching errors [M, B] of all policies at the same x0 [B, A] and t [B, 1] (eq. 9 without its weights)."""
+    x_t = (1 - t) * x0 + t * actions
+    velocity = flow(torch.cat([observations, x_t, t], dim=-1))
+    return (velocity - (actions - x0)).square().mean(dim=-1)
+
+
+def composed_velocity(flow: EnsembleMLP, observations: Tensor, x: Tensor, t: float, greediness: float) -> Tensor:
+    """v = (1 + omega) v+ - omega v- (eq. 10) at observations [B, O] and x [B, A]: [B, A]."""
+    inputs = torch.cat([observations, x, torch.full_like(x[:, :1], t)], dim=-1)
+    if greediness == 0:
+        return flow(inputs, slice(0, 1))[0]
+    if greediness == -1:
+        return flow(inputs, slice(1, 2))[0]
+    positive, negative = flow(inputs)
+    return (1 + greediness) * positive - greediness * negative
+
+
+def sample_flow(flow: EnsembleMLP, observations: Tensor, x: Tensor, greediness: float, flow_steps: int) -> Tensor:
+    """Euler steps from noise x [B, A] at t = 0 to actions [B, A], clipped once at the end."""
+    for step in range(flow_steps):
+        x = x + composed_velocity(flow, observations, x, step / flow_steps, greediness) / flow_steps
+    return x.clamp(-1, 1)
+
+
+def resample(actions: Tensor, log_weights: Tensor, uniform: Tensor) -> Tensor:
+    """Draws one of R candidates by its weight: actions [..., R, A], log_weights and uniform [..., R] -> [..., A].
+
+    The Gumbel-max trick, which needs neither a branch nor a synchronisation with the device.
+    """
+    gumbel = -torch.log(-torch.log(uniform.clamp(min=torch.finfo(uniform.dtype).tiny)))
+    drawn = (log_weights + gumbel).argmax(dim=-1)[..., None, None]
+    return actions.gather(-2, drawn.expand(*drawn.shape[:-1], actions.shape[-1])).squeeze(-2)
+
+
+def effective_sample_size(log_weights: Tensor) -> Tensor:
+    """1 / sum of squared normalised weights, between 1 and R: log_weights [..., R] -> [...]."""
+    return 1 / torch.softmax(log_weights, dim=-1).square().sum(dim=-1)
+
+
+def repeat_rows(observations: Tensor, count: int) -> Tensor:
+    """[N, O] -> [N * count, O], each row `count` times in a row."""
+    return observations.repeat_interleave(count, dim=0)
+
+
+def smallest_q(critic: EnsembleMLP, observations: Tensor, actions: Tensor) -> Tensor:
+    """min over the critics at observations [N, O] for each of the candidate actions [N, C, A]: [N, C]."""
+    num_states, count, _ = actions.shape
+    inputs = torch.cat([repeat_rows(observations, count), actions.flatten(0, 1)], dim=-1)
+    return critic(inputs).squeeze(-1).amin(dim=0).view(num_states, count)
+
+
+def best_candidate(critic: EnsembleMLP, observations: Tensor, candidates: Tensor) -> Tensor:
+    """Of candidates [N, C, A] the one that the smallest critic values most: [N, A]."""
+    if candidates.shape[1] == 1:
+        return candidates[:, 0]
+    best = smallest_q(critic, observations, candidates).argmax(dim=1)
+    return candidates[torch.arange(len(candidates), device=candidates.device), best]
+
+
+class DIPOLE(nn.Module):
+    """The agent: a positive and a negative policy, two critics with targets, and a state value."""
+
+    batch_fields = ()
+    control = {
+        "weighting": "none",
+        "greediness": 0.0,
+        "target_greediness": 0.0,
+    }  # behaviour cloning, same everything
+
+    def __init__(self, config: DIPOLEConfig, observation_dim: int, action_dim: int):
+        super().__init__()
+        self.config = config
+        self.observation_dim, self.action_dim = observation_dim, action_dim
+        self.noise = Noise(config.seed)
+        num_policies = 1 if is_single_policy(config.weighting) else 2
+
+        def network(members, input_dim, hidden_dims, output_dim, layer_norm):
+            return EnsembleMLP(members, input_dim, hidden_dims, output_dim, layer_norm, self.noise.generator)
+
+        critic_dim, flow_dim = observation_dim + action_dim, observation_dim + action_dim + 1
+        self.critic = network(2, critic_dim, config.value_hidden_dims, 1, config.value_layer_norm)
+        self.target_critic = network(2, critic_dim, config.value_hidden_dims, 1, config.value_layer_norm)
+        self.target_critic.load_state_dict(self.critic.state_dict())
+        self.target_critic.requires_grad_(False)
+        self.value = network(1, observation_dim, config.value_hidden_dims, 1, config.value_layer_norm)
+        self.flow = network(num_policies, flow_dim, config.actor_hidden_dims, action_dim, config.actor_layer_norm)
+        trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.Adam(trainable, lr=config.learning_rate, fused=True)
+
+    def update(self, batch: dict) -> dict:
+        """One gradient step of all networks on a minibatch, then the target critics' step; detached 0-d metrics."""
+        loss, metrics = self._loss(batch)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        soft_update(self.target_critic, self.critic, self.config.target_rate)
+        return metrics
+
+    @torch.no_grad()
+    def losses(self, batch: dict) -> dict:
+        """The metrics of a validation batch: no gradient, and noise of its own, so that training is not changed."""
+        training_noise, self.noise = self.noise, Noise(VALIDATION_SEED).to(self.noise.like)
+        try:
+            return self._loss(batch)[1]
+        finally:
+            self.noise = training_noise
+
+    def _loss(self, batch: dict) -> Tuple[Tensor, dict]:
+        """The sum of all losses at the present parameters, and the metrics."""
+        config = self.config
+        observations, actions = batch["observations"], batch["actions"]
+        with torch.no_grad():
+            candidates, candidate_q = self._sample(
+                batch["next_observations"],
+                config.target_greediness,
+                config.target_candidates,
+                config.flow_steps,
+            )
+            next_actions = best_candidate(self.critic, batch["next_observations"], candidates)
+            next_q = self.target_critic(torch.cat([batch["next_observations"], next_actions], dim=-1)).squeeze(-1)
+            target_q = batch["rewards"] + config.discount * batch["masks"] * next_q  # [2, B], not aggregated
+            data_q = self.target_critic(torch.cat([observations, actions], dim=-1)).squeeze(-1)
+            smallest_data_q = data_q.amin(dim=0)
+            aggregated_q = smallest_data_q if config.value_aggregation == "min" else data_q.mean(dim=0)
+
+        # Value: expectile regression on the target critics.
+        value = self.value(observations).squeeze()
+        value_loss = expectile_loss(aggregated_q - value, config.expectile)
+
+        # Critics: each on the target heads of both, averaged over the heads and summed over the critics.
+        q = self.critic(torch.cat([observations, actions], dim=-1)).squeeze(-1)
+        critic_loss = (q[:, None] - target_q[None]).square().mean(dim=(1, 2)).sum()
+
+        # Policies: weighted flow matching (eq. 9), both at the same x0 and t.
+        advantage = smallest_data_q - value.detach()
+        weights = policy_weights(config.weighting, advantage, config.inverse_temperature, config.shift)
+        x0, t = self.noise.normal(*actions.shape), self.noise.uniform(len(actions), 1)
+        policy_losses = (weights * flow_losses(self.flow, observations, actions, x0, t)).mean(dim=1)
+
+        saturated = (weights[0] < SATURATION_MARGIN) | (weights[0] > 1 - SATURATION_MARGIN)
+        metrics = {
+            "critic/loss": critic_loss,
+            "critic/q_mean": q.mean(),
+            "value/loss": value_loss,
+            "value/mean": value.mean(),
+            "value/advantage_std": advantage.std(correction=0),
+            "actor/positive_loss": policy_losses[0],
+            "actor/weight_mean": weights[0].mean(),
+            "actor/weight_saturated": saturated.to(q.dtype).mean(),
+        }
+        if len(policy_losses) > 1:
+            metrics["actor/negative_loss"] = policy_losses[1]
+        if config.composition == "resample":
+            log_weights = config.greediness * config.inverse_temperature * candidate_q
+            metrics["actor/effective_sample_size"] = effective_sample_size(log_weights).mean()
+        metrics = {name: metric.detach() for name, metric in metrics.items()}
+        return critic_loss + value_loss + policy_losses.sum(), metrics
+
+    def _sample(
+        self, observations: Tensor, greediness: float, count: int, flow_steps: int
+    ) -> Tuple[Tensor, Optional[Tensor]]:
+        """`count` actions per state [N, count, A] of that greediness; for `resample` also the values [N, count, R]."""
+        config, num_states = self.config, len(observations)
+        draws = count * (config.resample_candidates if config.composition == "resample" else 1)
+        x = self.noise.normal(num_states, draws, self.action_dim).flatten(0, 1)
+        flow_greediness = 0.0 if config.composition == "resample" else greediness
+        actions = sample_flow(self.flow, repeat_rows(observations, draws), x, flow_greediness, flow_steps)
+        actions = actions.view(num_states, draws, self.action_dim)
+        if config.composition == "score":
+            return actions, None
+        q = smallest_q(self.target_critic, observations, actions).view(num_states, count, -1)
+        uniform = self.noise.uniform(num_states, draws).view_as(q)
+        log_weights = greediness * config.inverse_temperature * q
+        return resample(actions.view(*q.shape, self.action_dim), log_weights, uniform), q
+
+    @torch.no_grad()
+    def act(
+        self,
+        observations: Tensor,
+        greediness: Optional[float] = None,
+        num_candidates: Optional[int] = None,
+        flow_steps: Optional[int] = None,
+    ) -> Tensor:
+        """Actions [N, A] in [-1, 1] for observations [N, O]; an option left out is the config's.
+
+        Raises ValueError for a greediness that this agent has no policy for.
+        """
+        greediness, num_candidates, flow_steps = self._acting_options(greediness, num_candidates, flow_steps)
+        candidates, _ = self._sample(observations, greediness, num_candidates, flow_steps)
+        return best_candidate(self.critic, observations, candidates)
+
+    def network_evaluations(
+        self,
+        greediness: Optional[float] = None,
+        num_candidates: Optional[int] = None,
+        flow_steps: Optional[int] = None,
+    ) -> int:
+        """Evaluations of one network (each policy, each critic counts) that an action with these options costs."""
+        greediness, num_candidates, flow_steps = self._acting_options(greediness, num_candidates, flow_steps)
+        selection = 2 * num_candidates if num_candidates > 1 else 0
+        if self.config.composition == "resample":
+            return num_candidates * self.config.resample_candidates * (flow_steps + 2) + selection
+        policies = 1 if greediness in (0, -1) else 2
+        return num_candidates * flow_steps * policies + selection
+
+    def _acting_options(self, greediness, num_candidates, flow_steps) -> Tuple[float, int, int]:
+        greediness = self.config.greediness if greediness is None else greediness
+        check_greediness(self.config, greediness, "greediness")
+        return (
+            greediness,
+            self.config.num_candidates if num_candidates is None else num_candidates,
+            self.config.flow_steps if flow_steps is None else flow_steps,
+        )
+
+    def state_dict(self) -> dict:
+        """Everything an exact continuation needs: tensors and plain numbers only."""
+        return {
+            "networks": super().state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "noise": self.noise.generator.get_state(),
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        super().load_state_dict(state["networks"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.noise.generator.set_state(state["noise"])
+
+    @classmethod
+    def load(cls, run_dir) -> "DIPOLE":
+        """The agent of a run folder's checkpoint, on the CPU, for use anywhere."""
+        checkpoint = torch.load(Path(run_dir) / "checkpoint.pt", map_location="cpu", weights_only=True)
+        agent = cls(DIPOLEConfig(**checkpoint["config"]), checkpoint["observation_dim"], checkpoint["action_dim"])
+        agent.load_state_dict(checkpoint["agent"])
+        return agent
+
+
+def train(config: DIPOLEConfig) -> dict:
+    """Trains on the task's data set and evaluates in its environment; returns the run's result."""
+    from envs import load_task
+    from harness.run import run
+
+    task = load_task(config.task, config.data_dir, config.collect_episodes)
+    agent = DIPOLE(config, task.observation_dim, task.action_dim)
+    return run(config, agent, task)
+
+
+def main() -> None:
+    from harness.command_line import run_command
+
+    run_command(DIPOLEConfig, train)
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root, for envs/ and harness/
+    main()

@@ -1,0 +1,1 @@
+"""Figures of the reference implementations and the checker that compares the algorithms with them."""

@@ -1,0 +1,33 @@
+"""python -m tests.golden CASE.npz ...: compares algorithms with recorded reference updates.
+
+Prints the largest difference of each case and exits with 1 where one is above 1e-9.
+"""
+
+import argparse
+import math
+import sys
+from pathlib import Path
+
+from harness.command_line import exit_on_user_error
+from tests.golden.checker import TOLERANCE, check_case
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.golden", description=__doc__.splitlines()[0])
+    parser.add_argument("cases", nargs="+", type=Path, metavar="CASE.npz")
+    failed = False
+    with exit_on_user_error():
+        for path in parser.parse_args().cases:
+            differences = check_case(path)
+            name, largest = max(differences.items(), key=lambda item: math.inf if math.isnan(item[1]) else item[1])
+            within = largest <= TOLERANCE
+            failed |= not within
+            verdict = "ok" if within else f"above {TOLERANCE:g}"
+            print(
+                f"{path.stem:24s} largest difference {largest:.3g} at {name} of {len(differences)} figures: {verdict}"
+            )
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
