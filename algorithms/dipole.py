@@ -74,7 +74,7 @@ class DIPOLEConfig:
     value_layer_norm: bool = True  # layer norm in critics and value
     expectile: float = 0.9  # of the value regression
     value_aggregation: str = "min"  # min | mean over the target critics in the value loss
-    inverse_temperature: float = 1.0  # beta: steepness of the sigmoid
+    inverse_temperature: float = 1.0  # beta: multiplies the advantage in the policy's weights
     shift: float = 0.0  # k: moves the sigmoid's active region
     weighting: str = "sigmoid"  # sigmoid (DIPOLE) | exponential (eq. 4) | indicator (CFGRL-style) | none (cloning)
     composition: str = "score"  # score (eq. 10) | resample (candidates of pi+ by exp(omega beta Q))
@@ -282,11 +282,8 @@ class DIPOLE(nn.Module):
     """The agent: a positive and a negative policy, two critics with targets, and a state value."""
 
     batch_fields = ()
-    control = {
-        "weighting": "none",
-        "greediness": 0.0,
-        "target_greediness": 0.0,
-    }  # behaviour cloning, same everything
+    # What makes a run of the same budget its control: cloning, with the same critics to choose among candidates.
+    control = {"label": "behaviour_cloning", "weighting": "none", "greediness": 0.0, "target_greediness": 0.0}
 
     def __init__(self, config: DIPOLEConfig, observation_dim: int, action_dim: int):
         super().__init__()

@@ -2,14 +2,13 @@
 
 A case is `<name>.json` (configuration) beside `<name>.npz`: `init/...` parameters, `step{i}/batch/...` minibatches,
 `step{i}/noise/<j>_<kind>` random draws in order, `step{i}/info/...` losses, `final/...` parameters. Everything is
-float64. The part of the name before the first underscore is the algorithm; its adapter below says how the
+float64. The part of the name before the first underscore is the algorithm; its adapter says how the
 reference's names map to ours.
 """
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Dict, List
+from typing import Dict, List
 
 import numpy as np
 import torch
@@ -17,18 +16,10 @@ from torch import Tensor, nn
 
 from envs.errors import UserError
 from harness.algorithms import load_algorithm
+from tests.golden import diffusion_family, dipole_family, fql_family
 
+ADAPTERS = dipole_family.ADAPTERS | fql_family.ADAPTERS | diffusion_family.ADAPTERS
 TOLERANCE = 1e-9  # largest absolute difference of any loss or parameter
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """How one algorithm's case files map to its code."""
-
-    config_fields: Callable[[dict], dict]  # the case's JSON configuration -> our config fields
-    parameters: Callable[[nn.Module], Dict[str, Tensor]]  # agent -> {the file's parameter name: a view of ours}
-    keep_draws: Callable[[List[np.ndarray]], List[np.ndarray]]  # drops draws that were recorded twice or never used
-    metrics: Dict[str, str]  # the file's loss name -> our metric
 
 
 class RecordedNoise(nn.Module):
@@ -54,75 +45,6 @@ class RecordedNoise(nn.Module):
 
     def integers(self, high: int, *shape: int) -> Tensor:
         return self._next(shape)
-
-
-def flax_mlp(prefix: str, network: nn.Module, member: slice | int) -> Dict[str, Tensor]:
-    """{Flax name: view} of one member (or of all, stacked) of an EnsembleMLP."""
-
-    def view(parameter: Tensor, row: bool) -> Tensor:
-        chosen = parameter[member]
-        return chosen.squeeze(-2) if row else chosen
-
-    named = {}
-    for layer, (weight, bias) in enumerate(zip(network.weights, network.biases, strict=True)):
-        named[f"{prefix}/Dense_{layer}/kernel"] = view(weight, row=False)
-        named[f"{prefix}/Dense_{layer}/bias"] = view(bias, row=True)
-    for layer, (scale, shift) in enumerate(zip(network.norm_scales, network.norm_shifts, strict=True)):
-        named[f"{prefix}/LayerNorm_{layer}/scale"] = view(scale, row=True)
-        named[f"{prefix}/LayerNorm_{layer}/bias"] = view(shift, row=True)
-    return named
-
-
-def fql_critics(agent: nn.Module) -> Dict[str, Tensor]:
-    both = slice(None)
-    return flax_mlp("critic/value_net", agent.critic, both) | flax_mlp(
-        "target_critic/value_net", agent.target_critic, both
-    )
-
-
-def dipole_fields(case: dict) -> dict:
-    return {
-        "learning_rate": case["lr"],
-        "actor_hidden_dims": tuple(case["actor_hidden_dims"]),
-        "value_hidden_dims": tuple(case["value_hidden_dims"]),
-        "value_layer_norm": case["layer_norm"],
-        "actor_layer_norm": case["actor_layer_norm"],
-        "discount": case["discount"],
-        "target_rate": case["tau"],
-        "expectile": case["expectile"],
-        "num_candidates": case["num_samples"],
-        "target_candidates": case["num_samples_fortrain"],
-        "target_greediness": case["cfg_fortrain"] - 1,
-        "flow_steps": case["flow_steps"],
-        "inverse_temperature": case["beta"],
-        "shift": case["k"],
-        "value_aggregation": case["q_agg"],
-    }
-
-
-def dipole_parameters(agent: nn.Module) -> Dict[str, Tensor]:
-    return (
-        fql_critics(agent)
-        | flax_mlp("value/value_net", agent.value, 0)
-        | flax_mlp("actor_flow_pos/mlp", agent.flow, 0)
-        | flax_mlp("actor_flow_neg/mlp", agent.flow, 1)
-    )
-
-
-ADAPTERS = {
-    "dipole": Adapter(
-        config_fields=dipole_fields,
-        parameters=dipole_parameters,
-        keep_draws=lambda draws: draws[:3],  # x0 and t stand in the file a second time, for the negative policy
-        metrics={
-            "critic_loss": "critic/loss",
-            "value_loss": "value/loss",
-            "positive_loss": "actor/positive_loss",
-            "negative_loss": "actor/negative_loss",
-            "weight_mean": "actor/weight_mean",
-        },
-    ),
-}
 
 
 def step_arrays(arrays: Dict[str, np.ndarray], prefix: str) -> Dict[str, np.ndarray]:

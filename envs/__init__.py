@@ -1,0 +1,28 @@
+"""Tasks: their data and their environments. `load_task(name)` is the one way in."""
+
+import importlib
+from typing import TYPE_CHECKING, Optional
+
+from envs.errors import UserError
+from envs.names import nearest_names
+
+if TYPE_CHECKING:
+    from envs.task import Task
+
+# First part of a task's name -> module with `load(name, data_dir, collect_episodes)`; imported when asked for,
+# so that one suite's simulator is not needed for another's data.
+SUITES = {"exorl": "envs.exorl_tasks"}
+
+
+def load_task(name: str, data_dir: Optional[str] = None, collect_episodes: int = 0) -> "Task":
+    """Loads the data set and the environment of task `name`, `<suite>/<name within the suite>`.
+
+    data_dir replaces the suite's own data folder. collect_episodes > 0 makes a locally generated set that is
+    absent by collecting that many episodes first; 0 stops with the command that would.
+    Raises UserError for an unknown name, and for data that is absent or broken.
+    """
+    suite, _, rest = name.partition("/")
+    if suite not in SUITES:
+        hint = nearest_names(suite, SUITES)
+        raise UserError(f"task {name!r}: unknown suite {suite!r}{hint} (known: {', '.join(sorted(SUITES))})")
+    return importlib.import_module(SUITES[suite]).load(rest, data_dir, collect_episodes)

@@ -1,0 +1,201 @@
+"""Collects episodes with a random policy in ExORL's own file format, marked as locally generated."""
+
+import json
+import multiprocessing
+import os
+import signal
+from concurrent.futures import ProcessPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+from typing import BinaryIO, Callable, Dict, List, Optional
+
+import numpy as np
+from tqdm import tqdm
+
+from envs.errors import UserError
+from envs.exorl_domains import DOMAINS, EPISODE_STEPS, LOCAL_PREFIX, POLICIES, check_domain
+from envs.exorl_environment import ExORLEnvironment
+from envs.names import nearest_names
+
+GENERATOR_VERSION = 1  # raise it when the same seed no longer gives the same episodes
+REPEAT_PROBABILITY = 0.7  # sticky_random: chance that a step repeats the action before it
+SIDECAR = "generation.json"
+EPISODES_PER_WORKER = 10  # starting a process costs about as much as collecting this many
+
+
+def read_sidecar(folder: Path) -> Optional[dict]:
+    """The record of a set's generation, None when `folder` has none.
+
+    Raises UserError when the folder's name and the record's presence disagree: `local_*` if and only if generated here.
+    """
+    path = folder / SIDECAR
+    local = folder.name.startswith(LOCAL_PREFIX)
+    if local and not path.is_file():
+        raise UserError(
+            f"{folder}: its name says locally generated, but {SIDECAR} is missing: make the set with "
+            "`python -m envs.exorl_tasks collect`, or rename a folder of downloaded data to its collector's name"
+        )
+    if not local and path.exists():
+        raise UserError(
+            f"{path}: the set is locally generated, but its folder's name does not start with {LOCAL_PREFIX}: "
+            f"rename the folder to {LOCAL_PREFIX}{folder.name}"
+        )
+    if not local:
+        return None
+    try:
+        sidecar = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}): collect the set again") from error
+    if not isinstance(sidecar, dict) or not {"policy", "seed", "episodes"} <= set(sidecar):
+        raise UserError(f"{path}: policy, seed or episodes is missing: collect the set again")
+    return sidecar
+
+
+def _write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """`write(file)` into a hidden temporary file that replaces `path` when it is complete."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _draw_actions(policy: str, steps: int, action_dim: int, generator: np.random.Generator) -> np.ndarray:
+    """Actions float32 [steps, A], uniform on [-1, 1]; sticky_random keeps the last with REPEAT_PROBABILITY."""
+    actions = generator.uniform(-1.0, 1.0, (steps, action_dim)).astype(np.float32)
+    if policy == "sticky_random":
+        redraw = generator.random(steps) >= REPEAT_PROBABILITY
+        redraw[0] = True
+        actions = actions[np.maximum.accumulate(np.where(redraw, np.arange(steps), 0))]
+    return actions
+
+
+def collect_episode(
+    environment: ExORLEnvironment, policy: str, seed: int, index: int, steps: int = EPISODE_STEPS
+) -> Dict[str, np.ndarray]:
+    """Episode number `index` of the set with `seed` as ExORL stores one; it depends on nothing else.
+
+    steps + 1 rows: observation [., O], action [., A], reward [., 1], discount [., 1] in float32, physics [., P] in
+    float64. Row 0 is the initial state with a dummy action 0, reward 0 and discount 1; row i's action led to it.
+    """
+    reset_seed, policy_seed = np.random.SeedSequence([seed, index]).spawn(2)
+    observation, _ = environment.reset(seed=int(reset_seed.generate_state(1)[0]))
+    actions = _draw_actions(policy, steps, environment.action_space.shape[0], np.random.default_rng(policy_seed))
+    observations, rewards, physics = [observation], [0.0], [environment.physics_state()]
+    for action in actions:
+        observation, reward, _, _, _ = environment.step(action)
+        observations.append(observation)
+        rewards.append(reward)
+        physics.append(environment.physics_state())
+    return {
+        "observation": np.stack(observations),
+        "action": np.concatenate([np.zeros_like(actions[:1]), actions]),
+        "reward": np.array(rewards, np.float32)[:, None],
+        "discount": np.ones((steps + 1, 1), np.float32),
+        "physics": np.stack(physics),
+    }
+
+
+class _Collector:
+    """Writes episodes by index: the work of one process."""
+
+    def __init__(self, domain: str, policy: str, seed: int, buffer: Path):
+        self.policy, self.seed, self.buffer = policy, seed, buffer
+        self.environment = ExORLEnvironment(domain, DOMAINS[domain].tasks[0])
+
+    def __call__(self, index: int) -> None:
+        episode = collect_episode(self.environment, self.policy, self.seed, index)
+        path = self.buffer / _episode_file(index)
+        _write_atomically(path, lambda file: np.savez_compressed(file, **episode))
+
+
+_collector: Optional[_Collector] = None  # of a worker process, set once when it starts
+
+
+def _start_worker(domain: str, policy: str, seed: int, buffer: Path) -> None:
+    global _collector
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C stops the parent, which stops its workers
+    _collector = _Collector(domain, policy, seed, buffer)
+
+
+def _collect_in_worker(index: int) -> None:
+    _collector(index)
+
+
+def _episode_file(index: int) -> str:
+    return f"episode_{index:06d}_{EPISODE_STEPS}.npz"
+
+
+def missing_episodes(folder: Path, episodes: int) -> List[int]:
+    """The episodes of 0 to `episodes` - 1 that the set in `folder` lacks; a file that is there is complete."""
+    return [index for index in range(episodes) if not (folder / "buffer" / _episode_file(index)).exists()]
+
+
+def _describe(domain: str, policy: str, seed: int, episodes: int) -> dict:
+    """What the episodes depend on; two collections with equal records, `episodes` apart, agree bit for bit."""
+    return {
+        "source": "locally generated",
+        "generator_version": GENERATOR_VERSION,
+        "domain": domain,
+        "policy": policy,
+        "repeat_probability": REPEAT_PROBABILITY if policy == "sticky_random" else 0.0,
+        "seed": seed,
+        "reward_task": DOMAINS[domain].tasks[0],
+        "libraries": {name: version(name) for name in ("dm_control", "mujoco", "numpy")},
+        "episodes": episodes,
+    }
+
+
+def _open_set(folder: Path, record: dict) -> None:
+    """Creates the set's folder with its record, or checks that the existing set is of the same making."""
+    if folder.exists():
+        existing = read_sidecar(folder)
+        differing = [key for key in record if key != "episodes" and existing.get(key, "absent") != record[key]]
+        if differing:
+            key = differing[0]
+            raise UserError(
+                f"{folder / SIDECAR}: {key} of the episodes there is {existing.get(key, 'absent')}, asked for "
+                f"{record[key]}: choose another --data_dir or delete {folder}"
+            )
+        record = {**record, "episodes": max(record["episodes"], existing["episodes"])}
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(record, indent=2) + "\n"
+    _write_atomically(folder / SIDECAR, lambda file: file.write(text.encode()))
+    (folder / "buffer").mkdir(exist_ok=True)
+
+
+def collect(root: Path, domain: str, policy: str, episodes: int, seed: int = 0, workers: int = 1) -> Path:
+    """Makes `<root>/<domain>/local_<policy>/` with `episodes` episodes and returns it; episodes there are kept.
+
+    The files are bit-identical for any number of workers and however often the collection was interrupted.
+    Raises UserError for an unknown domain or policy, and where the folder holds a set of another making.
+    """
+    check_domain(domain)
+    if policy not in POLICIES:
+        raise UserError(f"unknown policy {policy!r}{nearest_names(policy, POLICIES)} (known: {', '.join(POLICIES)})")
+    for name, value, least in (("episodes", episodes, 1), ("seed", seed, 0), ("workers", workers, 1)):
+        if value < least:
+            raise UserError(f"{name}: expected at least {least}, got {value}")
+    folder = root / domain / (LOCAL_PREFIX + policy)
+    _open_set(folder, _describe(domain, policy, seed, episodes))
+    buffer = folder / "buffer"
+    missing = missing_episodes(folder, episodes)
+    job = (domain, policy, seed, buffer)
+    workers = min(workers, -(-len(missing) // EPISODES_PER_WORKER))
+    bar = {"desc": f"collect {domain}", "unit": "episode", "total": episodes, "initial": episodes - len(missing)}
+    if workers <= 1:
+        collector = _Collector(*job) if missing else None
+        for index in tqdm(missing, disable=None, **bar):
+            collector(index)
+        return folder
+    # spawn: a fork would copy this process's threads' locks, torch's among them.
+    context = multiprocessing.get_context("spawn")
+    executor = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=job)
+    try:
+        for _ in tqdm(executor.map(_collect_in_worker, missing), disable=None, **bar):
+            pass
+    finally:
+        executor.shutdown(cancel_futures=True)
+    return folder

@@ -1,0 +1,50 @@
+"""What a run needs to know of a task: data, environment, sizes, the name of its score and where the data came from."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Callable, Optional, Tuple
+
+import gymnasium
+
+from envs.dataset import Dataset
+
+WHOLE_FILE_LIMIT = 1 << 30  # bytes; a larger file is hashed by sample, which takes a second instead of minutes
+SAMPLE_BLOCKS = 256
+SAMPLE_BLOCK_SIZE = 1 << 20  # bytes
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task: a data set to learn from and an environment to be evaluated in.
+
+    identity is JSON-able: suite, path, sha256, source ("official" | "locally generated"), transitions, episodes
+    and what the suite adds.
+    """
+
+    name: str
+    dataset: Dataset
+    validation: Optional[Dataset]
+    make_env: Callable[[], gymnasium.Env]  # picklable
+    observation_dim: int
+    action_dim: int
+    score_name: str  # "return" | "success": the key of the evaluation's results that is the score
+    identity: dict
+
+
+def file_sha256(path: Path) -> Tuple[str, str]:
+    """(hexadecimal sha256, what was hashed: "whole file" or "sample") of a data file.
+
+    Above WHOLE_FILE_LIMIT the sample is the file's size in decimal followed by SAMPLE_BLOCKS blocks of 1 MiB at even
+    distances, the first and the last among them. It tells versions of a data set apart; it does not detect every
+    changed byte, which is why the second value is recorded beside it.
+    """
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        if size <= WHOLE_FILE_LIMIT:
+            return hashlib.file_digest(file, "sha256").hexdigest(), "whole file"
+        digest = hashlib.sha256(str(size).encode())
+        for block in range(SAMPLE_BLOCKS):
+            file.seek((size - SAMPLE_BLOCK_SIZE) * block // (SAMPLE_BLOCKS - 1))
+            digest.update(file.read(SAMPLE_BLOCK_SIZE))
+    return digest.hexdigest(), "sample"

@@ -1,0 +1,61 @@
+"""Finds the algorithms by their files: algorithms/<name>.py and algorithms/baselines/<name>.py."""
+
+import dataclasses
+import difflib
+import importlib
+from pathlib import Path
+from typing import Any, Callable, Dict, Tuple
+
+from envs.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("algorithms", "algorithms.baselines")
+
+
+@dataclasses.dataclass(frozen=True)
+class Algorithm:
+    """One algorithm file: its name, its config and agent classes and its `train(config)`."""
+
+    name: str
+    config_class: type
+    agent_class: type
+    train: Callable[[Any], Any]
+
+
+def algorithm_names(root: Path = ROOT) -> Tuple[str, ...]:
+    """Return the names of all algorithms below the repository root, sorted."""
+    return tuple(sorted(_modules(root)))
+
+
+def load_algorithm(name: str, root: Path = ROOT) -> Algorithm:
+    """Import the algorithm's file and return what the tools need of it; `root` must be on `sys.path`.
+
+    Raises UserError for an unknown name, TypeError where the file does not define exactly one dataclass <Agent>Config.
+    """
+    modules = _modules(root)
+    if name not in modules:
+        nearest = difflib.get_close_matches(Path(name).stem.lower(), modules, n=1)
+        advice = f"did you mean {nearest[0]}?" if nearest else f"choose one of {', '.join(sorted(modules))}"
+        raise UserError(f"there is no algorithm {name!r}, {advice}")
+    module = importlib.import_module(modules[name])
+    config_classes = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type)
+        and dataclasses.is_dataclass(value)
+        and value.__name__.endswith("Config")
+        and value.__module__ == module.__name__
+    ]
+    if len(config_classes) != 1:
+        raise TypeError(f"{module.__file__} must define one dataclass <Agent>Config, not {len(config_classes)}")
+    agent_class = getattr(module, config_classes[0].__name__.removesuffix("Config"))
+    return Algorithm(name, config_classes[0], agent_class, module.train)
+
+
+def _modules(root: Path) -> Dict[str, str]:
+    """Module name by algorithm name."""
+    return {
+        path.stem: f"{package}.{path.stem}"
+        for package in PACKAGES
+        for path in root.joinpath(*package.split(".")).glob("[!_]*.py")
+    }

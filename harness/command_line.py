@@ -1,0 +1,328 @@
+"""The command line of every algorithm: `--config FILE`, `--field value` for each config field, and `--restart`.
+
+pyrallis (0.3.1) makes the flags and the help from a flat frozen dataclass whose fields all have defaults. Values
+are decoded here, from the nodes of PyYAML's SafeLoader and by the same rules for file and command line, because
+pyrallis truncates 0.7 to 0, takes "false" for True and null for the text "None", and makes (5, 1, 2) of "512":
+
+    str               text, quoted in YAML where it would read as something else (a flag's value: as it stands)
+    int               a number without a fraction: 5000, 1_000_000, and 1e6 or 2.0, which are exact; not true or 010
+    float             a finite number: 1, 0.5, 3e-4 (which YAML 1.1 takes for text); not nan, inf or anything quoted
+    bool              true or false; not yes, on, 1 or anything quoted
+    Optional[X]       null, or an X (the text None is refused: null was meant)
+    Tuple[X, ...]     a list: [512, 512], on the command line as one argument
+
+A flag overrides the file, and a file must be valid by itself. What is wrong is a `UserError` of one sentence that names
+the file and line (or `command line`), the field and the fix.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import math
+import re
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Callable, Collection, Dict, Iterator, List, Optional, Tuple, Union, get_args
+
+import pyrallis.argparsing
+import pyrallis.help_formatter
+import pyrallis.utils
+import yaml
+
+from envs.errors import UserError
+
+# What papers and their released code call a field; a name is suggested only where the config has it.
+SYNONYMS = {
+    "N": "num_candidates",
+    "alpha": "bc_weight",
+    "beta": "inverse_temperature",
+    "cfg": "greediness (= cfg - 1)",
+    "cfg_fortrain": "target_greediness (= cfg_fortrain - 1)",
+    "config_path": "config",
+    "dataset_name": "task",
+    "env": "task",
+    "env_name": "task",
+    "eval_freq": "eval_interval",
+    "gamma": "discount",
+    "k": "shift",
+    "lr": "learning_rate",
+    "max_timesteps": "offline_steps",
+    "num_samples": "num_candidates",
+    "num_samples_fortrain": "target_candidates",
+    "omega": "greediness",
+    "q_agg": "value_aggregation",
+    "tau": "target_rate",
+    "train_steps": "offline_steps",
+}
+
+NULL, STRING, BOOL, INT, FLOAT = (f"tag:yaml.org,2002:{name}" for name in ("null", "str", "bool", "int", "float"))
+DIGITS = re.compile(r"[-+]?(0|[1-9][0-9_]*)")
+NUMBER = re.compile(r"[-+]?((0|[1-9][0-9_]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
+EXPECTED = {  # type: (description, example)
+    str: ("text (quoted where YAML reads it as something else)", '"name"'),
+    int: ("a whole number", "10"),
+    float: ("a finite number", "0.5"),
+    bool: ("true or false (unquoted)", "true"),
+}
+
+
+def run_command(config_class: type, train: Callable[[Any], Any]) -> None:
+    """Train with the config of `sys.argv`; `--restart` removes the run of that config first."""
+    with exit_on_user_error():
+        config, restart = parse_config(config_class, sys.argv[1:])
+        if restart:
+            from harness.run import remove_run  # here: run.py imports this module
+
+            remove_run(config)
+        train(config)
+
+
+@contextmanager
+def exit_on_user_error() -> Iterator[None]:
+    """Turn a `UserError` into one line on stderr and exit code 2, and Ctrl-C into exit code 130."""
+    try:
+        yield
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def parse_config(config_class: type, argv: List[str]) -> Tuple[Any, bool]:
+    """Return the config of a command line (program name left out) and whether `--restart` was given.
+
+    Raises UserError, and SystemExit(0) after printing the help.
+    """
+    kinds = _kinds(config_class)
+    parser = _parser(config_class)
+    if "-h" in argv or "--help" in argv:
+        parser.print_help()
+        raise SystemExit(0)
+    given = _parse_flags(parser, config_class, argv)
+    restart = given.pop("restart", False)
+    path = given.pop("config", None)
+    config = config_class() if path is None else load_config(config_class, path)
+    overrides = {
+        name: _decode(_flag_node(text, kinds[name], f"--{name}"), kinds[name], f"command line: --{name}")
+        for name, text in given.items()
+    }
+    try:
+        return dataclasses.replace(config, **overrides), restart
+    except ValueError as error:
+        dashes = "--" if str(error).split(" ")[0] in overrides else ""
+        raise UserError(f"command line: {dashes}{_one_line(error)}") from error
+
+
+def load_config(config_class: type, path: Union[str, Path]) -> Any:
+    """Return the config of a YAML file: the dataclass' defaults with the file's fields in their place.
+
+    Raises UserError.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}), give the path of a YAML file") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not UTF-8 text ({error.reason}), save it as UTF-8") from error
+    values = _decode_file(config_class, path, text)
+    try:
+        return config_class(**values)
+    except ValueError as error:
+        raise UserError(f"{path}: {_one_line(error)}") from error
+
+
+def config_to_yaml(config: Any) -> str:
+    """Return every field of the config as YAML in the fields' order; `load_config` reads it back to an equal config."""
+    return "".join(f"{name}: {_as_yaml(getattr(config, name))}\n" for name in _kinds(config))
+
+
+class _HelpFormatter(pyrallis.help_formatter.SimpleHelpFormatter):
+    """Shows types and defaults as they are written in YAML, and a field's comment even where it holds a `%`."""
+
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        if action.nargs == 0:
+            return ""
+        if action.dest == "config":
+            return "FILE"
+        form, item = _form(action.type)
+        return {"scalar": "{}", "optional": "{}|null", "list": "[{}, ...]"}[form].format(item.__name__)
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help
+        if action.dest not in ("help", "config", "restart"):
+            text = f"{text.strip()} (default: {_as_yaml(action.default)})".strip()
+        return text.replace("%", "%%")
+
+
+class _Parser(pyrallis.argparsing.ArgumentParser):
+    """pyrallis' parser, which hands back the flags' texts by name; its own decoding is described above."""
+
+    def _postprocessing(self, parsed_args: argparse.Namespace) -> Dict[str, Any]:
+        return vars(parsed_args)
+
+
+def _parser(config_class: type) -> _Parser:
+    pyrallis.utils.CONFIG_ARG = "config"  # read when a parser is made; pyrallis' own name is config_path
+    usage = "%(prog)s [--config FILE] [--field value ...] [--restart]"
+    parser = _Parser(config_class, formatter_class=_HelpFormatter, usage=usage, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--restart", action="store_true", help="remove the existing run of this config, then train")
+    return parser
+
+
+def _parse_flags(parser: _Parser, config_class: type, argv: List[str]) -> Dict[str, Any]:
+    """Return the given flags' texts (True for --restart) by name."""
+    flags = [argument.split("=")[0] for argument in argv if argument.startswith("--")]
+    for flag in flags:
+        if flags.count(flag) > 1:
+            raise UserError(f"command line: {flag} is given twice, keep one")
+    try:
+        given, unknown = parser.parse_known_args(argv)
+    except argparse.ArgumentError as error:
+        advice = "write --field value, --field=value where the value begins with a dash, and --restart alone"
+        raise UserError(f"command line: {error.argument_name}: {error.message}, {advice}") from error
+    if unknown and unknown[0].startswith("-"):
+        name = unknown[0].lstrip("-").split("=")[0]
+        known = (*_kinds(config_class), "config", "restart")
+        raise _unknown_field("command line", "--", name, config_class, known)
+    if unknown:
+        advice = 'write --field value, a list as one argument in quotes: --field "[512, 512]"'
+        raise UserError(f"command line: {unknown[0]!r} belongs to no flag, {advice}")
+    return given
+
+
+def _unknown_field(where: str, dashes: str, name: str, config_class: type, known: Collection[str]) -> UserError:
+    nearest = SYNONYMS.get(name, "")
+    if nearest.split(" ")[0] not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        nearest = close[0] if close else None
+    advice = f"did you mean {dashes}{nearest}?" if nearest else "--help lists the fields"
+    return UserError(f"{where}: {dashes}{name} is not a field of {config_class.__name__}, {advice}")
+
+
+def _kinds(config_class: type) -> Dict[str, Any]:
+    """Types of the config's fields by name, in order; raises TypeError for one that a config must not use."""
+    kinds = {field.name: field.type for field in dataclasses.fields(config_class)}
+    for kind in kinds.values():
+        _form(kind)
+    return kinds
+
+
+def _compose(text: str, where: str) -> Optional[yaml.Node]:
+    """Return the root node of a YAML text, None where it holds nothing but comments."""
+    try:
+        return yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        mark = getattr(error, "problem_mark", None)
+        line = f"line {mark.line + 1}: " if mark else ""
+        raise UserError(f"{where}: {line}not valid YAML ({problem}), correct or quote the value") from error
+
+
+def _decode_file(config_class: type, path: Union[str, Path], text: str) -> Dict[str, Any]:
+    """Return the decoded fields of a config file's text by name."""
+    root = _compose(text, str(path))
+    if root is None:
+        raise UserError(f"{path}: holds no field, write at least one such as `seed: 0`")
+    if not isinstance(root, yaml.MappingNode):
+        raise UserError(f"{path}: must hold lines such as `seed: 0`, not {_shown(root)}")
+    kinds = _kinds(config_class)
+    values = {}
+    for key, node in root.value:
+        where = f"{path}: line {key.start_mark.line + 1}"
+        name = key.value if isinstance(key, yaml.ScalarNode) else _shown(key)
+        if name not in kinds:
+            raise _unknown_field(where, "", name, config_class, kinds)
+        if name in values:
+            raise UserError(f"{where}: {name} is given twice, keep one")
+        values[name] = _decode(node, kinds[name], f"{where}: {name}")
+    return values
+
+
+def _flag_node(text: str, kind: Any, flag: str) -> yaml.Node:
+    is_text = kind in (str, Optional[str]) and text != "null"
+    node = None if is_text else _compose(text, f"command line: {flag}")
+    return node or yaml.ScalarNode(STRING, text)
+
+
+def _decode(node: yaml.Node, kind: Any, where: str) -> Any:
+    """Return a node's value as the field type `kind`; `where` names source and field in the UserError."""
+    try:
+        return _convert(node, kind)
+    except ValueError as error:
+        raise UserError(f"{where} must be {_expected(kind)}, not {_shown(node)}") from error
+
+
+def _convert(node: yaml.Node, kind: Any) -> Any:
+    """Return a node's value as the field type `kind`; raises ValueError where the node holds something else."""
+    form, item = _form(kind)
+    if form == "optional":
+        if node.value == "None":
+            raise ValueError
+        return None if node.tag == NULL else _convert(node, item)
+    if form == "list":
+        if not isinstance(node, yaml.SequenceNode):
+            raise ValueError
+        return tuple(_convert(element, item) for element in node.value)
+    return _convert_scalar(node, kind)
+
+
+def _convert_scalar(node: yaml.Node, kind: type) -> Union[str, int, float, bool]:
+    text, plain = node.value, isinstance(node, yaml.ScalarNode) and node.style is None
+    if kind is str and node.tag == STRING:
+        return text
+    if kind is bool and node.tag == BOOL and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    # A number without a point but with an exponent, 3e-4, is text in YAML 1.1.
+    if kind in (int, float) and plain and node.tag in (INT, FLOAT, STRING) and NUMBER.fullmatch(text):
+        number = float(text.replace("_", ""))
+        if kind is float and math.isfinite(number):
+            return number
+        if kind is int and DIGITS.fullmatch(text):
+            return int(text)
+        if kind is int and number.is_integer() and abs(number) < 2**53:  # beyond that a float is not exact
+            return int(number)
+    raise ValueError
+
+
+def _form(kind: Any) -> Tuple[str, type]:
+    """Return "scalar", "optional" (Optional[X]) or "list" (Tuple[X, ...]) and X."""
+    arguments = get_args(kind)
+    if arguments[1:] == (type(None),):
+        return "optional", arguments[0]
+    if arguments[1:] == (...,):
+        return "list", arguments[0]
+    if kind not in EXPECTED:
+        raise TypeError(f"a config field must not have the type {kind}")
+    return "scalar", kind
+
+
+def _expected(kind: Any) -> str:
+    form, item = _form(kind)
+    if form == "optional":
+        return f"{_expected(item)}, or null"
+    if form == "list":
+        return f"a list such as [{EXPECTED[item][1]}, {EXPECTED[item][1]}]"
+    return f"{EXPECTED[kind][0]} such as {EXPECTED[kind][1]}"
+
+
+def _shown(node: yaml.Node) -> str:
+    """A node in at most one short line."""
+    if isinstance(node, yaml.MappingNode):
+        return "a mapping (configs are flat)"
+    if isinstance(node, yaml.SequenceNode):
+        return f"[{', '.join(_shown(item) for item in node.value[:8])}]"
+    text = _one_line(node.value)[:60]
+    return text if node.style is None and text else f'"{text}"'
+
+
+def _as_yaml(value: Any) -> str:
+    value = list(value) if isinstance(value, tuple) else value
+    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=math.inf)
+    return text.removesuffix("...\n").strip()  # PyYAML ends a bare scalar with a document mark
+
+
+def _one_line(text: Any) -> str:
+    return " ".join(str(text).split())

@@ -1,0 +1,299 @@
+"""Evaluates a finished run anew over a grid of act options, such as DIPOLE's greediness: no retraining is needed.
+
+    python -m harness.evaluate RUN_DIR --greediness 0 0.5 1 2 4 --num_candidates 1 32 --episodes 50
+
+The flags that take several values are the options of the agent's own `act`; an option left out is the run's. All cells
+of the grid use the same episode seeds, which training's evaluations do not use. A table is printed, and greediness.csv
+and greediness.png are written to the run folder (evaluation.csv for an agent without greediness).
+"""
+
+import argparse
+import csv
+import dataclasses
+import difflib
+import inspect
+import itertools
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any, NoReturn, Optional, Sequence
+
+import numpy as np
+import scipy.stats
+import torch
+from tqdm import tqdm
+
+from envs import load_task
+from envs.errors import UserError
+from harness.algorithms import load_algorithm
+from harness.command_line import SYNONYMS, exit_on_user_error, load_config, parse_config
+from harness.evaluation import GRID_SEED, Evaluator
+from harness.plots import option_names, plot_greediness
+from harness.run import choose_device
+
+CONFIDENCE = 0.95
+RESAMPLES = 9999  # of the bootstrap; scipy's default
+RUN_FILES = ("environment.json", "config.yaml", "checkpoint.pt")
+
+
+# ---- The grid ----
+
+
+def act_options(agent: Any, config: Any) -> tuple[str, ...]:
+    """Names of the options of `agent.act` (agent or agent class): its parameters that are also fields of the config."""
+    fields = {field.name for field in dataclasses.fields(config)}
+    return tuple(name for name in inspect.signature(agent.act).parameters if name in fields)
+
+
+def parse_grid(assignments: Sequence[str], agent: Any, config: Any) -> dict[str, list]:
+    """{option: values} of assignments such as ("greediness=0,1", "num_candidates=1,16"), typed as in the config.
+
+    Raises UserError for an option that the agent has not, a value of the wrong type and one that the config refuses.
+    """
+    options = act_options(agent, config)
+    grid: dict[str, list] = {}
+    for assignment in assignments:
+        name, equals, values = assignment.partition("=")
+        if name not in options:
+            raise _unknown_option(name, options)
+        if not equals or name in grid:
+            raise UserError(f"act option {assignment!r}: write each option once, as {name}=value,value")
+        grid[name] = list(dict.fromkeys(_decode(name, value.strip(), config) for value in values.split(",")))
+    for cell in _cells(grid):
+        try:
+            dataclasses.replace(config, **cell)
+        except ValueError as error:
+            raise UserError(f"act options: {error}") from error
+    return grid
+
+
+def _decode(name: str, text: str, config: Any) -> Any:
+    """The value that `--name text` has on a training command line."""
+    try:
+        return getattr(parse_config(type(config), [f"--{name}={text}"])[0], name)
+    except UserError as error:
+        raise UserError(f"act option {name}={text}: {str(error).removeprefix('command line: ')}") from error
+
+
+def _unknown_option(name: str, options: Sequence[str]) -> UserError:
+    known = ", ".join(options) if options else "none"
+    meant = SYNONYMS.get(name, "")  # may end in a conversion: "greediness (= cfg - 1)"
+    if meant.split(" ")[0] not in options:
+        meant = next(iter(difflib.get_close_matches(name, options, n=1)), "")
+    advice = f"; did you mean {meant}?" if meant else ""
+    return UserError(f"{name} is not an option of this agent's act, which has: {known}{advice}")
+
+
+def _cells(grid: dict[str, list]) -> list[dict]:
+    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+
+
+def sweep(
+    agent: Any,
+    task: Any,
+    config: Any,
+    grid: dict[str, list],
+    episodes: int,
+    environments: Optional[int] = None,
+    workers: Optional[int] = None,
+) -> list[dict]:
+    """Evaluates every cell of the grid on the same episodes; returns a row of plain values for each.
+
+    A row holds first all act options, then the task's score (mean), its <score>_low and <score>_high (bootstrap
+    interval of the mean; NaN for a single episode) and <score>_std over episodes, length, episodes and
+    network_evaluations per action. environments and workers default to the config's.
+    """
+    environments = config.eval_environments if environments is None else environments
+    workers = config.eval_workers if workers is None else workers
+    defaults = {name: getattr(config, name) for name in act_options(agent, config)}
+    rows = []
+    with Evaluator(task.make_env, min(environments, episodes), workers) as evaluator:
+        for cell in tqdm(_cells(grid), desc="grid", leave=False, disable=None):
+            options = {**defaults, **cell}
+            result = evaluator.evaluate(agent, episodes, GRID_SEED, **options)
+            scores = result.scores(task.score_name)
+            low, high = confidence_interval(scores)
+            rows.append(
+                {
+                    **options,
+                    task.score_name: float(scores.mean()),
+                    f"{task.score_name}_low": low,
+                    f"{task.score_name}_high": high,
+                    f"{task.score_name}_std": float(scores.std()),
+                    "length": float(result.lengths.mean()),
+                    "episodes": episodes,
+                    "network_evaluations": agent.network_evaluations(**options),
+                }
+            )
+    return rows
+
+
+def confidence_interval(scores: np.ndarray) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean of scores [n]; equal scores give equal intervals, one gives NaN."""
+    if len(scores) < 2:
+        return float("nan"), float("nan")
+    interval = scipy.stats.bootstrap(
+        (scores,),
+        np.mean,
+        n_resamples=RESAMPLES,
+        confidence_level=CONFIDENCE,
+        method="percentile",  # BCa, scipy's default, is not defined where all scores are equal
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return float(interval.low), float(interval.high)
+
+
+# ---- What is shown and written ----
+
+
+def format_table(rows: Sequence[dict], score_name: str) -> str:
+    """The rows of a sweep as an aligned table; a column for each act option."""
+    options = option_names(rows, score_name)
+    digits = 3 if max(abs(row[score_name]) for row in rows) < 10 else 1
+    interval = f"{CONFIDENCE:.0%} interval"
+    table = [[*options, score_name, interval, "std", "length", "episodes", "network evaluations"]]
+    for row in rows:
+        mean, low, high, std = (f"{row[f'{score_name}{part}']:.{digits}f}" for part in ("", "_low", "_high", "_std"))
+        numbers = (f"{row['length']:.0f}", f"{row['episodes']}", f"{row['network_evaluations']}")
+        table.append([*(f"{row[name]}" for name in options), mean, f"[{low}, {high}]", std, *numbers])
+    widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
+    return "\n".join("  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)) for line in table)
+
+
+def greediness_remark(rows: Sequence[dict], score_name: str) -> Optional[str]:
+    """One line where greediness was swept and made no significant difference at some setting of the other options."""
+    settings: dict[tuple, list[dict]] = {}
+    others = [name for name in option_names(rows, score_name) if name != "greediness"]
+    for row in rows:
+        settings.setdefault(tuple(row[name] for name in others), []).append(row)
+    if len({row.get("greediness") for row in rows}) < 2:
+        return None
+    same = [
+        " and ".join(f"{name} {value}" for name, value in zip(others, setting, strict=True))
+        for setting, group in settings.items()
+        if max(row[f"{score_name}_low"] for row in group) <= min(row[f"{score_name}_high"] for row in group)
+    ]
+    if not same:
+        return None
+    where = "" if len(same) == len(settings) else f" at {'; '.join(same)}"
+    return f"Greediness makes no significant difference{where}: the {CONFIDENCE:.0%} intervals of its values overlap."
+
+
+def write_rows_csv(rows: Sequence[dict], path: Path) -> None:
+    """Writes rows with equal keys to a CSV file, whole or not at all."""
+    unfinished = path.with_name(f"{path.name}.tmp")
+    with open(unfinished, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(unfinished, path)
+
+
+def reference_lines(task: Any) -> dict[str, float]:
+    """Scores of the data set itself, by label, where the task knows them."""
+    labels = {"episode_return_mean": "data: mean episode", "episode_return_best": "data: best episode"}
+    if task.score_name != "return":
+        return {}
+    return {label: task.identity[key] for key, label in labels.items() if key in task.identity}
+
+
+def write_report(rows: Sequence[dict], folder: Path, task: Any) -> str:
+    """Writes a sweep's CSV file and figure to the folder; returns its table and remark as text."""
+    has_greediness = "greediness" in rows[0]
+    table = folder / ("greediness.csv" if has_greediness else "evaluation.csv")
+    write_rows_csv(rows, table)
+    if has_greediness:
+        plot_greediness(rows, folder / "greediness.png", task.score_name, reference_lines(task))
+    remark = greediness_remark(rows, task.score_name) if has_greediness else None
+    return "\n".join(filter(None, [format_table(rows, task.score_name), remark, f"written: {table}"]))
+
+
+# ---- The command ----
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"command line: {message}")
+
+
+def _parser(options: Sequence[str] = ()) -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python -m harness.evaluate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("run_dir", metavar="RUN_DIR", help="a run folder; with --help, its agent's options are listed")
+    for name in options:
+        parser.add_argument(f"--{name}", nargs="+", metavar="VALUE", help="act option: values to sweep")
+    parser.add_argument("--episodes", type=int, help="of each cell of the grid (default: the run's eval_episodes)")
+    parser.add_argument("--environments", type=int, help="rows of the batch (default: the run's)")
+    parser.add_argument("--workers", type=int, help="processes that host the environments (default: the run's)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--data_dir", help="folder of the data sets (default: the run's)")
+    parser.add_argument("--out", type=Path, help="folder for the results (default: RUN_DIR)")
+    return parser
+
+
+def _parse(argv: Sequence[str], options: Sequence[str]) -> argparse.Namespace:
+    arguments, unknown = _parser(options).parse_known_args(argv)
+    if unknown and unknown[0].startswith("--"):
+        raise _unknown_option(unknown[0].lstrip("-").split("=")[0], options)
+    if unknown:
+        raise UserError(f"command line: {unknown[0]!r} belongs to no flag; --help lists them")
+    for name in ("episodes", "environments", "workers"):
+        smallest, value = int(name != "workers"), getattr(arguments, name)
+        if value is not None and value < smallest:
+            raise UserError(f"command line: --{name} is {value}; it must be at least {smallest}")
+    return arguments
+
+
+def _algorithm_name(run_dir: Path) -> str:
+    """The algorithm of a run folder. Raises UserError for a folder that holds no run with a checkpoint."""
+    if not run_dir.is_dir():
+        raise UserError(
+            f"{run_dir}: there is no such folder; give the folder of a run, <run_dir>/<label>/<task>/seed_<n>"
+        )
+    for name in RUN_FILES:
+        if not (run_dir / name).is_file():
+            raise UserError(f"{run_dir}: holds no {name}; give the folder of a run that has written a checkpoint")
+    path = run_dir / RUN_FILES[0]
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["algorithm"]
+    except (json.JSONDecodeError, KeyError) as error:
+        raise UserError(f"{path}: names no algorithm ({error!r}); give the folder of an undamaged run") from error
+
+
+def evaluate_command(argv: Sequence[str]) -> None:
+    """`main` without the handling of the user's errors. Raises UserError."""
+    if not argv or argv[0].startswith("-"):
+        _parser().parse_args(argv[:1] if argv[:1] in (["-h"], ["--help"]) else [])
+    run_dir = Path(argv[0])
+    algorithm = load_algorithm(_algorithm_name(run_dir))
+    config = load_config(algorithm.config_class, run_dir / "config.yaml")
+    options = act_options(algorithm.agent_class, config)
+    arguments = _parse(argv, options)
+    values = {name: getattr(arguments, name) for name in options}
+    assignments = [f"{name}={','.join(given)}" for name, given in values.items() if given]
+    grid = parse_grid(assignments, algorithm.agent_class, config)
+
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    folder = arguments.out or run_dir
+    folder.mkdir(parents=True, exist_ok=True)
+    agent = algorithm.agent_class.load(run_dir).to(choose_device(arguments.device))
+    task = load_task(config.task, arguments.data_dir or config.data_dir, config.collect_episodes)
+    episodes = arguments.episodes or config.eval_episodes
+    rows = sweep(agent, task, config, grid, episodes, arguments.environments, arguments.workers)
+    print(f"{algorithm.name} on {config.task}, {run_dir}")
+    print(write_report(rows, folder, task))
+
+
+def main() -> None:
+    with exit_on_user_error():
+        evaluate_command(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""Figures of a run, as PNG files: the learning curve and the score against greediness.
+
+Figures are made without pyplot, whose global state (current figure, back end) belongs to the user's own program.
+"""
+
+import csv
+import os
+from pathlib import Path
+from typing import Mapping, Sequence, Union
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+# Okabe and Ito's palette, told apart by colour-blind readers; markers and dashes tell the lines apart without colour.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = ("o", "s", "^", "D", "v", "P")
+REFERENCE_DASHES = ((0, (6, 3)), (0, (2, 2)), (0, (6, 2, 1, 2)))
+
+
+def option_names(rows: Sequence[Mapping], score_name: str) -> list[str]:
+    """The act options of a sweep's rows: the columns before the score."""
+    names = list(rows[0])
+    return names[: names.index(score_name)]
+
+
+def plot_learning_curve(
+    evaluations: Union[Sequence[Mapping], str, Path],
+    png_path: Union[str, Path],
+    score_name: str,
+    reference_lines: Mapping[str, float],
+) -> None:
+    """Plots the evaluations' score against updates, with a band of one standard deviation over the episodes.
+
+    evaluations: rows with the columns `step`, `score_name` and, for the band, `<score_name>_std`; or their CSV file.
+    reference_lines: horizontal lines by label, such as the mean return of the data. Raises ValueError without rows.
+    """
+    if isinstance(evaluations, (str, Path)):
+        with open(evaluations, newline="", encoding="utf-8") as file:
+            evaluations = list(csv.DictReader(file))
+    rows = [row for row in evaluations if row.get(score_name) not in (None, "")]
+    if not rows:
+        raise ValueError(f"no evaluation holds the score {score_name!r}")
+    steps, scores = _column(rows, "step"), _column(rows, score_name)
+    figure, axes = _figure("updates", score_name)
+    axes.plot(steps, scores, color=COLOURS[0], marker=MARKERS[0], markersize=4, label="evaluation: mean")
+    if all(row.get(f"{score_name}_std") not in (None, "") for row in rows):
+        spread = _column(rows, f"{score_name}_std")
+        label = "± one standard deviation over episodes"
+        axes.fill_between(steps, scores - spread, scores + spread, color=COLOURS[0], alpha=0.18, lw=0, label=label)
+    axes.set_xlim(left=min(0.0, steps.min()))
+    axes.xaxis.set_major_formatter(lambda value, position: _short_number(value))
+    _finish(figure, axes, png_path, reference_lines)
+
+
+def plot_greediness(
+    rows: Sequence[Mapping],
+    png_path: Union[str, Path],
+    score_name: str,
+    reference_lines: Mapping[str, float],
+) -> None:
+    """Plots the score against greediness with its bootstrap intervals, a line for each setting of the other options.
+
+    rows: of `harness.evaluate.sweep`.
+    """
+    others = [name for name in option_names(rows, score_name) if name != "greediness"]
+    settings = list(dict.fromkeys(tuple(row[name] for name in others) for row in rows))
+    greediness = np.unique(_column(rows, "greediness"))
+    gap = 0.012 * (np.ptp(greediness) or 1.0)  # between lines, so that their intervals stay apart
+    figure, axes = _figure("greediness ω", score_name)
+    for index, setting in enumerate(settings):
+        line = sorted((row for row in rows if tuple(row[name] for name in others) == setting), key=_greediness)
+        scores = _column(line, score_name)
+        errors = [scores - _column(line, f"{score_name}_low"), _column(line, f"{score_name}_high") - scores]
+        axes.errorbar(
+            _column(line, "greediness") + gap * (index - (len(settings) - 1) / 2),
+            scores,
+            yerr=np.maximum(errors, 0.0),  # a mean is at most a rounding error outside its interval
+            color=COLOURS[index % len(COLOURS)],
+            marker=MARKERS[index % len(MARKERS)],
+            markersize=5,
+            capsize=3,
+            label=", ".join(f"{name} {value}" for name, value in zip(others, setting, strict=True)) or "agent",
+        )
+    axes.set_xticks(greediness, [f"{value:g}" for value in greediness])
+    axes.set_title(f"mean of {rows[0]['episodes']} episodes, bars: 95% bootstrap intervals", fontsize=9)
+    _finish(figure, axes, png_path, reference_lines)
+
+
+def _greediness(row: Mapping) -> float:
+    return float(row["greediness"])
+
+
+def _column(rows: Sequence[Mapping], name: str) -> np.ndarray:
+    return np.array([float(row[name]) for row in rows])
+
+
+def _short_number(value: float) -> str:
+    for size, suffix in ((1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:g}{suffix}"
+    return f"{value:g}"
+
+
+def _figure(x_label: str, score_name: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(6.4, 4.2), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.set_xlabel(x_label)
+    axes.set_ylabel({"return": "episode return", "success": "success rate"}.get(score_name, score_name))
+    if score_name == "success":
+        axes.set_ylim(-0.03, 1.03)
+    axes.grid(alpha=0.25, lw=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _finish(figure: Figure, axes: Axes, png_path: Union[str, Path], reference_lines: Mapping[str, float]) -> None:
+    """Adds reference lines and legend and writes the file, whole or not at all."""
+    for index, (label, score) in enumerate(reference_lines.items()):
+        dashes = REFERENCE_DASHES[index % len(REFERENCE_DASHES)]
+        axes.axhline(score, color="0.35", lw=1.2, ls=dashes, label=f"{label} ({score:.4g})")
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    unfinished = Path(f"{png_path}.tmp")
+    figure.savefig(unfinished, format="png")
+    os.replace(unfinished, png_path)

@@ -1,0 +1,225 @@
+"""A run's folder: its complete config, where it ran, its CSV logs, its checkpoint and its result.
+
+`<run_dir>/<label>/<task>/seed_<n>/` holds config.yaml, environment.json, train.csv, eval.csv, checkpoint.pt and, when
+the run is finished, result.json. Every file but the CSVs is replaced as a whole; a CSV row is whole or absent.
+"""
+
+import csv
+import dataclasses
+import importlib.metadata
+import inspect
+import io
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Optional
+
+import torch
+
+from envs.errors import UserError
+from harness.command_line import config_to_yaml, load_config
+
+CHECKPOINT_FORMAT = 1  # raised when the layout of checkpoint.pt changes
+# Fields that change where a run happens or what it prints, not what it computes: a run may continue with others.
+FREE_FIELDS = ("data_dir", "run_dir", "device", "eval_workers", "final_report", "wandb_mode", "wandb_project")
+RUN_FILES = (
+    "config.yaml",
+    "environment.json",
+    "train.csv",
+    "eval.csv",
+    "checkpoint.pt",
+    "result.json",
+    "learning_curve.png",
+    "greediness.csv",
+    "greediness.png",
+)
+PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "dm_control", "ogbench", "pyrallis")
+
+
+def algorithm_name(config: Any) -> str:
+    """The name of the file that defines the config's class: `dipole` of algorithms/dipole.py."""
+    return Path(inspect.getfile(type(config))).stem
+
+
+def run_path(config: Any) -> Path:
+    return Path(config.run_dir) / (config.label or algorithm_name(config)) / config.task / f"seed_{config.seed}"
+
+
+def remove_run(config: Any) -> None:
+    """Says what the folder of this config's run holds and deletes the files that a run writes, and no others."""
+    path = run_path(config)
+    files = [path / name for name in RUN_FILES if (path / name).exists()]
+    if not files:
+        print(f"restart: {path} holds no run")
+        return
+    size = sum(file.stat().st_size for file in files)
+    print(f"restart: deleting {', '.join(file.name for file in files)} ({size / 1e6:.1f} MB) in {path}")
+    for file in files:
+        file.unlink()
+
+
+def write_whole(path: Path, write: Callable[[io.BufferedWriter], None]) -> None:
+    """Replaces `path` by what `write` writes to an open binary file; on any failure the old file stays."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    write_whole(path, lambda file: file.write(text.encode()))
+
+
+class CsvLog:
+    """Rows by step. The header grows with new keys; a row that a crash cut short is dropped when the log is opened."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.rows: List[Dict[str, str]] = []
+        self.header: List[str] = []
+        if path.exists():
+            lines = path.read_text().splitlines(keepends=True)
+            whole = [line for line in lines if line.endswith("\n")]
+            reader = csv.DictReader(whole)
+            self.header = list(reader.fieldnames or ())
+            self.rows = [row for row in reader if None not in row.values() and None not in row]
+
+    def keep_until(self, step: int) -> None:
+        """Drops the rows after `step`, which a run that continues from there will write again."""
+        self.rows = [row for row in self.rows if int(row["step"]) <= step]
+        if self.path.exists():
+            self._rewrite()
+
+    def append(self, row: Dict[str, Any]) -> None:
+        text = {name: f"{value:.9g}" if isinstance(value, float) else str(value) for name, value in row.items()}
+        self.rows.append(text)
+        new = [name for name in text if name not in self.header]
+        if new:
+            self.header += new
+            self._rewrite()
+        else:
+            with open(self.path, "a", newline="") as file:
+                file.write(self._format([text]))
+
+    def _rewrite(self) -> None:
+        write_text(self.path, self._format([dict(zip(self.header, self.header, strict=True)), *self.rows]))
+
+    def _format(self, rows: List[Dict[str, str]]) -> str:
+        text = io.StringIO()
+        csv.DictWriter(text, self.header, restval="", lineterminator="\n").writerows(rows)
+        return text.getvalue()
+
+
+class RunFolder:
+    """The files of one run. Raises UserError where the folder is another run's or its checkpoint is unreadable."""
+
+    def __init__(self, config: Any, identity: dict):
+        """Opens the folder of `config`, new or begun, for data of that identity."""
+        self.config, self.identity = config, identity
+        self.path = run_path(config)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be created ({error.strerror}); set run_dir elsewhere") from error
+        self._refuse_other_run()
+        self.train_log = CsvLog(self.path / "train.csv")
+        self.eval_log = CsvLog(self.path / "eval.csv")
+
+    def _refuse_other_run(self) -> None:
+        config_path = self.path / "config.yaml"
+        if not config_path.exists():
+            return
+        stored, asked = dataclasses.asdict(load_config(type(self.config), config_path)), dataclasses.asdict(self.config)
+        differing = [
+            f"{name} ({stored[name]} there, {asked[name]} asked)"
+            for name in asked
+            if name not in FREE_FIELDS and stored[name] != asked[name]
+        ]
+        if differing:
+            raise UserError(
+                f"{config_path}: this run has another {', '.join(differing)}; "
+                "choose another run_dir or label, or add --restart"
+            )
+        stored_hash = json.loads((self.path / "environment.json").read_text())["data"].get("sha256")
+        if stored_hash != self.identity.get("sha256"):
+            raise UserError(
+                f"{self.identity.get('path')}: the data set has changed since this run began in {self.path}; "
+                "restore it, choose another run_dir or label, or add --restart"
+            )
+
+    def result(self) -> Optional[dict]:
+        """What result.json holds, None while the run is not finished."""
+        path = self.path / "result.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def describe(self, agent: torch.nn.Module, device: torch.device) -> None:
+        """Writes config.yaml and environment.json; the latter follows the machine that the run continues on."""
+        versions = {"python": platform.python_version()}
+        versions |= {package: _version(package) for package in PACKAGES}
+        environment = {
+            "algorithm": algorithm_name(self.config),
+            "data": self.identity,
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
+            "threads": torch.get_num_threads(),
+            "parameters": sum(parameter.numel() for parameter in agent.parameters() if parameter.requires_grad),
+            "platform": platform.platform(),
+            "versions": versions,
+            "command": sys.argv,
+        }
+        # environment.json first: a folder with a config has everything that a resume compares.
+        write_text(self.path / "environment.json", json.dumps(environment, indent=2) + "\n")
+        if not (self.path / "config.yaml").exists():
+            write_text(self.path / "config.yaml", config_to_yaml(self.config))
+
+    def save_checkpoint(self, agent: torch.nn.Module, loop: dict) -> None:
+        """Replaces checkpoint.pt: the agent's state and the loop's (`step`, generator of the batches, seconds)."""
+        checkpoint = {
+            "format": CHECKPOINT_FORMAT,
+            "algorithm": algorithm_name(self.config),
+            "config": dataclasses.asdict(self.config),
+            "observation_dim": agent.observation_dim,
+            "action_dim": agent.action_dim,
+            "agent": agent.state_dict(),
+            "loop": loop,
+        }
+        write_whole(self.path / "checkpoint.pt", lambda file: torch.save(checkpoint, file))
+
+    def load_checkpoint(self) -> Optional[dict]:
+        """The checkpoint with its tensors on the CPU, or None; logged rows after its step are dropped."""
+        path = self.path / "checkpoint.pt"
+        checkpoint = None
+        if path.exists():
+            try:
+                checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+                known = checkpoint["format"], checkpoint["algorithm"]
+            except Exception as error:  # torch.load raises many types for a damaged or foreign file
+                reason = " ".join(str(error).split())[:120]
+                raise UserError(
+                    f"{path}: is damaged or no checkpoint of a run ({reason}); put a good one back, or add --restart"
+                ) from error
+            if known != (CHECKPOINT_FORMAT, algorithm_name(self.config)):
+                raise UserError(
+                    f"{path}: is of format {known[0]} and algorithm {known[1]!r}, not {CHECKPOINT_FORMAT} and "
+                    f"{algorithm_name(self.config)!r}; put the right one back, or add --restart"
+                )
+        step = checkpoint["loop"]["step"] if checkpoint else 0
+        self.train_log.keep_until(step)
+        self.eval_log.keep_until(step)
+        return checkpoint
+
+    def save_result(self, result: dict) -> None:
+        write_text(self.path / "result.json", json.dumps(result, indent=2) + "\n")
+
+
+def _version(package: str) -> Optional[str]:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

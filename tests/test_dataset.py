@@ -1,0 +1,127 @@
+"""Dataset: alignment, sampling and its errors, on two hand-made episodes."""
+
+import numpy as np
+import pytest
+import torch
+
+from envs import load_task
+from envs.dataset import ACTION_LIMIT, Dataset, refuse_non_finite
+from envs.errors import UserError
+from envs.task import SAMPLE_BLOCK_SIZE, file_sha256
+
+
+def two_episodes(**changes) -> Dataset:
+    """Episodes of 3 and 2 transitions, rows 0-3 and 4-6; row r holds 10 r, action r / 10, reward r, value -r."""
+    rows = torch.arange(7.0)
+    arrays = {
+        "observations": torch.stack([10 * rows, 10 * rows + 1], dim=1),
+        "actions": rows[:, None] / 10,
+        "rewards": rows,
+        "masks": torch.tensor([1.0, 1.0, 0.0, 1.0, 1.0, 1.0, 1.0]),
+        "valid": torch.tensor([0, 1, 2, 4, 5]),
+        "state_values": -rows,
+    }
+    return Dataset(**{**arrays, **changes})
+
+
+def test_transitions_are_aligned():
+    batch = two_episodes().take(torch.arange(5), fields=("state_values",))
+    assert batch["observations"][:, 0].tolist() == [0, 10, 20, 40, 50]
+    assert batch["next_observations"].tolist() == [[10, 11], [20, 21], [30, 31], [50, 51], [60, 61]]
+    assert torch.equal(batch["actions"][:, 0], torch.tensor([0.0, 0.1, 0.2, 0.4, 0.5]))
+    assert batch["rewards"].tolist() == [0, 1, 2, 4, 5]
+    assert batch["masks"].tolist() == [1, 1, 0, 1, 1]
+    assert batch["state_values"].tolist() == [0, -1, -2, -4, -5]
+
+
+def test_next_actions_are_of_the_next_row_and_clamped_at_the_last_transition():
+    next_actions = two_episodes().take(torch.arange(5), fields=("next_actions",))["next_actions"]
+    assert torch.allclose(next_actions[:, 0], torch.tensor([0.1, 0.2, 0.3, 0.5, 0.5]))
+
+
+def test_actions_are_clipped():
+    actions = torch.linspace(-1.5, 1.5, 7)[:, None]
+    clipped = two_episodes(actions=actions).actions[:, 0]
+    assert clipped.min() == -torch.tensor(ACTION_LIMIT) and clipped.max() == torch.tensor(ACTION_LIMIT)
+    assert torch.equal(clipped[2:5], actions[2:5, 0])
+    assert actions.min() == -1.5  # the caller's tensor stays
+
+
+def test_sampling_is_uniform_over_transitions_and_never_takes_a_last_row():
+    dataset = two_episodes()
+    assert len(dataset) == 5
+    batch = dataset.sample(50_000, torch.Generator().manual_seed(0))
+    counts = torch.bincount((batch["observations"][:, 0] / 10).long(), minlength=7)
+    assert counts[3] == counts[6] == 0
+    expected = 10_000
+    assert (counts[dataset.valid] - expected).abs().max() < 5 * expected**0.5
+
+
+def test_the_seed_determines_the_batches():
+    dataset = two_episodes()
+
+    def draw(seed: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        return torch.cat([dataset.sample(64, generator)["rewards"] for _ in range(3)])
+
+    assert torch.equal(draw(1), draw(1))
+    assert not torch.equal(draw(1), draw(2))
+
+
+def test_to_keeps_everything():
+    dataset = two_episodes()
+    moved = dataset.to("cpu")
+    for field in ("observations", "actions", "rewards", "masks", "valid"):
+        assert torch.equal(getattr(moved, field), getattr(dataset, field))
+    assert torch.equal(moved.columns["state_values"], dataset.columns["state_values"])
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("observations", torch.zeros(7)),
+        ("actions", torch.zeros(6, 1)),
+        ("rewards", torch.zeros(7, 1)),
+        ("masks", torch.zeros(8)),
+        ("state_values", torch.zeros(5)),
+        ("valid", torch.tensor([5, 6])),
+        ("valid", torch.tensor([-1, 2])),
+        ("valid", torch.tensor([2, 1])),
+        ("valid", torch.tensor([], dtype=torch.int64)),
+    ],
+)
+def test_shapes_that_do_not_fit_name_the_field(field, value):
+    with pytest.raises(ValueError, match=f"^{field}: "):
+        two_episodes(**{field: value})
+
+
+def test_an_unknown_field_is_named():
+    with pytest.raises(ValueError, match="unknown field 'returns': next_actions or one of"):
+        two_episodes().take(torch.arange(2), fields=("returns",))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_values_that_are_not_finite_name_the_row(value):
+    array = np.zeros((9, 2), np.float32)
+    refuse_non_finite("data.h5", "action", array)
+    array[4, 1] = value
+    with pytest.raises(UserError, match="^data.h5: action holds .* at row 4"):
+        refuse_non_finite("data.h5", "action", array)
+
+
+def test_a_large_file_is_hashed_by_sample(tmp_path, monkeypatch):
+    path = tmp_path / "data"
+    path.write_bytes(bytes(4 * SAMPLE_BLOCK_SIZE))
+    whole, kind = file_sha256(path)
+    assert kind == "whole file"
+    assert file_sha256(path) == (whole, kind)
+    monkeypatch.setattr("envs.task.WHOLE_FILE_LIMIT", SAMPLE_BLOCK_SIZE)
+    sample, kind = file_sha256(path)
+    assert kind == "sample" and sample != whole
+    path.write_bytes(bytes(4 * SAMPLE_BLOCK_SIZE - 1) + b"1")
+    assert file_sha256(path)[0] != sample
+
+
+def test_an_unknown_suite_is_named_with_its_nearest():
+    with pytest.raises(UserError, match="unknown suite 'exrl', did you mean exorl"):
+        load_task("exrl/rnd/walker_walk")

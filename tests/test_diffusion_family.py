@@ -1,0 +1,506 @@
+"""DQL and QSM: published figures, schedules and samplers by hand, parameters and targets, acting, saving, copying."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from algorithms.baselines import dql, qsm
+from envs.errors import UserError
+from harness.algorithms import load_algorithm
+from tests.golden import checker, diffusion_family
+
+torch.set_num_threads(1)
+
+ROOT = Path(__file__).resolve().parents[1]
+GOLDEN = Path(__file__).parent / "golden"
+OBSERVATION_DIM, ACTION_DIM, BATCH = 5, 2, 8
+SMALL = {"actor_hidden_dims": (16, 16), "value_hidden_dims": (12, 12), "diffusion_steps": 3}
+VARIANTS = {
+    "dql": ("dql", {"num_candidates": 4}),
+    "dql-published": ("dql", {"networks": "published", "value_layer_norm": False, "num_candidates": 4}),
+    "dql-options": ("dql", {"backup_candidates": 3, "max_gradient_norm": 0, "decay_length": 9, "decay_interval": 2}),
+    "qsm": ("qsm", {}),
+    "qsm-published": ("qsm", {"networks": "published", "num_critics": 3, "fourier_features": 6, "num_candidates": 3}),
+    "qsm-online": ("qsm", {"sampler": "ancestral", "cloning_weight": 0.0, "use_target_critic_gradient": False}),
+}
+SIGNAL_LEVELS = {
+    5: (0.804125, 0.435178, 0.158500, 0.038852, 0.006409),
+    10: (0.942236, 0.804125, 0.621574, 0.435178, 0.275960, 0.158500, 0.082455, 0.038852, 0.016581, 0.006409),
+}
+
+
+@pytest.fixture(params=VARIANTS)
+def variant(request):
+    """(algorithm name, config fields) of each variant in turn."""
+    name, fields = VARIANTS[request.param]
+    return name, SMALL | fields
+
+
+def make_agent(name, fields):
+    algorithm = load_algorithm(name)
+    return algorithm.agent_class(algorithm.config_class(**fields), OBSERVATION_DIM, ACTION_DIM).double()
+
+
+def make_batch(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    return {
+        "observations": normal(BATCH, OBSERVATION_DIM),
+        "actions": normal(BATCH, ACTION_DIM).tanh(),
+        "rewards": normal(BATCH),
+        "masks": (torch.rand(BATCH, generator=generator) > 0.3).double(),
+        "next_observations": normal(BATCH, OBSERVATION_DIM),
+    }
+
+
+def copies(module):
+    return [parameter.detach().clone() for parameter in module.parameters()]
+
+
+def moved(target, online, rate):
+    return [torch.lerp(old, new, rate) for old, new in zip(target, online, strict=True)]
+
+
+def equal(left, right):
+    return all(torch.equal(one, other) for one, other in zip(left, right, strict=True))
+
+
+def column(*values):
+    return torch.tensor(values, dtype=torch.float64)[:, None]
+
+
+# Golden figures.
+
+
+@pytest.mark.parametrize("name", ("dql", "qsm"))
+def test_three_updates_equal_the_reference(name, monkeypatch):
+    monkeypatch.setattr(checker, "ADAPTERS", diffusion_family.ADAPTERS)
+    differences = checker.check_case(GOLDEN / f"{name}.npz")
+    metrics = 3 * len(diffusion_family.ADAPTERS[name].metrics)
+    assert len(differences) > metrics + 20
+    assert max(differences.values()) < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "expected"),
+    (
+        ("dql", {"max_q_backup": True, "grad_norm": -1}, {"backup_candidates": 10, "max_gradient_norm": 0}),
+        ("dql", {"lr_decay": True, "lr_maxt": 7}, {"decay_length": 7, "decay_interval": 1}),
+        ("qsm", {"clip_sampler_before": True}, {"sampler": "ancestral", "clip_clean": True, "clip_steps": True}),
+        ("qsm", {"clip_sampler_after": False}, {"sampler": "qam", "clip_clean": False, "clip_steps": False}),
+        (
+            "qsm",
+            {"use_target_critic_grad": False, "num_qs": 5},
+            {"use_target_critic_gradient": False, "num_critics": 5},
+        ),
+    ),
+)
+def test_adapters_follow_a_case_with_other_settings(name, changes, expected):
+    case = json.loads((GOLDEN / f"{name}.json").read_text())["config"] | changes
+    fields = diffusion_family.ADAPTERS[name].config_fields(case)
+    assert {field: fields[field] for field in expected} == expected
+    load_algorithm(name).config_class(**fields)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    (
+        ("dql", {"beta_schedule": "cosine"}),
+        ("qsm", {"actor_loss_type": "dac"}),
+        ("qsm", {"horizon_length": 5}),
+        ("qsm", {"best_of_n": 4}),
+    ),
+)
+def test_adapters_refuse_what_the_port_does_not_have(name, changes):
+    case = json.loads((GOLDEN / f"{name}.json").read_text())["config"] | changes
+    with pytest.raises(UserError, match=next(iter(changes))):
+        diffusion_family.ADAPTERS[name].config_fields(case)
+
+
+# The diffusion, by hand.
+
+
+@pytest.mark.parametrize("module", (dql, qsm))
+@pytest.mark.parametrize("steps", SIGNAL_LEVELS)
+def test_signal_levels(module, steps):
+    levels = module.signal_level(torch.arange(steps + 1, dtype=torch.float64), steps)
+    assert levels[0] == 1
+    assert levels[1:].tolist() == pytest.approx(SIGNAL_LEVELS[steps], abs=1e-6)
+
+
+@pytest.mark.parametrize("module", (dql, qsm))
+def test_posterior_mean(module):
+    level = column(*SIGNAL_LEVELS[5])
+    previous = column(1, *SIGNAL_LEVELS[5][:-1])
+    one, zero = torch.ones_like(level), torch.zeros_like(level)
+    of_clean = module.posterior_mean(zero, one, level, previous).flatten()
+    of_x = module.posterior_mean(one, zero, level, previous).flatten()
+    assert of_clean.tolist() == pytest.approx((1, 0.728435, 0.498410, 0.312681, 0.165654), abs=1e-4)
+    assert of_x.tolist() == pytest.approx((0, 0.255116, 0.405078, 0.433466, 0.392901), abs=1e-4)
+
+
+def test_noised_and_clean_action_are_inverse():
+    actions, noise, level = column(0.5, -0.25), column(1.0, -2.0), column(0.64, 0.36)
+    x = dql.noised(actions, noise, level)
+    assert x.flatten().tolist() == pytest.approx((0.8 * 0.5 + 0.6, -0.6 * 0.25 - 0.8 * 2))
+    torch.testing.assert_close(dql.clean_action(x, noise, level), actions)
+
+
+class LevelDenoiser(nn.Module):
+    """Predicts one learned number per level, whatever the state and x."""
+
+    def __init__(self, *predictions):
+        super().__init__()
+        self.predictions = nn.Parameter(torch.tensor(predictions, dtype=torch.float64))
+
+    def forward(self, observations, x, t):
+        return self.predictions[t.long() - 1].expand_as(x)
+
+
+def two_levels():
+    """(abar_1, abar_2, beta_2) of T = 2, from the formula in the docstrings."""
+    beta = [1 - math.exp(-0.1 / 2 - 9.9 * (2 * u - 1) / (2 * 2**2)) for u in (1, 2)]
+    return 1 - beta[0], (1 - beta[0]) * (1 - beta[1]), beta[1]
+
+
+def clipped(x):
+    return max(-1.0, min(1.0, x))
+
+
+def test_chain_of_dql_by_hand():
+    abar_1, abar_2, beta_2 = two_levels()
+    noise = [0.1, -0.2, 5.0]  # the start, the noise of level 2, and that of level 1, which the last step does not take
+    predicted = [0.2, -0.3]
+    clean = clipped((noise[0] - math.sqrt(1 - abar_2) * predicted[1]) / math.sqrt(abar_2))
+    mean = math.sqrt(abar_1) * beta_2 / (1 - abar_2) * clean
+    mean += math.sqrt(1 - beta_2) * (1 - abar_1) / (1 - abar_2) * noise[0]
+    x = mean + math.sqrt(beta_2 * (1 - abar_1) / (1 - abar_2)) * noise[1]
+    expected = clipped((x - math.sqrt(1 - abar_1) * predicted[0]) / math.sqrt(abar_1))
+    assert abs(clean) == 1 and abs(expected) < 1, "one step should clip and the other not"
+    actions = dql.sample_chain(LevelDenoiser(*predicted), torch.zeros(1, 1), column(*noise)[None], 2)
+    assert actions.item() == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("clip_clean", (False, True))
+@pytest.mark.parametrize("clip_steps", (False, True))
+@pytest.mark.parametrize("sampler", ("qam", "ancestral"))
+def test_samplers_of_qsm_by_hand(sampler, clip_steps, clip_clean):
+    abar_1, abar_2, beta_2 = two_levels()
+    noise, predicted = [0.1, 0.9, 5.0], [0.2, -0.3]
+    x = noise[0]
+    clean = (x - math.sqrt(1 - abar_2) * predicted[1]) / math.sqrt(abar_2)
+    assert clean > 1
+    if clip_clean:
+        clean = 1.0
+    if sampler == "qam":
+        x = clean
+    elif clip_clean:
+        of_x = math.sqrt(1 - beta_2) * (1 - abar_1) / (1 - abar_2)
+        x = math.sqrt(abar_1) * beta_2 / (1 - abar_2) * clean + of_x * x
+    else:  # the form of the online paper's code: no estimate of the clean action
+        x = (x - beta_2 / math.sqrt(1 - abar_2) * predicted[1]) / math.sqrt(1 - beta_2)
+    x += math.sqrt(beta_2) * noise[1]
+    if clip_steps:
+        assert x > 1
+        x = 1.0
+    x = (x - math.sqrt(1 - abar_1) * predicted[0]) / math.sqrt(abar_1)
+    expected = clipped(x) if clip_clean or clip_steps else x
+    actions = qsm.sample_levels(
+        LevelDenoiser(*predicted), torch.zeros(1, 1), column(*noise)[None], 2, sampler, clip_clean, clip_steps
+    )
+    assert actions.item() == pytest.approx(expected, abs=1e-12)
+
+
+def test_chain_of_dql_has_gradients_through_all_steps():
+    denoiser = LevelDenoiser(0.01, 0.01, 0.01)  # small, so that nothing is clipped
+    dql.sample_chain(denoiser, torch.zeros(1, 1), 0.01 * column(1, 1, 1, 1)[None], 3).sum().backward()
+    assert (denoiser.predictions.grad < 0).all()
+
+
+# The losses, by hand.
+
+
+def test_crossed_q_loss():
+    q = torch.tensor([[1.0, 2.0], [-4.0, 2.0]], requires_grad=True)  # means 1.5, -1; mean sizes 1.5, 3
+    for coin, expected, gradient in ((0.6, -1.5 / 3, [[-1 / 6] * 2, [0, 0]]), (0.5, 1 / 1.5, [[0, 0], [-1 / 3] * 2])):
+        loss = dql.crossed_q_loss(q, torch.tensor(coin))
+        assert loss.item() == pytest.approx(expected)
+        torch.testing.assert_close(torch.autograd.grad(loss, q)[0], torch.tensor(gradient))
+
+
+def test_max_q_backup_takes_each_critics_best_candidate_and_then_the_smaller_critic(monkeypatch):
+    agent, batch = make_agent("dql", SMALL | {"backup_candidates": 3}), make_batch()
+    next_q = torch.tensor([[1.0, 5.0, 2.0], [4.0, 0.0, 3.0]], dtype=torch.float64)[:, None].expand(2, BATCH, 3)
+    monkeypatch.setattr(dql, "candidate_q", lambda critic, observations, actions: next_q)
+    target = batch["rewards"] + agent.config.discount * batch["masks"] * 4
+    q = agent.critic(torch.cat([batch["observations"], batch["actions"]], dim=-1)).squeeze(-1)
+    expected = (q[0] - target).square().mean() + (q[1] - target).square().mean()
+    torch.testing.assert_close(agent._critic_loss(batch)[0], expected)
+
+
+def test_pessimistic_q_takes_the_population_deviation():
+    q = torch.tensor([[1.0, 2.0], [3.0, 2.0]])
+    assert qsm.pessimistic_q(q, 0.5).tolist() == [2 - 0.5, 2]
+
+
+def test_action_gradient_is_of_the_mean_over_the_critics():
+    critic = make_agent("qsm", SMALL | {"num_critics": 3}).critic
+    batch, step = make_batch(), 1e-6
+    gradient = qsm.action_gradient(critic, batch["observations"], batch["actions"])
+    for index in range(ACTION_DIM):
+        shift = step * torch.eye(ACTION_DIM, dtype=torch.float64)[index]
+        up, down = (
+            critic(torch.cat([batch["observations"], batch["actions"] + sign * shift], dim=-1)).mean(dim=0)[:, 0]
+            for sign in (1, -1)
+        )
+        torch.testing.assert_close(gradient[:, index], (up - down) / (2 * step), rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize(("max_norm", "factor"), ((2.5, 0.5), (5.0, 1.0), (6.0, 1.0)))
+def test_clip_gradients_scales_all_by_one_factor(max_norm, factor):
+    parameters = [nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(2))]
+    parameters[0].grad, parameters[1].grad = torch.tensor([3.0]), torch.tensor([0.0, -4.0])
+    qsm.clip_gradients(parameters, max_norm)
+    assert parameters[0].grad.tolist() == [3 * factor]
+    assert parameters[1].grad.tolist() == [0, -4 * factor]
+
+
+# The agents.
+
+
+class NoSynchronisation(TorchDispatchMode):
+    """Fails where a tensor's value is asked for in Python, which would break a CUDA graph."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func is not torch.ops.aten._local_scalar_dense.default, "a tensor's value was asked for"
+        return func(*args, **(kwargs or {}))
+
+
+def test_update_never_waits_for_the_device(variant):
+    agent = make_agent(*variant)
+    with NoSynchronisation():
+        agent.update(make_batch())
+
+
+def test_updates_move_every_parameter_and_report_the_same_metrics(variant):
+    agent = make_agent(*variant)
+    initial = {name: parameter.detach().clone() for name, parameter in agent.named_parameters()}
+    metrics = [agent.update(make_batch(step)) for step in range(3)]
+    for name, parameter in agent.named_parameters():
+        if parameter.requires_grad:
+            assert not torch.equal(parameter, initial[name]), f"{name} did not move"
+    assert metrics[0].keys() == metrics[2].keys()
+    for name, value in metrics[2].items():
+        assert name.split("/")[0] in ("critic", "actor")
+        assert value.shape == () and not value.requires_grad and value.isfinite(), name
+
+
+def test_target_critics_move_by_their_rate(variant):
+    agent = make_agent(*variant)
+    for step in range(3):
+        before, online_before = copies(agent.target_critic), copies(agent.critic)
+        agent.update(make_batch(step))
+        online = online_before if variant[0] == "qsm" else copies(agent.critic)  # QSM's targets move before the step
+        assert equal(copies(agent.target_critic), moved(before, online, agent.config.target_rate))
+        assert not equal(copies(agent.target_critic), before) or (variant[0] == "qsm" and step == 0)
+
+
+@pytest.mark.parametrize("networks", ("fql", "published"))
+def test_ema_policy_moves_by_its_rate_on_the_schedules_updates(networks):
+    fields = {"networks": networks, "ema_start": 2, "ema_interval": 2, "ema_rate": 0.1}
+    agent, moving = make_agent("dql", SMALL | fields), []
+    for step in range(6):
+        before = copies(agent.ema_actor)
+        agent.update(make_batch(step))
+        after = copies(agent.ema_actor)
+        if not equal(after, before):
+            moving.append(step)
+            assert equal(after, moved(before, copies(agent.actor), torch.tensor(0.1, dtype=torch.float64)))
+    assert moving == [2, 4]
+
+
+def test_learning_rates_follow_the_cosine():
+    agent = make_agent("dql", SMALL | {"decay_length": 4, "decay_interval": 2, "actor_learning_rate": 1e-3})
+    rates = []
+    for step in range(9):
+        agent.update(make_batch(step))
+        rates.append([float(o.param_groups[0]["lr"]) for o in (agent.actor_optimizer, agent.critic_optimizer)])
+    factors = [(1 + math.cos(math.pi * (step // 2) / 4)) / 2 for step in range(9)]
+    assert factors[0] == 1 and factors[8] == 0
+    assert [rate[0] for rate in rates] == pytest.approx([1e-3 * factor for factor in factors], abs=1e-15)
+    assert [rate[1] for rate in rates] == pytest.approx([3e-4 * factor for factor in factors], abs=1e-15)
+
+
+def test_losses_change_nothing(variant):
+    agent, reference = make_agent(*variant), make_agent(*variant)
+    validation = agent.losses(make_batch(7))
+    assert agent.losses(make_batch(7)) == validation
+    assert not any(value.requires_grad for value in validation.values())
+    assert agent.update(make_batch()) == reference.update(make_batch())
+    assert equal(agent.parameters(), reference.parameters())
+    assert agent.losses(make_batch(7)).keys() == agent.update(make_batch()).keys()
+
+
+def test_saving_and_loading_continues_bit_for_bit(variant, tmp_path):
+    agent, other = make_agent(*variant), make_agent(variant[0], variant[1] | {"seed": 1})
+    for step in range(3):
+        agent.update(make_batch(step))
+    torch.save(agent.state_dict(), tmp_path / "state.pt")
+    other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    for step in range(3, 6):
+        assert agent.update(make_batch(step)) == other.update(make_batch(step))
+    assert equal(agent.parameters(), other.parameters())
+    observations = make_batch()["observations"]
+    assert torch.equal(agent.act(observations), other.act(observations))
+
+
+def test_load_reads_a_run_folder(variant, tmp_path):
+    agent = make_agent(*variant)
+    agent.update(make_batch())
+    agent.float()
+    checkpoint = {
+        "config": vars(agent.config),
+        "observation_dim": OBSERVATION_DIM,
+        "action_dim": ACTION_DIM,
+        "agent": agent.state_dict(),
+    }
+    torch.save(checkpoint, tmp_path / "checkpoint.pt")
+    loaded = type(agent).load(tmp_path)
+    observations = make_batch()["observations"].float()
+    assert torch.equal(loaded.act(observations), agent.act(observations))
+
+
+@pytest.mark.parametrize("num_states", (1, 7))
+def test_actions_are_in_range(variant, num_states):
+    agent = make_agent(*variant)
+    for parameter in agent.actor.parameters():
+        parameter.data.mul_(3)
+    observations = torch.randn(num_states, OBSERVATION_DIM, dtype=torch.float64)
+    for options in ({}, {"num_candidates": 1}, {"num_candidates": 2}):
+        actions = agent.act(observations, **options)
+        assert actions.shape == (num_states, ACTION_DIM)
+        assert actions.abs().max() <= 1
+        assert not actions.requires_grad
+
+
+def test_actions_of_an_unclipped_sampler_are_in_range():
+    agent = make_agent("qsm", SMALL | {"clip_steps": False})
+    observations = torch.randn(20, OBSERVATION_DIM, dtype=torch.float64)
+    assert agent._sample(observations, 1).abs().max() > 1
+    assert agent.act(observations).abs().max() <= 1
+
+
+def test_dql_draws_candidates_by_the_softmax_of_the_smaller_target_critic(monkeypatch):
+    agent, count = make_agent("dql", SMALL), 4_000
+    candidates = torch.tensor([[0.1, 0.1], [0.2, 0.2], [0.3, 0.3]], dtype=torch.float64).expand(count, 3, 2)
+    q = torch.tensor([[0.5, 0.2, 0.3], [0.6, 9.0, 0.3]], dtype=torch.float64).log()[:, None].expand(2, count, 3)
+
+    def fixed_q(critic, observations, actions):
+        assert critic is agent.target_critic
+        return q
+
+    monkeypatch.setattr(dql, "candidate_q", fixed_q)
+    monkeypatch.setattr(agent, "_sample", lambda denoiser, observations, number: candidates)
+    actions = agent.act(torch.zeros(count, OBSERVATION_DIM))[:, 0]
+    shares = [(actions == value).double().mean().item() for value in (0.1, 0.2, 0.3)]
+    assert shares == pytest.approx((0.5, 0.2, 0.3), abs=0.03)
+
+
+def test_qsm_takes_the_candidate_that_the_smallest_critic_values_most(monkeypatch):
+    agent = make_agent("qsm", SMALL | {"num_critics": 3})
+    observations, candidates = make_batch()["observations"], torch.rand(BATCH, 5, ACTION_DIM, dtype=torch.float64)
+    for parameter in agent.target_critic.parameters():
+        parameter.data.neg_()  # the target critics would choose otherwise
+    monkeypatch.setattr(agent, "_sample", lambda observations, number: candidates)
+    actions = agent.act(observations, num_candidates=5)
+    for row in range(BATCH):
+        inputs = torch.cat([observations[row].expand(5, -1), candidates[row]], dim=-1)
+        best = agent.critic(inputs)[..., 0].min(dim=0).values.argmax()
+        assert torch.equal(actions[row], candidates[row, best])
+
+
+@pytest.mark.parametrize("options", ({}, {"num_candidates": 1}, {"num_candidates": 2}))
+def test_network_evaluations_counts_what_act_evaluates(variant, options):
+    agent, rows = make_agent(*variant), []
+    members = getattr(agent.config, "num_critics", 2)
+    agent.actor.register_forward_hook(lambda module, inputs, output: rows.append(len(output)))
+    for critic in (agent.critic, agent.target_critic):
+        critic.register_forward_hook(lambda module, inputs, output: rows.append(members * output.shape[1]))
+    agent.act(torch.zeros(3, OBSERVATION_DIM, dtype=torch.float64), **options)
+    assert sum(rows) == 3 * agent.network_evaluations(**options)
+
+
+def test_only_the_chosen_networks_are_created():
+    assert isinstance(make_agent("dql", SMALL).actor, dql.FQLDenoiser)
+    assert isinstance(make_agent("qsm", SMALL).actor, qsm.FQLDenoiser)
+    published = make_agent("dql", SMALL | {"networks": "published"})
+    assert isinstance(published.actor, dql.SinusoidDenoiser) and isinstance(published.critic, dql.MishMLP)
+    assert isinstance(make_agent("qsm", SMALL | {"networks": "published"}).actor, qsm.FourierDenoiser)
+    modules = {type(module) for module in make_agent("qsm", SMALL).modules()}
+    assert qsm.MishMLP not in modules and qsm.FourierDenoiser not in modules
+
+
+def test_published_networks_have_the_published_initialisation():
+    critic = make_agent("dql", SMALL | {"networks": "published", "value_hidden_dims": (400, 400)}).critic
+    for weight, bias in zip(critic.weights, critic.biases, strict=True):
+        bound = 1 / math.sqrt(weight.shape[1])
+        assert 0.9 * bound < weight.abs().max() <= bound
+        assert 0 < bias.abs().max() <= bound
+    actor = make_agent("qsm", SMALL | {"networks": "published", "fourier_features": 4_000}).actor
+    assert actor.frequencies.std().item() == pytest.approx(0.2, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    (
+        ("dql", {"networks": "flax"}),
+        ("dql", {"ema_interval": 0}),
+        ("dql", {"num_candidates": 0}),
+        ("qsm", {"sampler": "ddim"}),
+        ("qsm", {"num_critics": 0}),
+        ("qsm", {"fourier_features": 5}),
+    ),
+)
+def test_impossible_settings_are_refused(name, fields):
+    with pytest.raises(ValueError, match=next(iter(fields))):
+        load_algorithm(name).config_class(**fields)
+
+
+def test_a_copied_file_works_alone(tmp_path):
+    """One interpreter for both folders, as most of the time goes into importing torch."""
+    for name in ("dql", "qsm"):
+        (tmp_path / name).mkdir()
+        source = ROOT / "algorithms" / "baselines" / f"{name}.py"
+        (tmp_path / name / source.name).write_text(source.read_text())
+    program = f"""
+import sys
+import torch
+torch.set_num_threads(1)
+path = list(sys.path)
+batch = dict(
+    observations=torch.randn(8, 5), actions=torch.rand(8, 2), rewards=torch.randn(8), masks=torch.ones(8),
+    next_observations=torch.randn(8, 5),
+)
+for name in ("dql", "qsm"):
+    sys.path[:] = [{str(tmp_path)!r} + "/" + name, *path]
+    module = __import__(name)
+    config = getattr(module, name.upper() + "Config")(actor_hidden_dims=(16,), value_hidden_dims=(16,))
+    agent = getattr(module, name.upper())(config, 5, 2)
+    for _ in range(10):
+        agent.update(batch)
+    assert agent.act(batch["observations"]).shape == (8, 2)
+assert not {{"envs", "harness", "pyrallis"}} & set(sys.modules)
+"""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-I", "-c", program], cwd=tmp_path, env=environment, check=True)

@@ -1,0 +1,206 @@
+"""What is DIPOLE's own: its weights, its two compositions, the options of acting, safety inside a CUDA graph."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from algorithms.dipole import (
+    DIPOLE,
+    DIPOLEConfig,
+    composed_velocity,
+    effective_sample_size,
+    expectile_loss,
+    policy_weights,
+    resample,
+    sample_flow,
+    soft_update,
+)
+from tests.toy import random_batch
+
+SMALL = DIPOLEConfig(actor_hidden_dims=(16, 16), value_hidden_dims=(16, 16), batch_size=16, num_candidates=4)
+
+
+def make_agent(**changes) -> DIPOLE:
+    return DIPOLE(dataclasses.replace(SMALL, **changes), observation_dim=3, action_dim=2)
+
+
+def test_weights_by_hand():
+    advantage = torch.tensor([-1.0, 0.0, 2.0])
+    sigmoid = 1 / (1 + torch.exp(-(3 * advantage + 0.5)))
+    torch.testing.assert_close(policy_weights("sigmoid", advantage, 3.0, 0.5), torch.stack([sigmoid, 1 - sigmoid]))
+    exponential = torch.tensor([[torch.exp(torch.tensor(-3.0)), 1.0, 100.0]])  # exp(6) is clipped
+    torch.testing.assert_close(policy_weights("exponential", advantage, 3.0, 0.5), exponential)
+    assert policy_weights("indicator", advantage, 3.0, 0.5).tolist() == [[0, 1, 1], [1, 1, 1]]
+    assert policy_weights("none", advantage, 3.0, 0.5).tolist() == [[1, 1, 1]]
+
+
+def test_expectile_loss_by_hand():
+    difference = torch.tensor([2.0, -1.0], dtype=torch.float64)
+    assert expectile_loss(difference, 0.9).item() == pytest.approx((0.9 * 4 + 0.1 * 1) / 2, abs=1e-15)
+
+
+def test_soft_update_moves_by_its_rate():
+    target, online = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    torch.nn.init.zeros_(target.weight)
+    torch.nn.init.ones_(online.weight)
+    soft_update(target, online, 0.005)
+    torch.testing.assert_close(target.weight, torch.full((2, 2), 0.005))
+
+
+def test_composition_is_linear_in_the_velocities():
+    """eq. 10 at omega 1.5 from the two single policies, and the shortcuts at omega 0 and -1 equal to its formula."""
+    agent = make_agent().double()
+    observations, x = torch.randn(5, 3).double(), torch.randn(5, 2).double()
+    positive, negative = (composed_velocity(agent.flow, observations, x, 0.3, omega) for omega in (0.0, -1.0))
+    torch.testing.assert_close(
+        composed_velocity(agent.flow, observations, x, 0.3, 1.5), 2.5 * positive - 1.5 * negative
+    )
+    inputs = torch.cat([observations, x, torch.full((5, 1), 0.3).double()], dim=-1)
+    torch.testing.assert_close(torch.stack([positive, negative]), agent.flow(inputs))
+
+
+def test_sampling_follows_a_known_flow():
+    """A constant velocity moves x by it in any number of steps, and the end is clipped."""
+
+    class Constant(torch.nn.Module):
+        def forward(self, inputs, members):
+            return torch.tensor([0.5, 3.0]).expand(1, len(inputs), 2)
+
+    x = torch.tensor([[0.1, 0.0]])
+    for steps in (1, 7):
+        moved = sample_flow(Constant(), torch.zeros(1, 3), x, 0.0, steps)
+        torch.testing.assert_close(moved, torch.tensor([[0.6, 1.0]]))
+
+
+def test_negative_network_is_not_evaluated_without_greediness():
+    agent = make_agent()
+    with torch.no_grad():
+        for parameter in agent.flow.parameters():
+            parameter[1] = torch.nan
+    assert torch.isfinite(agent.act(torch.zeros(2, 3), greediness=0)).all()
+    assert not torch.isfinite(agent.act(torch.zeros(2, 3), greediness=0.5)).all()
+
+
+def test_resample_draws_by_weight():
+    generator = torch.Generator().manual_seed(0)
+    log_weights = torch.tensor([0.1, 0.2, 0.7]).log().expand(20_000, 3)
+    actions = torch.arange(3.0).view(1, 3, 1).expand(20_000, 3, 1)
+    drawn = resample(actions, log_weights, torch.rand(20_000, 3, generator=generator)).squeeze(-1)
+    shares = torch.bincount(drawn.long(), minlength=3) / 20_000
+    torch.testing.assert_close(shares, torch.tensor([0.1, 0.2, 0.7]), atol=0.01, rtol=0)
+
+
+def test_effective_sample_size_by_hand():
+    weights = torch.tensor([[1.0, 1, 1, 1], [1, 0, 0, 0], [2, 1, 1, 0]])
+    torch.testing.assert_close(effective_sample_size(weights.log()), torch.tensor([4.0, 1.0, 16 / 6]))
+
+
+def test_resampling_reports_its_effective_sample_size():
+    agent = make_agent(composition="resample", greediness=4.0, inverse_temperature=50.0, resample_candidates=8)
+    size = agent.update(random_batch())["actor/effective_sample_size"].item()
+    assert 1 <= size < 8
+    indifferent = make_agent(composition="resample", greediness=0.0, resample_candidates=8)
+    assert indifferent.update(random_batch())["actor/effective_sample_size"].item() == pytest.approx(8)
+
+
+def test_best_candidate_is_the_one_the_smallest_critic_values_most():
+    """Acting with 64 candidates beats acting with one, by the agent's own smallest critic."""
+    agent = make_agent()
+    observations = torch.randn(32, 3)
+
+    def smallest(actions):
+        return agent.critic(torch.cat([observations, actions], dim=-1)).amin(dim=0).mean()
+
+    assert smallest(agent.act(observations, num_candidates=64)) > smallest(agent.act(observations, num_candidates=1))
+
+
+@pytest.mark.parametrize("weighting, policies", [("sigmoid", 2), ("indicator", 2), ("exponential", 1), ("none", 1)])
+def test_only_the_policies_of_the_weighting_exist(weighting, policies):
+    agent = make_agent(weighting=weighting)
+    assert agent.flow.weights[0].shape[0] == policies
+    assert ("actor/negative_loss" in agent.update(random_batch())) == (policies == 2)
+
+
+@pytest.mark.parametrize(
+    "changes, word",
+    [
+        ({"weighting": "sigmod"}, "weighting"),
+        ({"composition": "product"}, "composition"),
+        ({"value_aggregation": "max"}, "value_aggregation"),
+        ({"num_candidates": 0}, "num_candidates"),
+        ({"greediness": -1.5}, "greediness"),
+        ({"weighting": "exponential", "greediness": 1.0}, "greediness"),
+        ({"composition": "resample", "target_greediness": -0.5}, "target_greediness"),
+    ],
+)
+def test_impossible_settings_are_refused_by_name(changes, word):
+    with pytest.raises(ValueError, match=f"^{word} is "):
+        dataclasses.replace(SMALL, **changes)
+
+
+def test_acting_refuses_a_greediness_without_policy():
+    with pytest.raises(ValueError, match="greediness"):
+        make_agent(weighting="none").act(torch.zeros(1, 3), greediness=1.0)
+
+
+@pytest.mark.parametrize(
+    "options, count",
+    [
+        ({"greediness": 0, "num_candidates": 1, "flow_steps": 10}, 10),
+        ({"greediness": 1, "num_candidates": 1, "flow_steps": 10}, 20),
+        ({"greediness": 1, "num_candidates": 32, "flow_steps": 10}, 32 * 20 + 64),
+    ],
+)
+def test_network_evaluations_count_what_runs(options, count):
+    """Against the rows that really pass through the networks, each member counted."""
+    agent, rows = make_agent(), []
+
+    def note(module, arguments, output):
+        rows.append(output.shape[0] * output.shape[1])
+
+    for network in (agent.flow, agent.critic):
+        network.register_forward_hook(note)
+    agent.act(torch.zeros(3, 3), **options)
+    assert sum(rows) == 3 * count == 3 * agent.network_evaluations(**options)
+
+
+class NoSynchronisation(TorchDispatchMode):
+    """Fails at every operation whose result, or its shape, the CPU must wait for."""
+
+    FORBIDDEN = ("_local_scalar_dense", "item", "nonzero", "masked_select", "equal", "is_nonzero", "unique")
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.__name__.split(".")[0]
+        assert name not in self.FORBIDDEN, f"{name} would synchronise with the device"
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("composition", ["score", "resample"])
+@pytest.mark.parametrize("weighting", ["sigmoid", "exponential", "indicator", "none"])
+def test_update_is_safe_inside_a_cuda_graph(weighting, composition):
+    agent = make_agent(weighting=weighting, composition=composition, target_candidates=3)
+    batch = random_batch()
+    with NoSynchronisation():
+        agent.update(batch)
+
+
+def test_load_gives_the_agent_of_a_run_back(tmp_path):
+    agent = make_agent()
+    agent.update(random_batch())
+    checkpoint = {"config": dataclasses.asdict(agent.config), "observation_dim": 3, "action_dim": 2}
+    torch.save(checkpoint | {"agent": agent.state_dict()}, tmp_path / "checkpoint.pt")
+    observations = torch.randn(4, 3)
+    assert torch.equal(DIPOLE.load(tmp_path).act(observations), agent.act(observations))
+
+
+def test_target_critics_move_by_their_rate():
+    """After the optimiser's step: target <- tau new + (1 - tau) target."""
+    agent = make_agent(target_rate=0.1)
+    agent.update(random_batch())  # online and target differ from here on
+    before = [parameter.clone() for parameter in agent.target_critic.parameters()]
+    agent.update(random_batch())
+    pairs = zip(before, agent.critic.parameters(), agent.target_critic.parameters(), strict=True)
+    for old, online, target in pairs:
+        torch.testing.assert_close(target, 0.1 * online + 0.9 * old)

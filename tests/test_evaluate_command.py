@@ -1,0 +1,353 @@
+"""Tests of harness/evaluate.py and harness/plots.py: the grid of act options, its table and its files."""
+
+import csv
+import dataclasses
+import json
+from types import SimpleNamespace
+
+import gymnasium
+import matplotlib.image
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import harness.evaluate
+from envs.errors import UserError
+from harness.command_line import config_to_yaml
+from harness.evaluate import (
+    act_options,
+    confidence_interval,
+    format_table,
+    greediness_remark,
+    parse_grid,
+    sweep,
+    write_report,
+    write_rows_csv,
+)
+from harness.evaluation import GRID_SEED
+from harness.plots import plot_greediness, plot_learning_curve
+
+
+@dataclasses.dataclass(frozen=True)
+class ToyConfig:
+    task: str = "toy/target"
+    data_dir: str = "data"
+    collect_episodes: int = 0
+    threads: int = 1
+    eval_episodes: int = 4
+    eval_environments: int = 3
+    eval_workers: int = 0
+    greediness: float = 0.0
+    num_candidates: int = 4
+    flow_steps: int = 10
+    single_policy: bool = False
+
+    def __post_init__(self):
+        if self.single_policy and self.greediness:
+            raise ValueError("greediness must be 0 with a single policy")
+        if self.greediness < -1:
+            raise ValueError(f"greediness is {self.greediness:g}; it starts at -1")
+
+
+class Toy(nn.Module):
+    """Acts by its greediness: the return grows with it."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.noise = nn.Identity()  # evaluation puts its own in this place
+        self.config, self.calls = config, []
+
+    def act(self, observations, greediness=None, num_candidates=None, flow_steps=None):
+        self.calls.append((greediness, num_candidates, flow_steps))
+        return torch.full((len(observations), 1), float(greediness)) + 0.1 * self.noise.normal(len(observations), 1)
+
+    def network_evaluations(self, greediness=None, num_candidates=None, flow_steps=None):
+        return num_candidates * flow_steps
+
+    @classmethod
+    def load(cls, run_dir):
+        torch.load(run_dir / "checkpoint.pt", weights_only=True)
+        return cls(ToyConfig())
+
+
+class Plain(Toy):
+    """An agent without act options."""
+
+    def act(self, observations, explore=False):
+        return 0.1 * self.noise.normal(len(observations), 1)
+
+    def network_evaluations(self):
+        return 1
+
+
+class Target(gymnasium.Env):
+    """Two steps; the reward is the action, success a sum above 1."""
+
+    seeds = []
+
+    def reset(self, *, seed=None, options=None):
+        Target.seeds.append(seed)
+        self.total, self.time = 0.0, 0
+        return np.zeros(2), {}
+
+    def step(self, action):
+        self.total, self.time = self.total + float(action[0]), self.time + 1
+        return np.zeros(2), float(action[0]), False, self.time == 2, {"success": self.total > 1}
+
+
+def toy_task(score_name="return"):
+    return SimpleNamespace(
+        make_env=Target,
+        score_name=score_name,
+        identity={"episode_return_mean": 1.5, "episode_return_best": 3.0},
+    )
+
+
+def toy_row(greediness, mean, num_candidates=1, half_width=0.1):
+    return {
+        "greediness": greediness,
+        "num_candidates": num_candidates,
+        "flow_steps": 10,
+        "return": mean,
+        "return_low": mean - half_width,
+        "return_high": mean + half_width,
+        "return_std": 0.5,
+        "length": 2.0,
+        "episodes": 50,
+        "network_evaluations": 10 * num_candidates,
+    }
+
+
+@pytest.fixture
+def run_dir(tmp_path, monkeypatch):
+    folder = tmp_path / "seed_0"
+    folder.mkdir()
+    (folder / "config.yaml").write_text(config_to_yaml(ToyConfig()))
+    (folder / "environment.json").write_text(json.dumps({"algorithm": "toy"}))
+    torch.save({}, folder / "checkpoint.pt")
+    algorithm = SimpleNamespace(name="toy", config_class=ToyConfig, agent_class=Toy)
+    loaded = []
+    monkeypatch.setattr(harness.evaluate, "load_algorithm", lambda name: {"toy": algorithm}[name])
+    monkeypatch.setattr(harness.evaluate, "load_task", lambda *arguments: loaded.append(arguments) or toy_task())
+    monkeypatch.setattr(harness.evaluate.torch, "set_num_threads", lambda count: loaded.append(count))
+    return SimpleNamespace(folder=folder, algorithm=algorithm, loaded=loaded)
+
+
+def command(monkeypatch, *arguments):
+    monkeypatch.setattr("sys.argv", ["evaluate", *map(str, arguments)])
+    harness.evaluate.main()
+
+
+def test_options_are_the_parameters_of_act_that_are_config_fields():
+    assert act_options(Toy, ToyConfig()) == ("greediness", "num_candidates", "flow_steps")
+    assert act_options(Toy(ToyConfig()), ToyConfig()) == ("greediness", "num_candidates", "flow_steps")
+    assert act_options(Plain, ToyConfig()) == ()
+
+
+def test_grid_values_have_the_types_of_the_config():
+    grid = parse_grid(("greediness=0, 1,1,-0.5", "num_candidates=1,16"), Toy, ToyConfig())
+    assert grid == {"greediness": [0.0, 1.0, -0.5], "num_candidates": [1, 16]}
+    assert [type(values[0]) for values in grid.values()] == [float, int]
+    assert parse_grid((), Plain, ToyConfig()) == {}
+
+
+@pytest.mark.parametrize(
+    "assignments, agent, message",
+    [
+        (
+            ["omega=1"],
+            Toy,
+            "omega is not an option .* greediness, num_candidates, flow_steps; did you mean greediness?",
+        ),
+        (["cfg=1"], Toy, r"did you mean greediness \(= cfg - 1\)"),
+        (["N=1"], Toy, "did you mean num_candidates"),
+        (["beta=1"], Toy, "beta is not an option .* has: greediness, num_candidates, flow_steps$"),
+        (["threads=1"], Toy, "threads is not an option"),
+        (["greediness=1"], Plain, "greediness is not an option .* has: none$"),
+        (["num_candidates=1.5"], Toy, "num_candidates=1.5: .*whole number"),
+        (["greediness=0,"], Toy, "greediness="),
+        (["greediness"], Toy, "greediness=value,value"),
+        (["greediness=0", "greediness=1"], Toy, "write each option once"),
+        (["greediness=0,-2"], Toy, "greediness is -2; it starts at -1"),
+    ],
+)
+def test_wrong_grids_are_explained(assignments, agent, message):
+    with pytest.raises(UserError, match=message):
+        parse_grid(assignments, agent, ToyConfig())
+
+
+def test_grid_must_suit_the_config_of_the_run():
+    with pytest.raises(UserError, match="act options: greediness must be 0 with a single policy"):
+        parse_grid(["greediness=0,1"], Toy, ToyConfig(single_policy=True))
+
+
+def test_sweep_runs_every_cell_on_the_same_seeds():
+    Target.seeds.clear()
+    agent = Toy(ToyConfig())
+    grid = {"greediness": [0.0, 1.0], "num_candidates": [1, 2]}
+    rows = sweep(agent, toy_task(), ToyConfig(), grid, episodes=5)
+    assert [(row["greediness"], row["num_candidates"], row["flow_steps"]) for row in rows] == [
+        (0.0, 1, 10),
+        (0.0, 2, 10),
+        (1.0, 1, 10),
+        (1.0, 2, 10),
+    ]
+    assert set(agent.calls) == {(row["greediness"], row["num_candidates"], row["flow_steps"]) for row in rows}
+    assert Target.seeds == 4 * [GRID_SEED + episode for episode in range(5)]
+    assert rows[0]["return"] == rows[1]["return"] == pytest.approx(0.0, abs=0.3)
+    assert rows[2]["return"] == pytest.approx(rows[0]["return"] + 2.0, abs=1e-5), "same noise in every cell"
+    for row in rows:
+        assert row["return_low"] <= row["return"] <= row["return_high"]
+        assert row["network_evaluations"] == 10 * row["num_candidates"]
+        assert (row["episodes"], row["length"]) == (5, 2.0)
+    successes = sweep(agent, toy_task("success"), ToyConfig(), {"greediness": [0.0, 1.0]}, episodes=3)
+    assert [(row["success"], row["success_low"], row["success_high"]) for row in successes] == [(0, 0, 0), (1, 1, 1)]
+
+
+def test_interval_covers_the_mean_as_a_normal_interval_does():
+    scores = np.random.default_rng(1).normal(10, 2, 400)
+    low, high = confidence_interval(scores)
+    error = 1.96 * scores.std() / 20
+    assert (low, high) == pytest.approx((scores.mean() - error, scores.mean() + error), abs=0.012)
+    assert confidence_interval(scores) == (low, high)
+    assert np.isnan(confidence_interval(scores[:1])).all()
+
+
+def test_remark_tells_where_greediness_makes_no_difference():
+    same = [toy_row(0, 1.0), toy_row(1, 1.1), toy_row(2, 0.95)]
+    different = [toy_row(0, 1.0, 32), toy_row(1, 2.0, 32)]
+    assert greediness_remark(different, "return") is None
+    assert greediness_remark(same[:1] + different[:1], "return") is None, "it was not swept"
+    assert greediness_remark(same, "return").startswith("Greediness makes no significant difference: the 95%")
+    assert "difference at num_candidates 1 and flow_steps 10:" in greediness_remark(same + different, "return")
+    unknown = [toy_row(greediness, 1.0, half_width=float("nan")) for greediness in (0, 1)]
+    assert greediness_remark(unknown, "return") is None, "one episode says nothing"
+
+
+def test_table_is_aligned_and_csv_reads_back(tmp_path):
+    rows = [toy_row(0.0, 3.25), toy_row(0.5, 1234.5, 32)]
+    lines = format_table(rows, "return").splitlines()
+    assert len(lines) == 3 and len({len(line) for line in lines}) == 1
+    assert lines[0].split() == [
+        *("greediness", "num_candidates", "flow_steps", "return", "95%", "interval", "std", "length", "episodes"),
+        *("network", "evaluations"),
+    ]
+    assert lines[2].split() == ["0.5", "32", "10", "1234.5", "[1234.4,", "1234.6]", "0.5", "2", "50", "320"]
+    write_rows_csv(rows, tmp_path / "rows.csv")
+    with open(tmp_path / "rows.csv", newline="") as file:
+        read = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    assert read == rows
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.csv"]
+
+
+def test_command_writes_table_and_figure(run_dir, monkeypatch, capsys):
+    command(monkeypatch, run_dir.folder, "--greediness", "0", "0.5", "--num_candidates", "1", "2", "--data_dir", "here")
+    output = capsys.readouterr().out
+    assert "toy on toy/target" in output and "network evaluations" in output
+    with open(run_dir.folder / "greediness.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["greediness"], row["num_candidates"]) for row in rows] == [
+        ("0.0", "1"),
+        ("0.0", "2"),
+        ("0.5", "1"),
+        ("0.5", "2"),
+    ]
+    assert {row["episodes"] for row in rows} == {"4"}
+    assert matplotlib.image.imread(run_dir.folder / "greediness.png").shape[2] == 4
+    assert run_dir.loaded == [1, ("toy/target", "here", 0)]
+    assert not list(run_dir.folder.glob("*.tmp"))
+
+
+def test_command_writes_elsewhere_and_serves_agents_without_options(run_dir, tmp_path, monkeypatch, capsys):
+    run_dir.algorithm.agent_class = Plain
+    command(monkeypatch, run_dir.folder, "--episodes", "2", "--out", tmp_path / "new" / "out")
+    assert [path.name for path in (tmp_path / "new" / "out").iterdir()] == ["evaluation.csv"]
+    assert sorted(path.name for path in run_dir.folder.iterdir()) == [
+        "checkpoint.pt",
+        "config.yaml",
+        "environment.json",
+    ]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--omega", "0", "1"], "omega is not an option .* did you mean greediness?"),
+        (["--greedines", "0"], "greedines is not an option .* did you mean greediness?"),
+        (["--greediness", "x"], "greediness=x: .*finite number"),
+        (["--greediness", "-3"], "it starts at -1"),
+        (["--episodes", "0"], "--episodes is 0; it must be at least 1"),
+        (["--workers", "-1"], "--workers is -1; it must be at least 0"),
+        (["--episodes", "many"], "invalid int value: 'many'"),
+        (["stray"], "'stray' belongs to no flag"),
+    ],
+)
+def test_wrong_arguments_end_in_one_line(run_dir, monkeypatch, capsys, arguments, message):
+    with pytest.raises(SystemExit) as stop:
+        command(monkeypatch, run_dir.folder, *arguments)
+    assert stop.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1 and captured.err.startswith("error: ")
+    with pytest.raises(UserError, match=message):
+        harness.evaluate.evaluate_command([str(run_dir.folder), *arguments])
+    assert run_dir.loaded == [], "nothing is loaded before the arguments are checked"
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (lambda folder: (folder / "checkpoint.pt").unlink(), "holds no checkpoint.pt"),
+        (lambda folder: (folder / "environment.json").write_text("{}"), "environment.json: names no algorithm"),
+        (lambda folder: (folder / "environment.json").write_text("{"), "environment.json: names no algorithm"),
+        (lambda folder: folder.rename(folder.parent / "moved"), "there is no such folder"),
+    ],
+)
+def test_broken_run_folders_are_explained(run_dir, damage, message):
+    damage(run_dir.folder)
+    with pytest.raises(UserError, match=message):
+        harness.evaluate.evaluate_command([str(run_dir.folder)])
+
+
+def test_command_without_a_folder_and_help(run_dir, monkeypatch, capsys):
+    with pytest.raises(UserError, match="RUN_DIR"):
+        harness.evaluate.evaluate_command([])
+    with pytest.raises(UserError, match="RUN_DIR"):
+        harness.evaluate.evaluate_command(["--episodes", "3"])
+    for arguments, lists_options in ((["--help"], False), ([run_dir.folder, "--help"], True)):
+        with pytest.raises(SystemExit) as stop:
+            command(monkeypatch, *arguments)
+        assert stop.value.code == 0
+        assert ("--num_candidates VALUE" in capsys.readouterr().out) == lists_options
+
+
+def test_learning_curve_is_drawn_from_rows_and_files(tmp_path):
+    rows = [{"step": 1000 * i, "return": 10.0 * i, "return_std": 2.0} for i in range(1, 4)]
+    write_rows_csv(rows, tmp_path / "eval.csv")
+    plot_learning_curve(rows, tmp_path / "rows.png", "return", {"data: mean episode": 12.0})
+    plot_learning_curve(tmp_path / "eval.csv", tmp_path / "file.png", "return", {"data: mean episode": 12.0})
+    images = [matplotlib.image.imread(tmp_path / f"{name}.png") for name in ("rows", "file")]
+    assert np.array_equal(*images)
+    without_band = [{"step": row["step"], "return": row["return"]} for row in rows]
+    plot_learning_curve(without_band, tmp_path / "plain.png", "return", {"data: mean episode": 12.0})
+    assert not np.array_equal(matplotlib.image.imread(tmp_path / "plain.png"), images[0])
+    with pytest.raises(ValueError, match="success"):
+        plot_learning_curve(rows, tmp_path / "none.png", "success", {})
+    assert not (tmp_path / "none.png").exists()
+
+
+def test_greediness_figure_differs_with_every_part_of_its_data(tmp_path):
+    rows = [toy_row(0, 1.0), toy_row(1, 2.0), toy_row(0, 1.5, 32), toy_row(1, 2.5, 32)]
+    wider = [{**rows[0], "return_high": 3.0}, *rows[1:]]
+    figures = [(rows, {}), (wider, {}), (rows[:2], {}), (rows, {"data: best episode": 2.2})]
+    images = []
+    for index, (data, lines) in enumerate(figures):
+        plot_greediness(data, tmp_path / f"{index}.png", "return", lines)
+        images.append((tmp_path / f"{index}.png").read_bytes())
+    assert len(set(images)) == len(figures)
+
+
+def test_report_adds_the_remark_and_names_the_file(tmp_path):
+    report = write_report([toy_row(0, 1.0), toy_row(1, 1.05)], tmp_path, toy_task())
+    assert "Greediness makes no significant difference" in report
+    assert f"written: {tmp_path / 'greediness.csv'}" in report

@@ -1,0 +1,574 @@
+"""ExORL: rewards against dm_control's online ones, files to HDF5 to Task, local collection, wrong input."""
+
+import io
+import json
+import os
+import pickle
+import re
+import shutil
+import zipfile
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from envs import exorl_convert, load_task
+from envs.errors import UserError
+from envs.exorl_collect import collect, collect_episode
+from envs.exorl_convert import convert
+from envs.exorl_domains import DOMAINS, EPISODE_STEPS, OFFICIAL_COLLECTORS, TASKS
+from envs.exorl_environment import ExORLEnvironment, load_suite_environment
+from envs.exorl_relabel import relabel
+from envs.exorl_tasks import main
+
+STEPS = 60  # of the short episodes here
+TOLERANCE = 1e-6
+
+
+def write_episode(path: Path, episode: dict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(path, **episode)
+
+
+def short_name(index: int, steps: int = STEPS) -> str:
+    return f"episode_{index:06d}_{steps}.npz"
+
+
+@pytest.fixture(scope="session")
+def cartpole_episodes() -> list:
+    environment = ExORLEnvironment("cartpole", "swingup")
+    return [collect_episode(environment, "sticky_random", 0, index, STEPS) for index in range(3)]
+
+
+@pytest.fixture
+def buffer(tmp_path, cartpole_episodes) -> Path:
+    """The folder of a downloaded set of three short cartpole episodes, `<tmp_path>/cartpole/rnd/buffer`."""
+    folder = tmp_path / "cartpole" / "rnd" / "buffer"
+    for index, episode in enumerate(cartpole_episodes):
+        write_episode(folder / short_name(index), episode)
+    return folder
+
+
+def zip_buffer(buffer: Path, inside: str = "rnd/buffer/") -> Path:
+    """Moves the folder's files into the released zip beside it."""
+    archive_path = buffer.parent.with_suffix(".zip")
+    with zipfile.ZipFile(archive_path, "w") as archive:
+        archive.writestr(inside.replace("buffer", "video") + "episode.mp4", b"")
+        for path in sorted(buffer.iterdir()):
+            archive.write(path, inside + path.name)
+    shutil.rmtree(buffer.parent)
+    return archive_path
+
+
+def refuses(root: Path, message: str, collector: str = "rnd") -> None:
+    """Conversion fails with one line that matches, and leaves no file behind."""
+    with pytest.raises(UserError, match=message) as caught:
+        convert(root, "cartpole", collector)
+    assert "\n" not in str(caught.value)
+    assert not [path for path in (root / "cartpole").iterdir() if path.is_file() and path.suffix != ".zip"]
+
+
+# ---- rewards and environment ----
+
+
+@pytest.mark.parametrize("domain, task", TASKS.values())
+def test_relabelled_rewards_equal_the_online_ones(domain, task):
+    # Drives dm_control's own environment, not ours, so that both are compared with it.
+    # ExORL rescaled the actions with dm_control's wrapper (imported after envs, which keeps GLFW's warning off).
+    from dm_control.suite.wrappers import action_scale
+
+    ours, theirs = ExORLEnvironment(domain, task), load_suite_environment(domain, task)
+    ours.reset(seed=3)
+    theirs.task.random.seed(3)
+    theirs = action_scale.Wrapper(theirs, -1.0, 1.0)
+    theirs.reset()
+    generator = np.random.default_rng(0)
+    actions = generator.uniform(-1, 1, (STEPS, DOMAINS[domain].action_dim)).astype(np.float32)
+    if "balance" not in task:
+        actions[:] = actions[0]  # a constant push moves further than noise, so that rewards vary
+    online, physics = [], []
+    for action in actions:
+        step = theirs.step(action.astype(np.float64))
+        observation, reward, terminated, _, _ = ours.step(action)
+        online.append(step.reward)
+        physics.append(theirs.physics.get_state())
+        flat = np.concatenate([np.ravel(entry) for entry in step.observation.values()]).astype(np.float32)
+        assert np.allclose(observation, flat, atol=TOLERANCE) and observation.dtype == np.float32
+        assert reward == pytest.approx(step.reward, abs=TOLERANCE)
+        assert not terminated and step.discount == 1.0
+    online = np.array(online)
+    relabelled = relabel(domain, [task], np.array(physics), actions)[task]
+    assert relabelled.dtype == np.float32
+    assert np.abs(relabelled - online).max() < TOLERANCE
+    if "sparse" not in task:  # a shift by one row must not pass
+        assert np.abs(relabelled[1:] - online[:-1]).max() > 100 * TOLERANCE
+
+
+@pytest.mark.parametrize("domain, task", [("cartpole", "balance_sparse"), ("cartpole", "swingup_sparse")])
+def test_sparse_rewards_are_relabelled_where_they_change(domain, task):
+    angles = np.linspace(0, 0.3, 50)
+    physics = np.zeros((50, 4))
+    physics[:, 1] = angles
+    rewards = relabel(domain, [task], physics, np.zeros((50, 1), np.float32))[task]
+    assert rewards.tolist() == [float(np.cos(angle) >= 0.995) for angle in angles]
+    assert 0 < rewards.sum() < 50
+
+
+def test_the_control_that_led_to_the_state_counts():
+    environment = ExORLEnvironment("cartpole", "balance")
+    environment.reset(seed=0)
+    action = np.array([0.8], np.float32)
+    _, online, _, _, _ = environment.step(action)
+    physics = environment.physics_state()[None]
+    with_control = relabel("cartpole", ["balance"], physics, action[None])["balance"][0]
+    without_control = relabel("cartpole", ["balance"], physics, np.zeros((1, 1)))["balance"][0]
+    assert with_control == pytest.approx(online, abs=TOLERANCE)
+    # small_control is quadratic with 0 at ±1: 1 - 0.8² = 0.36, weighed as (4 + small_control) / 5. ExORL's own
+    # relabeller zeroes the control and gives the larger value.
+    assert with_control / without_control == pytest.approx((4 + 0.36) / 5, abs=TOLERANCE)
+
+
+def test_relabel_names_the_array_of_wrong_width():
+    with pytest.raises(ValueError, match="^physics: expected shape"):
+        relabel("cartpole", ["balance"], np.zeros((3, 5)), np.zeros((3, 1)))
+    with pytest.raises(ValueError, match="^actions: expected shape"):
+        relabel("cartpole", ["balance"], np.zeros((3, 4)), np.zeros((2, 1)))
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_the_seed_determines_the_episode(domain):
+    environment = ExORLEnvironment(domain, DOMAINS[domain].tasks[0])
+    action = np.full(DOMAINS[domain].action_dim, 0.5, np.float32)
+
+    def roll(environment: ExORLEnvironment, seed: int) -> np.ndarray:
+        first, _ = environment.reset(seed=seed)
+        return np.stack([first] + [environment.step(action)[0] for _ in range(5)])
+
+    first, other = roll(environment, 7), roll(environment, 8)
+    assert np.array_equal(first, roll(environment, 7))
+    assert np.array_equal(first, roll(ExORLEnvironment(domain, DOMAINS[domain].tasks[0]), 7))
+    assert not np.array_equal(first, other)
+    assert first.shape[1] == DOMAINS[domain].observation_dim
+    assert environment.physics_state().shape == (DOMAINS[domain].physics_dim,)
+    assert environment.observation_space.contains(first[0])
+
+
+def test_an_episode_is_truncated_after_a_thousand_steps():
+    environment = ExORLEnvironment("cartpole", "swingup")
+    environment.reset(seed=0)
+    ends = [environment.step(np.zeros(1, np.float32))[2:4] for _ in range(EPISODE_STEPS)]
+    assert ends == [(False, False)] * (EPISODE_STEPS - 1) + [(False, True)]
+    for domain, task in TASKS.values():
+        assert load_suite_environment(domain, task)._step_limit == EPISODE_STEPS
+
+
+def test_actions_beyond_the_limits_count_as_the_limits():
+    environment = ExORLEnvironment("quadruped", "walk")
+    environment.reset(seed=0)
+    environment.step(np.full(12, 5.0, np.float32))
+    spec = load_suite_environment("quadruped", "walk").action_spec()
+    assert np.array_equal(environment._physics.control(), spec.maximum)
+    assert set(spec.maximum) == {0.8, 1.0, 1.1}  # why actions are rescaled at all
+
+
+# ---- conversion and loading ----
+
+
+@pytest.mark.parametrize("zipped", [None, "rnd/buffer/", "buffer/"])
+@pytest.mark.parametrize("compression", [None, "lzf"])
+def test_conversion_keeps_the_arrays(tmp_path, buffer, cartpole_episodes, zipped, compression):
+    write_episode(buffer / short_name(1), {**cartpole_episodes[1], "skill": np.zeros((STEPS + 1, 2))})
+    if zipped is not None:
+        zip_buffer(buffer, zipped)
+    path = convert(tmp_path, "cartpole", "rnd", compression)
+    with h5py.File(path) as file:
+        for key in ("observation", "action", "reward", "discount", "physics"):
+            expected = np.concatenate([episode[key] for episode in cartpole_episodes])
+            stored = file[key][:]
+            assert stored.dtype == expected.dtype
+            assert np.array_equal(stored, expected.reshape(stored.shape))
+            assert file[key].compression == compression
+            assert (file[key].chunks is None) == (compression is None)
+        assert file["physics"].dtype == np.float64
+        assert file["episode_start"][:].tolist() == [0, STEPS + 1, 2 * (STEPS + 1)]
+        assert file["episode_length"][:].tolist() == [STEPS] * 3
+        assert {name for name in file if name.startswith("reward_")} == {
+            f"reward_{task}" for task in DOMAINS["cartpole"].tasks
+        }
+        assert "skill" not in file
+        assert file.attrs["source"] == "official"
+    assert sorted(p.name for p in path.parent.iterdir() if p.is_file() and p.suffix != ".zip") == ["rnd.h5"]
+
+
+def test_episodes_are_sorted_by_number(tmp_path, cartpole_episodes):
+    buffer = tmp_path / "cartpole" / "rnd" / "buffer"
+    for index in range(11):  # as text, 10 comes before 2
+        episode = {key: array[: 3 + index] for key, array in cartpole_episodes[0].items()}
+        write_episode(buffer / f"episode_{index}_{2 + index}.npz", episode)
+    with h5py.File(convert(tmp_path, "cartpole", "rnd")) as file:
+        assert file["episode_length"][:].tolist() == list(range(2, 13))
+
+
+def test_the_task_holds_what_the_environment_gave(tmp_path, buffer, cartpole_episodes):
+    task = load_task("exorl/rnd/cartpole_swingup", str(tmp_path))
+    assert (task.name, task.score_name, task.validation) == ("exorl/rnd/cartpole_swingup", "return", None)
+    assert (task.observation_dim, task.action_dim) == (5, 1)
+    dataset = task.dataset
+    assert len(dataset) == 3 * STEPS and dataset.masks.min() == 1
+    batch = dataset.take(torch.arange(len(dataset)), fields=("next_actions",))
+    batch = {name: tensor.numpy() for name, tensor in batch.items()}
+    episodes = cartpole_episodes
+
+    def stack(key: str, rows: slice) -> np.ndarray:
+        return np.concatenate([episode[key][rows] for episode in episodes])
+
+    # Transition i is (obs[i-1], action[i], reward[i], obs[i]).
+    assert np.array_equal(batch["observations"], stack("observation", slice(None, -1)))
+    assert np.array_equal(batch["next_observations"], stack("observation", slice(1, None)))
+    assert np.allclose(batch["actions"], stack("action", slice(1, None)), atol=1.1e-5)
+    assert np.abs(batch["rewards"] - stack("reward", slice(1, None))[:, 0]).max() < TOLERANCE
+    expected = np.concatenate([np.concatenate([e["action"][2:], e["action"][-1:]]) for e in episodes])
+    assert np.allclose(batch["next_actions"], expected, atol=1.1e-5)
+
+    returns = [episode["reward"].sum() for episode in episodes]
+    assert task.identity["episode_return_mean"] == pytest.approx(np.mean(returns), abs=1e-4)
+    assert task.identity["episode_return_best"] == pytest.approx(np.max(returns), abs=1e-4)
+    assert task.identity["transitions"] == 3 * STEPS and task.identity["source"] == "official"
+    assert json.loads(json.dumps(task.identity)) == task.identity
+    environment = pickle.loads(pickle.dumps(task.make_env))()
+    assert environment.reset(seed=0)[0].shape == (5,)
+
+
+def test_the_converted_file_is_enough_and_is_not_made_again(tmp_path, buffer):
+    load_task("exorl/rnd/cartpole_balance", str(tmp_path))
+    path = tmp_path / "cartpole" / "rnd.h5"
+    before = path.stat().st_mtime_ns
+    shutil.rmtree(buffer.parent)
+    assert load_task("exorl/rnd/cartpole_swingup", str(tmp_path)).identity["episodes"] == 3
+    assert path.stat().st_mtime_ns == before
+
+
+def test_the_default_folder_is_exorls(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(UserError, match=re.escape(f"{tmp_path}/.exorl/data/walker/rnd.h5")):
+        load_task("exorl/rnd/walker_walk")
+
+
+# ---- wrong input ----
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("exorl/rnd", "expected exorl/<collector>/<domain>_<task>"),
+        ("exorl/rnd/walker_wlak", "unknown domain and task 'walker_wlak', did you mean walker_walk"),
+        ("exorl/rndd/walker_walk", "unknown ExORL collector 'rndd', did you mean rnd"),
+        (
+            "exorl/rnd/walker_walk",
+            "looked for .*rnd.h5, .*rnd/buffer/ and .*rnd.zip; get it from .*download.sh walker rnd",
+        ),
+        ("exorl/local_random/walker_walk", "collect walker --collector random --episodes 100 --seed 0 --data_dir"),
+        ("exorl/local_stiky_random/walker_walk", "no policy that can be collected, did you mean sticky_random"),
+    ],
+)
+def test_unknown_or_absent_data_is_named(tmp_path, name, message):
+    with pytest.raises(UserError, match=message) as caught:
+        load_task(name, str(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_truncated_episode_is_named(tmp_path, buffer):
+    path = buffer / short_name(1)
+    path.write_bytes(path.read_bytes()[:-200])
+    refuses(tmp_path, f"{short_name(1)}: truncated")
+
+
+def test_a_damaged_episode_is_named(tmp_path, buffer):
+    path = buffer / short_name(1)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 255
+    path.write_bytes(bytes(content))
+    refuses(tmp_path, f"{short_name(1)}: truncated")
+
+
+def test_a_single_array_in_an_npz_name_is_named(tmp_path, buffer):
+    with open(buffer / short_name(1), "wb") as file:
+        np.save(file, np.zeros(3))
+    refuses(tmp_path, f"{short_name(1)}: truncated or not an npz of plain arrays")
+
+
+class MakesFolder:
+    """Unpickling it makes a folder."""
+
+    def __init__(self, path: Path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_pickled_content_is_never_executed(tmp_path, buffer, cartpole_episodes):
+    trace = tmp_path / "executed"
+    write_episode(buffer / short_name(1), {**cartpole_episodes[1], "reward": np.array([MakesFolder(trace)])})
+    refuses(tmp_path, f"{short_name(1)}: truncated or not an npz of plain arrays")
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("name", ["episode_000003.npz", "walker_000003_60.npz", "episode_000003_0.npz", "notes.txt"])
+def test_a_wrong_name_is_named(tmp_path, buffer, name):
+    (buffer / name).write_bytes(b"")
+    refuses(tmp_path, f"{name}: not an episode")
+
+
+def test_a_missing_episode_is_named(tmp_path, buffer):
+    (buffer / short_name(1)).unlink()
+    refuses(tmp_path, r"episode_000001_<length>.npz is missing, the next there is episode_000002_60.npz")
+
+
+def test_a_duplicated_episode_is_named(tmp_path, buffer):
+    shutil.copy(buffer / short_name(1), buffer / "episode_1_60.npz")
+    refuses(tmp_path, r"episode_1_60.npz: duplicates episode 1 of .*episode_000001_60.npz")
+
+
+def test_a_length_that_is_not_the_arrays_is_named(tmp_path, buffer):
+    (buffer / short_name(1)).rename(buffer / short_name(1, 59))
+    refuses(tmp_path, r"episode_000001_59.npz: observation has shape \(61, 5\), expected \(60, 5\)")
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"observation": np.zeros((STEPS + 1, 6))}, r"observation has shape \(61, 6\), expected \(61, 5\)"),
+        ({"physics": np.zeros((STEPS + 1, 18))}, r"physics has shape \(61, 18\), expected \(61, 4\)"),
+        ({"action": np.zeros((STEPS + 1, 1), int)}, "action has dtype int64"),
+        ({"action": np.full((STEPS + 1, 1), np.nan)}, "action holds a NaN or infinity at row 0"),
+        ({"reward": None}, "array reward is missing"),
+    ],
+)
+def test_wrong_arrays_are_named(tmp_path, buffer, cartpole_episodes, changes, message):
+    episode = {**cartpole_episodes[1], **changes}
+    write_episode(buffer / short_name(1), {key: array for key, array in episode.items() if array is not None})
+    refuses(tmp_path, f"{short_name(1)}: {message}")
+
+
+def test_an_empty_buffer_is_named(tmp_path):
+    (tmp_path / "cartpole" / "rnd" / "buffer").mkdir(parents=True)
+    refuses(tmp_path, "cartpole/rnd/buffer: holds no episodes")
+
+
+def test_a_zip_with_a_path_outside_is_refused(tmp_path, buffer):
+    archive_path = zip_buffer(buffer)
+    with zipfile.ZipFile(archive_path, "a") as archive:
+        archive.writestr("../buffer/episode_000003_60.npz", b"")
+    refuses(tmp_path, r"rnd.zip: member ../buffer/episode_000003_60.npz lies outside")
+
+
+def test_a_truncated_zip_is_named(tmp_path, buffer):
+    archive_path = zip_buffer(buffer)
+    archive_path.write_bytes(archive_path.read_bytes()[:-50])
+    refuses(tmp_path, "rnd.zip: holds no episodes .* empty, truncated or another archive")
+    archive_path.write_bytes(archive_path.read_bytes()[:500])
+    refuses(tmp_path, "rnd.zip: truncated or not a zip file")
+
+
+def test_an_interrupted_conversion_leaves_the_old_file(tmp_path, buffer, monkeypatch):
+    path = convert(tmp_path, "cartpole", "rnd")
+    before = path.read_bytes()
+
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(exorl_convert, "relabel", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        convert(tmp_path, "cartpole", "rnd")
+    assert path.read_bytes() == before
+    assert [p.name for p in path.parent.iterdir() if p.is_file()] == ["rnd.h5"]
+
+
+def test_a_source_that_changed_is_noticed(tmp_path, buffer, cartpole_episodes):
+    load_task("exorl/rnd/cartpole_swingup", str(tmp_path))
+    write_episode(buffer / short_name(3), cartpole_episodes[0])
+    with pytest.raises(UserError, match=r"converted from 3 episodes, but the 4 .* convert cartpole --collector rnd"):
+        load_task("exorl/rnd/cartpole_swingup", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda file: file.attrs.update(version=99), "version 99, this code reads exorl version 1: run `python -m"),
+        (lambda file: file.__delitem__("reward_swingup"), "has no column reward_swingup: run `python -m"),
+        (
+            lambda file: file["observation"].__setitem__((4, 2), np.nan),
+            "rnd.h5: observation holds a NaN or infinity at row 4",
+        ),
+        (
+            lambda file: file["reward_swingup"].__setitem__(5, np.inf),
+            "rnd.h5: reward_swingup holds a NaN or infinity at row 5",
+        ),
+    ],
+)
+def test_a_file_that_does_not_fit_is_refused(tmp_path, buffer, change, message):
+    with h5py.File(convert(tmp_path, "cartpole", "rnd"), "r+") as file:
+        change(file)
+    with pytest.raises(UserError, match=message):
+        load_task("exorl/rnd/cartpole_swingup", str(tmp_path))
+
+
+def test_a_file_that_is_not_hdf5_is_refused(tmp_path):
+    (tmp_path / "cartpole").mkdir()
+    (tmp_path / "cartpole" / "rnd.h5").write_bytes(b"no")
+    with pytest.raises(UserError, match="rnd.h5: cannot be read as HDF5") as caught:
+        load_task("exorl/rnd/cartpole_swingup", str(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+# ---- local collection ----
+
+
+@pytest.fixture
+def short_episodes(monkeypatch):
+    """Local collection in this process makes episodes of STEPS steps."""
+    monkeypatch.setattr("envs.exorl_collect.EPISODE_STEPS", STEPS)
+    monkeypatch.setattr("envs.exorl_collect.collect_episode.__defaults__", (STEPS,))
+
+
+def files_of(folder: Path) -> dict:
+    return {path.name: path.read_bytes() for path in sorted((folder / "buffer").iterdir())}
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_collected_episodes_have_exorls_arrays(domain):
+    widths = DOMAINS[domain]
+    episode = collect_episode(ExORLEnvironment(domain, widths.tasks[0]), "random", 0, 0, 10)
+    assert {key: (array.shape, array.dtype.name) for key, array in episode.items()} == {
+        "observation": ((11, widths.observation_dim), "float32"),
+        "action": ((11, widths.action_dim), "float32"),
+        "reward": ((11, 1), "float32"),
+        "discount": ((11, 1), "float32"),
+        "physics": ((11, widths.physics_dim), "float64"),
+    }
+    assert not episode["action"][0].any() and episode["reward"][0] == 0 and (episode["discount"] == 1).all()
+    assert episode["action"][1:].any(axis=1).all()
+
+
+def test_sticky_actions_repeat():
+    environment = ExORLEnvironment("cheetah", "run")
+    sticky = collect_episode(environment, "sticky_random", 0, 0, 1000)["action"][1:]
+    uniform = collect_episode(environment, "random", 0, 0, 1000)["action"][1:]
+    repeats = (sticky[1:] == sticky[:-1]).all(axis=1).mean()
+    assert repeats == pytest.approx(0.7, abs=5 * (0.7 * 0.3 / 1000) ** 0.5)
+    assert not (uniform[1:] == uniform[:-1]).all(axis=1).any()
+    assert np.abs(uniform.mean()) < 0.05 and uniform.var() == pytest.approx(1 / 3, abs=0.03)
+
+
+def test_collection_does_not_depend_on_interruptions(tmp_path, short_episodes):
+    whole = collect(tmp_path / "whole", "cartpole", "random", 3, seed=5)
+    begun = collect(tmp_path / "begun", "cartpole", "random", 1, seed=5)
+    kept = (begun / "buffer" / short_name(0)).stat().st_mtime_ns
+    assert collect(tmp_path / "begun", "cartpole", "random", 3, seed=5) == begun
+    assert files_of(whole) == files_of(begun)
+    assert (begun / "buffer" / short_name(0)).stat().st_mtime_ns == kept
+    assert files_of(collect(tmp_path / "other", "cartpole", "random", 3, seed=6)) != files_of(whole)
+
+
+def test_collection_does_not_depend_on_workers(tmp_path, monkeypatch):
+    one = collect(tmp_path / "one", "cartpole", "sticky_random", 2)
+    monkeypatch.setattr("envs.exorl_collect.EPISODES_PER_WORKER", 1)
+    two = collect(tmp_path / "two", "cartpole", "sticky_random", 2, workers=2)
+    assert files_of(one) == files_of(two)
+    assert list(files_of(one)) == ["episode_000000_1000.npz", "episode_000001_1000.npz"]
+
+
+def test_an_absent_local_set_is_collected_when_asked_for(tmp_path, short_episodes):
+    name = "exorl/local_sticky_random/cartpole_swingup"
+    task = load_task(name, str(tmp_path), collect_episodes=2)
+    assert task.identity["episodes"] == 2 and task.identity["source"] == "locally generated"
+    assert task.identity["generation"]["policy"] == "sticky_random"
+    assert task.identity["generation"]["generator_version"] == 1
+    assert task.identity["collector"] == "local_sticky_random"
+    with h5py.File(task.identity["path"]) as file:  # the reward that was stored is the stated task's
+        stored = file["reward"][:].reshape(2, -1)[:, 1:]
+        relabelled = file["reward_" + task.identity["generation"]["reward_task"]][:].reshape(2, -1)[:, 1:]
+    assert np.abs(stored - relabelled).max() < TOLERANCE
+    assert load_task(name, str(tmp_path), collect_episodes=9).identity["episodes"] == 2
+
+
+def test_an_unfinished_collection_is_refused_and_finished_when_asked_for(tmp_path, short_episodes):
+    folder = collect(tmp_path, "cartpole", "random", 3, seed=4)
+    (folder / "buffer" / short_name(2)).unlink()
+    with pytest.raises(UserError, match="stopped at 2 of 3 episodes: .* --episodes 3 --seed 4 --data_dir"):
+        load_task("exorl/local_random/cartpole_swingup", str(tmp_path))
+    task = load_task("exorl/local_random/cartpole_swingup", str(tmp_path), collect_episodes=1)
+    assert task.identity["episodes"] == 3 and task.identity["generation"]["seed"] == 4
+
+
+def test_a_set_of_another_seed_is_not_mixed(tmp_path, short_episodes):
+    folder = collect(tmp_path, "cartpole", "random", 1, seed=4)
+    before = files_of(folder)
+    with pytest.raises(UserError, match="generation.json: seed of the episodes there is 4, asked for 5"):
+        collect(tmp_path, "cartpole", "random", 2, seed=5)
+    assert files_of(folder) == before
+
+
+def test_a_local_name_and_its_record_go_together(tmp_path, buffer):
+    buffer.parent.rename(buffer.parent.with_name("local_mine"))
+    refuses(tmp_path, "local_mine: its name says locally generated, but generation.json is missing", "local_mine")
+    renamed = buffer.parent.with_name("local_mine").rename(buffer.parent)
+    (renamed / "generation.json").write_text("{}")
+    refuses(tmp_path, "rnd/generation.json: the set is locally generated, but its folder's name does not start")
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("cartpol", "random", 1), "unknown ExORL domain 'cartpol', did you mean cartpole"),
+        (("cartpole", "sticky", 1), "unknown policy 'sticky', did you mean sticky_random"),
+        (("cartpole", "random", 0), "episodes: expected at least 1, got 0"),
+        (("cartpole", "random", 1, -1), "seed: expected at least 0, got -1"),
+        (("cartpole", "random", 1, 0, 0), "workers: expected at least 1, got 0"),
+    ],
+)
+def test_a_collection_that_makes_no_sense_is_refused(tmp_path, arguments, message):
+    with pytest.raises(UserError, match=message):
+        collect(tmp_path, *arguments)
+    assert not list(tmp_path.iterdir())
+
+
+# ---- the command ----
+
+
+def test_the_command_collects_and_converts(tmp_path, short_episodes, capsys):
+    data = ["--data_dir", str(tmp_path)]
+    main(["collect", "cartpole", "--collector", "sticky_random", "--episodes", "2", "--seed", "3", *data])
+    main(["convert", "cartpole", "--collector", "local_sticky_random", "--compression", "lzf", *data])
+    folder = tmp_path / "cartpole" / "local_sticky_random"
+    assert capsys.readouterr().out.split() == [str(folder), f"{folder}.h5"]
+    task = load_task("exorl/local_sticky_random/cartpole_balance", str(tmp_path))
+    assert task.identity["generation"]["seed"] == 3
+
+
+def test_the_command_reports_a_mistake_in_one_line(tmp_path, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["convert", "cartpole", "--collector", "rnd", "--data_dir", str(tmp_path)])
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_tables_agree_with_dm_control():
+    assert len(OFFICIAL_COLLECTORS) == 9
+    for domain, widths in DOMAINS.items():
+        environment = load_suite_environment(domain, widths.tasks[0])
+        assert environment.action_spec().shape == (widths.action_dim,)
+        assert environment.physics.get_state().shape == (widths.physics_dim,)
+        assert ExORLEnvironment(domain, widths.tasks[0]).observation_space.shape == (widths.observation_dim,)
+
+
+def test_an_archive_that_is_read_stays_as_it_is(tmp_path, buffer):
+    archive_path = zip_buffer(buffer)
+    before = archive_path.read_bytes()
+    load_task("exorl/rnd/cartpole_swingup", str(tmp_path))
+    assert archive_path.read_bytes() == before
+    assert sorted(path.name for path in archive_path.parent.iterdir()) == ["rnd.h5", "rnd.zip"]
+    assert zipfile.is_zipfile(io.BytesIO(before))
