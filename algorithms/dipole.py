@@ -60,7 +60,7 @@ class DIPOLEConfig:
     eval_episodes: int = 50  # episodes of an evaluation
     eval_environments: int = 50  # episodes that advance together as one batch
     eval_workers: int = 0  # processes that host the environments; 0 = this one
-    final_report: Tuple[str, ...] = ()  # act options to sweep after training, e.g. [greediness=0 1]; empty = no report
+    final_report: Tuple[str, ...] = ()  # act options swept after training, e.g. ["greediness=0,1"]; empty = no report
     wandb_mode: str = "disabled"  # disabled | offline | online
     wandb_project: str = "dipole"  # Weights & Biases project
 
@@ -80,7 +80,7 @@ class DIPOLEConfig:
     composition: str = "score"  # score (eq. 10) | resample (candidates of pi+ by exp(omega beta Q))
     greediness: float = 0.0  # omega when acting; 0 = pi+ alone, -1 = pi- alone
     target_greediness: float = 0.0  # omega of the next actions in the critics' targets
-    num_candidates: int = 32  # N: sampled actions per state when acting, the best by the critics is taken
+    num_candidates: int = 32  # N: sampled actions per state when acting; the critics choose among them
     target_candidates: int = 1  # the same for the next actions in the critics' targets
     resample_candidates: int = 16  # draws of pi+ per resampled action
     flow_steps: int = 10  # Euler steps of the flow

@@ -68,7 +68,7 @@ class DIPOLEDiffusionConfig:
     eval_episodes: int = 50  # episodes of an evaluation
     eval_environments: int = 50  # episodes that advance together as one batch
     eval_workers: int = 0  # processes that host the environments; 0 = this one
-    final_report: Tuple[str, ...] = ()  # act options to sweep after training, e.g. [greediness=0 1]; empty = no report
+    final_report: Tuple[str, ...] = ()  # act options swept after training, e.g. ["greediness=0,1"]; empty = no report
     wandb_mode: str = "disabled"  # disabled | offline | online
     wandb_project: str = "dipole"  # Weights & Biases project
 
@@ -87,7 +87,7 @@ class DIPOLEDiffusionConfig:
     weighting: str = "sigmoid"  # sigmoid (DIPOLE) | exponential (eq. 4) | indicator (CFGRL-style) | none (cloning)
     greediness: float = 0.0  # omega when acting; 0 = pi+ alone, -1 = pi- alone
     target_greediness: float = 0.0  # omega of the next actions in the critics' targets
-    num_candidates: int = 32  # N: sampled actions per state when acting, the best by the critics is taken
+    num_candidates: int = 32  # N: sampled actions per state when acting; the critics choose among them
     target_candidates: int = 1  # the same for the next actions in the critics' targets
     diffusion_steps: int = 10  # T: noise levels of the diffusion
     denoising_steps: int = 10  # steps of the sampler through the T levels, evenly spaced; at most T

@@ -2,12 +2,11 @@
 
 import json
 import multiprocessing
-import os
 import signal
 from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
-from typing import BinaryIO, Callable, Dict, List, Optional
+from typing import Dict, List, Optional
 
 import numpy as np
 from tqdm import tqdm
@@ -15,6 +14,7 @@ from tqdm import tqdm
 from envs.errors import UserError
 from envs.exorl_domains import DOMAINS, EPISODE_STEPS, LOCAL_PREFIX, POLICIES, check_domain
 from envs.exorl_environment import ExORLEnvironment
+from envs.files import replacing
 from envs.names import nearest_names
 
 GENERATOR_VERSION = 1  # raise it when the same seed no longer gives the same episodes
@@ -49,17 +49,6 @@ def read_sidecar(folder: Path) -> Optional[dict]:
     if not isinstance(sidecar, dict) or not {"policy", "seed", "episodes"} <= set(sidecar):
         raise UserError(f"{path}: policy, seed or episodes is missing: collect the set again")
     return sidecar
-
-
-def _write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """`write(file)` into a hidden temporary file that replaces `path` when it is complete."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _draw_actions(policy: str, steps: int, action_dim: int, generator: np.random.Generator) -> np.ndarray:
@@ -108,7 +97,8 @@ class _Collector:
     def __call__(self, index: int) -> None:
         episode = collect_episode(self.environment, self.policy, self.seed, index)
         path = self.buffer / _episode_file(index)
-        _write_atomically(path, lambda file: np.savez_compressed(file, **episode))
+        with replacing(path) as temporary, open(temporary, "wb") as file:
+            np.savez_compressed(file, **episode)
 
 
 _collector: Optional[_Collector] = None  # of a worker process, set once when it starts
@@ -162,7 +152,8 @@ def _open_set(folder: Path, record: dict) -> None:
         record = {**record, "episodes": max(record["episodes"], existing["episodes"])}
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(record, indent=2) + "\n"
-    _write_atomically(folder / SIDECAR, lambda file: file.write(text.encode()))
+    with replacing(folder / SIDECAR) as temporary:
+        temporary.write_text(text)
     (folder / "buffer").mkdir(exist_ok=True)
 
 

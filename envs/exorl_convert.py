@@ -21,6 +21,7 @@ from envs.errors import UserError
 from envs.exorl_collect import read_sidecar
 from envs.exorl_domains import DOMAINS, LOCAL_PREFIX, check_collector, check_domain
 from envs.exorl_relabel import relabel
+from envs.files import replacing
 
 FORMAT = "exorl"
 FORMAT_VERSION = 1  # raise it when a file of the old version can no longer be read as it is
@@ -206,14 +207,8 @@ def convert(root: Path, domain: str, collector: str, compression: Optional[str] 
     with open_source(folder) as source:
         if source is None:
             raise UserError(f"no episodes to convert: neither {folder / 'buffer'} nor {folder}.zip exists")
-        # The process id keeps runs that start together, and convert the same set, apart.
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            with h5py.File(temporary, "w") as file:
-                _write_file(file, domain, collector, source, compression)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with replacing(path) as temporary, h5py.File(temporary, "w") as file:
+            _write_file(file, domain, collector, source, compression)
     return path
 
 

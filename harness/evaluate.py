@@ -14,7 +14,6 @@ import difflib
 import inspect
 import itertools
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any, NoReturn, Optional, Sequence
@@ -26,6 +25,7 @@ from tqdm import tqdm
 
 from envs import load_task
 from envs.errors import UserError
+from envs.files import replacing
 from harness.algorithms import load_algorithm
 from harness.command_line import SYNONYMS, exit_on_user_error, load_config, parse_config
 from harness.evaluation import GRID_SEED, Evaluator
@@ -182,12 +182,10 @@ def greediness_remark(rows: Sequence[dict], score_name: str) -> Optional[str]:
 
 def write_rows_csv(rows: Sequence[dict], path: Path) -> None:
     """Writes rows with equal keys to a CSV file, whole or not at all."""
-    unfinished = path.with_name(f"{path.name}.tmp")
-    with open(unfinished, "w", newline="", encoding="utf-8") as file:
+    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    os.replace(unfinished, path)
 
 
 def reference_lines(task: Any) -> dict[str, float]:

@@ -4,7 +4,6 @@ Figures are made without pyplot, whose global state (current figure, back end) b
 """
 
 import csv
-import os
 from pathlib import Path
 from typing import Mapping, Sequence, Union
 
@@ -12,6 +11,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from envs.files import replacing
 
 # Okabe and Ito's palette, told apart by colour-blind readers; markers and dashes tell the lines apart without colour.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -122,6 +123,5 @@ def _finish(figure: Figure, axes: Axes, png_path: Union[str, Path], reference_li
         dashes = REFERENCE_DASHES[index % len(REFERENCE_DASHES)]
         axes.axhline(score, color="0.35", lw=1.2, ls=dashes, label=f"{label} ({score:.4g})")
     figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
-    unfinished = Path(f"{png_path}.tmp")
-    figure.savefig(unfinished, format="png")
-    os.replace(unfinished, png_path)
+    with replacing(Path(png_path)) as temporary:
+        figure.savefig(temporary, format="png")

@@ -80,20 +80,22 @@ def run(config: Any, agent: torch.nn.Module, task: Task) -> dict:
     A finished run is not trained again. SIGTERM or Ctrl-C write a checkpoint and exit. Raises UserError where the
     run's folder holds another run.
     """
+    from harness import final_report  # here: it runs the control, which calls this function
+
     check_run_fields(config)
+    final_report.parse_grid(config.final_report, type(agent), config)  # a wrong option is said before the training
     if config.threads:
         torch.set_num_threads(config.threads)
     device = choose_device(config.device)
     folder = RunFolder(config, task.identity)
     result = folder.result()
     if result is None:
-        result = Loop(config, agent.to(device), task, folder, device).run()
+        with final_report.control_beside(config, type(agent), task):
+            result = Loop(config, agent.to(device), task, folder, device).run()
     else:
         print(f"{folder.path}: finished before, not trained again (--restart would)")
     if config.final_report:
-        from harness.final_report import report  # here: the report runs the control, which calls this function
-
-        report(config, type(agent), task, folder.path)
+        final_report.report(config, type(agent), task, folder.path)
     else:
         print(f"{folder.path}: {task.score_name} {result['score']:.4g} after {result['step']} updates")
     return result

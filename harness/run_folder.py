@@ -10,15 +10,15 @@ import importlib.metadata
 import inspect
 import io
 import json
-import os
 import platform
 import sys
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Dict, List, Optional
 
 import torch
 
 from envs.errors import UserError
+from envs.files import replacing
 from harness.command_line import config_to_yaml, load_config
 
 CHECKPOINT_FORMAT = 1  # raised when the layout of checkpoint.pt changes
@@ -60,21 +60,9 @@ def remove_run(config: Any) -> None:
         file.unlink()
 
 
-def write_whole(path: Path, write: Callable[[io.BufferedWriter], None]) -> None:
-    """Replaces `path` by what `write` writes to an open binary file; on any failure the old file stays."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def write_text(path: Path, text: str) -> None:
-    write_whole(path, lambda file: file.write(text.encode()))
+    with replacing(path) as temporary:
+        temporary.write_text(text)
 
 
 class CsvLog:
@@ -189,7 +177,8 @@ class RunFolder:
             "agent": agent.state_dict(),
             "loop": loop,
         }
-        write_whole(self.path / "checkpoint.pt", lambda file: torch.save(checkpoint, file))
+        with replacing(self.path / "checkpoint.pt") as temporary:
+            torch.save(checkpoint, temporary)
 
     def load_checkpoint(self) -> Optional[dict]:
         """The checkpoint with its tensors on the CPU, or None; logged rows after its step are dropped."""

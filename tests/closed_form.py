@@ -13,11 +13,8 @@ against exact@1000) and eq. 10 itself, whose guided marginals are not the noised
     python -m tests.closed_form --out docs/figures
 """
 
-import argparse
-import csv
 import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Callable, Sequence
 
 import numpy as np
@@ -28,16 +25,16 @@ from scipy.stats import wasserstein_distance
 from algorithms.dipole import DIPOLE, DIPOLEConfig
 
 GRID = np.linspace(-1, 1, 401)
-BUMPS = ((0.3, -0.6, 0.1), (0.4, 0.0, 0.1), (0.3, 0.6, 0.1))  # weight, mean and standard deviation of the behaviour's
+BUMPS = ((0.3, -0.6, 0.15), (0.4, 0.0, 0.15), (0.3, 0.6, 0.15))  # weight, mean and standard deviation of the behaviour
 GREEDINESS = (0.5, 1.0, 2.0)
 CONVERGED_STEPS = 1_000  # Euler steps at which exact@S no longer changes
 CONFIG = DIPOLEConfig(
-    batch_size=512,
-    learning_rate=2e-3,
+    batch_size=256,
+    learning_rate=3e-3,
     target_rate=0.05,
-    actor_hidden_dims=(96, 96),
-    value_hidden_dims=(96, 96),
-    inverse_temperature=10.0,
+    actor_hidden_dims=(64, 64, 64),
+    value_hidden_dims=(64, 64),
+    inverse_temperature=5.0,
     expectile=0.7,
     num_candidates=1,
     flow_steps=1,  # of the next actions while training, which masks 0 makes irrelevant
@@ -103,7 +100,7 @@ class Bandit:
 
 
 LINEAR = Bandit("linear", lambda actions: actions)
-MULTI_MODAL = Bandit("multi-modal", lambda actions: (np.sin(10 * actions) + actions) / 2)
+MULTI_MODAL = Bandit("multi-modal", lambda actions: np.cos(8 * actions - 1) / 2 + actions / 4)
 
 
 def train(bandit: Bandit, seed: int, updates: int = 1_500) -> DIPOLE:

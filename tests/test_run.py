@@ -15,9 +15,10 @@ import pytest
 import torch
 
 from envs.errors import UserError
+from envs.files import replacing
 from harness.command_line import load_config
 from harness.run import remove_run
-from harness.run_folder import RUN_FILES, CsvLog, run_path, write_text, write_whole
+from harness.run_folder import RUN_FILES, CsvLog, run_path, write_text
 from tests.test_agents import assert_equal_states
 from tests.toy import toy_task
 from tests.toy_run import CONFIG, toy_config, toy_run
@@ -226,13 +227,9 @@ def test_csv_header_grows_and_cut_rows_are_dropped(tmp_path):
 def test_a_failed_write_keeps_the_old_file(tmp_path):
     path = tmp_path / "checkpoint.pt"
     write_text(path, "old")
-
-    def fail(file):
-        file.write(b"half")
+    with pytest.raises(OSError), replacing(path) as temporary:
+        temporary.write_text("half")
         raise OSError(28, "No space left on device")
-
-    with pytest.raises(OSError):
-        write_whole(path, fail)
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["checkpoint.pt"]
 

@@ -69,7 +69,7 @@ class DQLConfig:
     eval_episodes: int = 50  # episodes of an evaluation
     eval_environments: int = 50  # episodes that advance together as one batch
     eval_workers: int = 0  # processes that host the environments; 0 = this one
-    final_report: Tuple[str, ...] = ()  # act options to sweep after training, e.g. [greediness=0 1]; empty = no report
+    final_report: Tuple[str, ...] = ()  # act options swept after training, e.g. ["greediness=0,1"]; empty = no report
     wandb_mode: str = "disabled"  # disabled | offline | online
     wandb_project: str = "dipole"  # Weights & Biases project
 
@@ -92,7 +92,7 @@ class DQLConfig:
     diffusion_steps: int = 5  # T: noise levels of the diffusion
     q_weight: float = 1.0  # eta: weight of the normalised Q in the policy's loss
     backup_candidates: int = 1  # C: next actions per state, of which a target critic takes its best; 10 = max-Q backup
-    num_candidates: int = 50  # N: sampled actions per state when acting, the best by the critics is taken
+    num_candidates: int = 50  # N: sampled actions per state when acting; the critics choose among them
 
     def __post_init__(self):
         if self.networks not in ("fql", "published"):

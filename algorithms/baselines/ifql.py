@@ -52,7 +52,7 @@ class IFQLConfig:
     eval_episodes: int = 50  # episodes of an evaluation
     eval_environments: int = 50  # episodes that advance together as one batch
     eval_workers: int = 0  # processes that host the environments; 0 = this one
-    final_report: Tuple[str, ...] = ()  # act options to sweep after training, e.g. [greediness=0 1]; empty = no report
+    final_report: Tuple[str, ...] = ()  # act options swept after training, e.g. ["greediness=0,1"]; empty = no report
     wandb_mode: str = "disabled"  # disabled | offline | online
     wandb_project: str = "dipole"  # Weights & Biases project
 
@@ -65,7 +65,7 @@ class IFQLConfig:
     actor_layer_norm: bool = False  # layer norm in the policy networks
     value_layer_norm: bool = True  # layer norm in critics and value
     expectile: float = 0.9  # of the value regression
-    num_candidates: int = 32  # N: sampled actions per state when acting, the best by the critics is taken
+    num_candidates: int = 32  # N: sampled actions per state when acting; the critics choose among them
     flow_steps: int = 10  # Euler steps of the flow
 
     def __post_init__(self):

@@ -74,7 +74,7 @@ class QSMConfig:
     eval_episodes: int = 50  # episodes of an evaluation
     eval_environments: int = 50  # episodes that advance together as one batch
     eval_workers: int = 0  # processes that host the environments; 0 = this one
-    final_report: Tuple[str, ...] = ()  # act options to sweep after training, e.g. [greediness=0 1]; empty = no report
+    final_report: Tuple[str, ...] = ()  # act options swept after training, e.g. ["greediness=0,1"]; empty = no report
     wandb_mode: str = "disabled"  # disabled | offline | online
     wandb_project: str = "dipole"  # Weights & Biases project
 
@@ -92,15 +92,13 @@ class QSMConfig:
     num_critics: int = 2  # K
     pessimism: float = 0.5  # rho: standard deviations of the target critics taken off their mean
     diffusion_steps: int = 10  # T: noise levels of the diffusion
-    score_weight: float = (
-        1.0  # M_q (QAM: inv_temp): the predicted noise is drawn to -M_q times the action gradient of Q
-    )
+    score_weight: float = 1.0  # M_q (QAM: inv_temp): the predicted noise is drawn to -M_q times Q's action gradient
     cloning_weight: float = 10.0  # alpha: weight of cloning in the policy's loss
     use_target_critic_gradient: bool = True  # that gradient is the target critics', else the online critics'
     sampler: str = "qam"  # qam (steps to the clean estimate) | ancestral (steps to the posterior's mean)
     clip_clean: bool = False  # clip each level's clean estimate to the action range
     clip_steps: bool = True  # clip each level's sample to the action range
-    num_candidates: int = 1  # N: sampled actions per state when acting, the best by the critics is taken
+    num_candidates: int = 1  # N: sampled actions per state when acting; the critics choose among them
 
     def __post_init__(self):
         choices = {"networks": ("fql", "published"), "sampler": ("qam", "ancestral")}

@@ -56,7 +56,7 @@ class ReBRACConfig:
     eval_episodes: int = 50  # episodes of an evaluation
     eval_environments: int = 50  # episodes that advance together as one batch
     eval_workers: int = 0  # processes that host the environments; 0 = this one
-    final_report: Tuple[str, ...] = ()  # act options to sweep after training, e.g. [greediness=0 1]; empty = no report
+    final_report: Tuple[str, ...] = ()  # act options swept after training, e.g. ["greediness=0,1"]; empty = no report
     wandb_mode: str = "disabled"  # disabled | offline | online
     wandb_project: str = "dipole"  # Weights & Biases project
 
