@@ -3,7 +3,7 @@
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Optional, Tuple
+from typing import Callable, Dict, Optional, Tuple
 
 import gymnasium
 
@@ -30,6 +30,13 @@ class Task:
     action_dim: int
     score_name: str  # "return" | "success": the key of the evaluation's results that is the score
     identity: dict
+
+    def reference_scores(self) -> Dict[str, float]:
+        """Scores of the data set itself by label, to set beside a policy's: empty where the suite knows none."""
+        labels = {"episode_return_mean": "data: mean episode", "episode_return_best": "data: best episode"}
+        if self.score_name != "return":
+            return {}
+        return {label: self.identity[key] for key, label in labels.items() if key in self.identity}
 
 
 def file_sha256(path: Path) -> Tuple[str, str]:

@@ -72,7 +72,7 @@ def run_command(config_class: type, train: Callable[[Any], Any]) -> None:
     with exit_on_user_error():
         config, restart = parse_config(config_class, sys.argv[1:])
         if restart:
-            from harness.run import remove_run  # here: run.py imports this module
+            from harness.run_folder import remove_run  # here: run_folder.py imports this module
 
             remove_run(config)
         train(config)

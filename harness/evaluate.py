@@ -28,9 +28,9 @@ from envs.errors import UserError
 from envs.files import replacing
 from harness.algorithms import load_algorithm
 from harness.command_line import SYNONYMS, exit_on_user_error, load_config, parse_config
+from harness.devices import choose_device
 from harness.evaluation import GRID_SEED, Evaluator
 from harness.plots import option_names, plot_greediness
-from harness.run import choose_device
 
 CONFIDENCE = 0.95
 RESAMPLES = 9999  # of the bootstrap; scipy's default
@@ -188,21 +188,13 @@ def write_rows_csv(rows: Sequence[dict], path: Path) -> None:
         writer.writerows(rows)
 
 
-def reference_lines(task: Any) -> dict[str, float]:
-    """Scores of the data set itself, by label, where the task knows them."""
-    labels = {"episode_return_mean": "data: mean episode", "episode_return_best": "data: best episode"}
-    if task.score_name != "return":
-        return {}
-    return {label: task.identity[key] for key, label in labels.items() if key in task.identity}
-
-
 def write_report(rows: Sequence[dict], folder: Path, task: Any) -> str:
     """Writes a sweep's CSV file and figure to the folder; returns its table and remark as text."""
     has_greediness = "greediness" in rows[0]
     table = folder / ("greediness.csv" if has_greediness else "evaluation.csv")
     write_rows_csv(rows, table)
     if has_greediness:
-        plot_greediness(rows, folder / "greediness.png", task.score_name, reference_lines(task))
+        plot_greediness(rows, folder / "greediness.png", task.score_name, task.reference_scores())
     remark = greediness_remark(rows, task.score_name) if has_greediness else None
     return "\n".join(filter(None, [format_table(rows, task.score_name), remark, f"written: {table}"]))
 

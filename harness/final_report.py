@@ -4,11 +4,13 @@ import contextlib
 import dataclasses
 import multiprocessing
 import os
-from pathlib import Path
 from typing import Any, Iterator, Optional
 
+import torch
+
 from envs.task import Task
-from harness.evaluate import format_table, parse_grid, reference_lines, sweep, write_report
+from harness.evaluate import format_table, parse_grid, sweep, write_report
+from harness.loop import complete
 from harness.run_folder import run_path
 
 
@@ -43,32 +45,31 @@ def control_beside(config: Any, agent_class: type, task: Task) -> Iterator[None]
 
 def run_quietly(config: Any, agent_class: type, task: Task) -> None:
     """Runs `config` and prints nothing."""
-    from harness.run import run  # here: run.py calls this module
-
+    if config.threads:
+        torch.set_num_threads(config.threads)
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
-        run(config, agent_class(config, task.observation_dim, task.action_dim), task)
+        complete(config, agent_class(config, task.observation_dim, task.action_dim), task)
 
 
-def report(config: Any, agent_class: type, task: Task, folder: Path) -> None:
+def report(config: Any, agent_class: type, task: Task) -> None:
     """Sweeps the act options that `final_report` names and prints the table, under that of the control.
 
     The control has the same budget of updates and is trained here where it is not yet; an option that it sets itself
     is not swept for it. All cells share episode seeds, which training's evaluations do not use. Raises UserError for
     an option that the agent has not.
     """
-    from harness.run import run  # here: run.py calls this module
-
+    folder = run_path(config)
     grid = parse_grid(config.final_report, agent_class, config)
     control = control_config(config, agent_class)
     if control is not None:
-        run(control, agent_class(control, task.observation_dim, task.action_dim), task)
+        complete(control, agent_class(control, task.observation_dim, task.action_dim), task)
         control_grid = {name: values for name, values in grid.items() if name not in agent_class.control}
         control_rows = sweep(agent_class.load(run_path(control)), task, control, control_grid, config.eval_episodes)
     rows = sweep(agent_class.load(folder), task, config, grid, config.eval_episodes)
     text = write_report(rows, folder, task)
 
     print(f"\n{config.task} ({task.identity['source']}), {config.offline_steps:,} updates, seed {config.seed}")
-    for label, score in reference_lines(task).items():
+    for label, score in task.reference_scores().items():
         print(f"{label} {task.score_name} {score:.1f}")
     if control is not None:
         print(f"\n{control.label}\n{format_table(control_rows, task.score_name)}")

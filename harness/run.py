@@ -1,103 +1,29 @@
-"""The loop of a run: updates, logs, evaluations and checkpoints, from wherever the run's folder stands."""
+"""What an algorithm's train() calls: a run from its folder's present state to its result and final report."""
 
-import contextlib
-import math
-import signal
-import threading
-import time
-from typing import Any, Iterator
+from typing import Any
 
-import numpy as np
 import torch
-from tqdm import tqdm
 
 from envs.errors import UserError
 from envs.task import Task
-from harness.evaluation import EVALUATION_SEED, Evaluator
-from harness.plots import plot_learning_curve
-from harness.run_folder import RunFolder, remove_run
-from harness.weights_and_biases import WandbLog
-
-__all__ = ["remove_run", "run"]
-
-BATCH_STREAM = 0x5EED  # told apart from the agent's own stream, which has the config's seed itself
-SCORE_EVALUATIONS = 3  # a result also holds the mean score of the last so many evaluations (FQL's protocol)
-
-
-class Stopped(Exception):
-    """SIGINT or SIGTERM came while an evaluation ran; the evaluation is run again when the run continues."""
-
-
-class StopSignals:
-    """Notes SIGINT and SIGTERM, so that a run ends between two updates; a second SIGINT ends it at once."""
-
-    def __init__(self):
-        self.received = 0
-        self.evaluating = False
-
-    def _note(self, number, frame) -> None:
-        if self.received and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.received = number
-        if self.evaluating:
-            raise Stopped
-
-    def __enter__(self) -> "StopSignals":
-        self.previous = {}
-        if threading.current_thread() is threading.main_thread():  # elsewhere (Ray) the caller owns the signals
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self.previous[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *exception) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
-
-    @contextlib.contextmanager
-    def may_interrupt(self) -> Iterator[None]:
-        """Within it a signal raises Stopped at once."""
-        self.evaluating = True
-        try:
-            if self.received:
-                raise Stopped
-            yield
-        finally:
-            self.evaluating = False
-
-
-def choose_device(name: str) -> torch.device:
-    """The device of the config's `device` field. Raises UserError for another name and for an absent GPU."""
-    if name not in ("auto", "cpu", "cuda"):
-        raise UserError(f"config: device is {name!r}, choose one of auto, cpu, cuda")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("config: device is 'cuda', but torch finds no GPU here, set it to auto or cpu")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+from harness import final_report
+from harness.evaluate import parse_grid
+from harness.loop import complete
+from harness.run_folder import run_path
 
 
 def run(config: Any, agent: torch.nn.Module, task: Task) -> dict:
-    """Runs `config` to its end, from the beginning or from where an earlier call stopped; returns the result.
-
-    A finished run is not trained again. SIGTERM or Ctrl-C write a checkpoint and exit. Raises UserError where the
-    run's folder holds another run.
-    """
-    from harness import final_report  # here: it runs the control, which calls this function
-
+    """Completes the run of `config`, prints what it asks for and returns the result (see `harness.loop.complete`)."""
     check_run_fields(config)
-    final_report.parse_grid(config.final_report, type(agent), config)  # a wrong option is said before the training
+    parse_grid(config.final_report, agent, config)  # a wrong option is said before the training
     if config.threads:
         torch.set_num_threads(config.threads)
-    device = choose_device(config.device)
-    folder = RunFolder(config, task.identity)
-    result = folder.result()
-    if result is None:
-        with final_report.control_beside(config, type(agent), task):
-            result = Loop(config, agent.to(device), task, folder, device).run()
-    else:
-        print(f"{folder.path}: finished before, not trained again (--restart would)")
+    with final_report.control_beside(config, type(agent), task):
+        result = complete(config, agent, task)
     if config.final_report:
-        final_report.report(config, type(agent), task, folder.path)
+        final_report.report(config, type(agent), task)
     else:
-        print(f"{folder.path}: {task.score_name} {result['score']:.4g} after {result['step']} updates")
+        print(f"{run_path(config)}: {task.score_name} {result['score']:.4g} after {result['step']} updates")
     return result
 
 
@@ -110,146 +36,3 @@ def check_run_fields(config: Any) -> None:
     for field in ("seed", "threads", "eval_workers", "collect_episodes"):
         if getattr(config, field) < 0:
             raise UserError(f"config: {field} is {getattr(config, field)}, it must be at least 0")
-
-
-class Loop:
-    """One call's part of a run: what it holds in memory, and the steps of the loop."""
-
-    def __init__(self, config: Any, agent: torch.nn.Module, task: Task, folder: RunFolder, device: torch.device):
-        self.config, self.agent, self.task, self.folder, self.device = config, agent, task, folder, device
-        self.dataset = task.dataset.to(device)
-        self.validation = task.validation.to(device) if task.validation is not None else None
-        self.batches = seeded_generator(device, config.seed, BATCH_STREAM)
-        self.step = 0
-        self.seconds = 0.0  # spent so far, earlier calls included
-        self.resume()
-        evaluations = self.folder.eval_log.rows
-        self.evaluated = int(evaluations[-1]["step"]) if evaluations else 0
-        folder.describe(agent, device)
-
-    def resume(self) -> None:
-        checkpoint = self.folder.load_checkpoint()
-        if checkpoint is None:
-            return
-        loop = checkpoint["loop"]
-        self.step, self.seconds = loop["step"], loop["seconds"]
-        if loop["device"] == self.device.type:
-            self.batches.set_state(loop["batches"])
-        else:
-            print(f"now on {self.device.type} instead of {loop['device']}: random streams start anew from (seed, step)")
-            self.batches = seeded_generator(self.device, self.config.seed, BATCH_STREAM, self.step)
-            noise = seeded_generator(self.device, self.config.seed, self.step)
-            checkpoint["agent"]["noise"] = noise.get_state()
-        self.agent.load_state_dict(checkpoint["agent"])
-        print(f"{self.folder.path}: continuing after {self.step} of {self.config.offline_steps} updates")
-
-    def run(self) -> dict:
-        config = self.config
-        environments = min(config.eval_environments, config.eval_episodes)
-        self.started = time.perf_counter() - self.seconds
-        self.logged_at = self.step, self.seconds
-        wandb_log = WandbLog(config, self.folder.path)
-        progress = tqdm(
-            total=config.offline_steps, initial=self.step, desc="training", unit="update", disable=None, smoothing=0.1
-        )
-        with StopSignals() as signals, Evaluator(self.task.make_env, environments, config.eval_workers) as evaluator:
-            while True:
-                if self.due(config.eval_interval) and self.evaluated < self.step:
-                    try:
-                        with signals.may_interrupt():
-                            row = self.evaluate(evaluator)
-                    except Stopped:
-                        self.stop(signals.received)
-                    self.folder.eval_log.append(row)
-                    wandb_log.log("evaluation", row)
-                    progress.write(self.evaluation_line(row))
-                if self.step == config.offline_steps:
-                    break
-                metrics = self.agent.update(
-                    self.dataset.sample(config.batch_size, self.batches, self.agent.batch_fields)
-                )
-                self.step += 1
-                progress.update()
-                if self.due(config.log_interval):
-                    row = self.log_row(metrics)
-                    self.folder.train_log.append(row)
-                    wandb_log.log("training", row)
-                    progress.set_postfix({name: f"{row[name]:.4g}" for name in list(metrics)[:1]}, refresh=False)
-                if self.due(config.checkpoint_interval):
-                    self.save()
-                if signals.received:
-                    self.stop(signals.received)
-        progress.close()
-        wandb_log.finish()
-        return self.finish()
-
-    def due(self, interval: int) -> bool:
-        return self.step > 0 and (self.step % interval == 0 or self.step == self.config.offline_steps)
-
-    def elapsed(self) -> float:
-        return time.perf_counter() - self.started
-
-    def save(self) -> None:
-        state = {
-            "step": self.step,
-            "seconds": self.elapsed(),
-            "device": self.device.type,
-            "batches": self.batches.get_state(),
-        }
-        self.folder.save_checkpoint(self.agent, state)
-
-    def stop(self, number: int) -> None:
-        """Writes a checkpoint and leaves the program the way a process ended by that signal is reported."""
-        self.save()
-        print(f"\nstopped after {self.step} updates; the same command continues from here", flush=True)
-        raise SystemExit(128 + number)
-
-    def log_row(self, metrics: dict) -> dict:
-        """One row of train.csv; the only place where the loop waits for the device."""
-        row = {name: float(metric) for name, metric in metrics.items()}
-        if self.validation is not None:
-            generator = seeded_generator(self.device, self.config.seed, BATCH_STREAM, self.step)
-            batch = self.validation.sample(self.config.batch_size, generator, self.agent.batch_fields)
-            row |= {f"validation/{name}": float(metric) for name, metric in self.agent.losses(batch).items()}
-        step, seconds = self.logged_at
-        self.logged_at = self.step, self.elapsed()
-        speed = (self.step - step) / (self.logged_at[1] - seconds)
-        return {"step": self.step, "seconds": self.elapsed(), "updates_per_second": speed, **row}
-
-    def evaluate(self, evaluator: Evaluator) -> dict:
-        """One row of eval.csv."""
-        started = time.perf_counter()
-        result = evaluator.evaluate(self.agent, self.config.eval_episodes, EVALUATION_SEED)
-        self.evaluated = self.step
-        seconds = time.perf_counter() - started
-        self.logged_at = self.logged_at[0], self.logged_at[1] + seconds  # the speed is that of the updates
-        return {"step": self.step, "seconds": self.elapsed(), "evaluation_seconds": seconds, **result.summary()}
-
-    def evaluation_line(self, row: dict) -> str:
-        spread = f" ± {row['return_std']:.4g}" if self.task.score_name == "return" else ""
-        return f"{self.step:>9,} updates: {self.task.score_name} {row[self.task.score_name]:.4g}{spread}"
-
-    def finish(self) -> dict:
-        """Draws the learning curve and writes result.json, which marks the run as finished."""
-        name = self.task.score_name
-        rows = self.folder.eval_log.rows
-        last = [float(row[name]) for row in rows[-SCORE_EVALUATIONS:]]
-        data = {f"data {kind}": self.task.identity.get(f"episode_return_{kind}") for kind in ("mean", "best")}
-        lines = {label: value for label, value in data.items() if value is not None and name == "return"}
-        plot_learning_curve(self.folder.path / "eval.csv", self.folder.path / "learning_curve.png", name, lines)
-        result = {
-            "score_name": name,
-            "score": last[-1],
-            "score_last_evaluations": math.fsum(last) / len(last),
-            "evaluations_averaged": len(last),
-            "episodes": self.config.eval_episodes,
-            "step": self.step,
-            "seconds": self.elapsed(),
-        }
-        self.folder.save_result(result)
-        return result
-
-
-def seeded_generator(device: torch.device, *key: int) -> torch.Generator:
-    """A generator whose stream depends on the whole key."""
-    return torch.Generator(device).manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))

@@ -3,19 +3,23 @@
 One action in [-1, 1], a behaviour density of three bumps, a known reward, no next state (`masks` 0). Then Q is the
 reward, V its expectile under the behaviour, and eq. 6 and 8 are densities on a grid. The samplers compared with them:
 
-    score@S       the trained networks, eq. 10, S Euler steps
-    resample@R    the same trained networks, one of R draws of pi+ by its weight exp(omega beta Q)
-    exact@S       eq. 10 and S Euler steps with the exact velocities E[a - x0 | x_t] of pi+ and pi-: nothing is learned
+    score@S            the trained networks, eq. 10, S Euler steps
+    exact@S            the same with the exact velocities E[a - x0 | x_t] of pi+ and pi-: nothing is learned
+    resample@R         the trained networks, one of R draws of pi+ by its weight exp(omega beta Q)
+    exact resample@R   the same with draws of eq. 8 and the true reward: nothing is learned
 
-so that three sources of error can be told apart: learning (score@S against exact@S), the number of steps (exact@10
+so that the sources of error can be told apart: learning (score@S against exact@S), the number of steps (exact@10
 against exact@1000) and eq. 10 itself, whose guided marginals are not the noised product (exact@1000 against eq. 6).
 
     python -m tests.closed_form --out docs/figures
 """
 
+import argparse
+import csv
 import dataclasses
 from dataclasses import dataclass
-from typing import Callable, Sequence
+from pathlib import Path
+from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -25,13 +29,16 @@ from scipy.stats import wasserstein_distance
 from algorithms.dipole import DIPOLE, DIPOLEConfig
 
 GRID = np.linspace(-1, 1, 401)
-BUMPS = ((0.3, -0.6, 0.15), (0.4, 0.0, 0.15), (0.3, 0.6, 0.15))  # weight, mean and standard deviation of the behaviour
+# Weight, mean and standard deviation of the behaviour's bumps. The best for the linear reward is rare.
+BUMPS = ((0.5, -0.6, 0.12), (0.48, 0.0, 0.12), (0.02, 0.6, 0.12))
 GREEDINESS = (0.5, 1.0, 2.0)
-CONVERGED_STEPS = 1_000  # Euler steps at which exact@S no longer changes
+FLOW_STEPS = (10, 100)
+RESAMPLE_DRAWS = (16, 256)
+CONVERGED_STEPS = 1_000  # Euler steps after which exact@S no longer changes
 CONFIG = DIPOLEConfig(
     batch_size=256,
-    learning_rate=3e-3,
-    target_rate=0.05,
+    learning_rate=2e-3,
+    target_rate=0.02,
     actor_hidden_dims=(64, 64, 64),
     value_hidden_dims=(64, 64),
     inverse_temperature=5.0,
@@ -100,7 +107,7 @@ class Bandit:
 
 
 LINEAR = Bandit("linear", lambda actions: actions)
-MULTI_MODAL = Bandit("multi-modal", lambda actions: np.cos(8 * actions - 1) / 2 + actions / 4)
+MULTI_MODAL = Bandit("multi-modal", lambda actions: np.sin(6 * actions))
 
 
 def train(bandit: Bandit, seed: int, updates: int = 1_500) -> DIPOLE:
@@ -115,12 +122,12 @@ def score_samples(agent: DIPOLE, greediness: float, flow_steps: int, count: int)
     return agent.act(torch.zeros(count, 1), greediness=greediness, flow_steps=flow_steps)[:, 0].numpy()
 
 
-def resample_samples(agent: DIPOLE, greediness: float, draws: int, count: int, flow_steps: int = 10) -> np.ndarray:
-    """The same networks and noise under `composition: resample`."""
+def resample_samples(agent: DIPOLE, greediness: float, draws: int, count: int) -> np.ndarray:
+    """The same trained networks under `composition: resample`, whose pi+ is sampled in 10 Euler steps."""
     config = dataclasses.replace(agent.config, composition="resample", resample_candidates=draws)
     resampler = DIPOLE(config, agent.observation_dim, agent.action_dim)
     resampler.load_state_dict(agent.state_dict())
-    return resampler.act(torch.zeros(count, 1), greediness=greediness, flow_steps=flow_steps)[:, 0].numpy()
+    return resampler.act(torch.zeros(count, 1), greediness=greediness, flow_steps=10)[:, 0].numpy()
 
 
 def exact_velocities(densities: np.ndarray, x: np.ndarray, t: float) -> np.ndarray:
@@ -132,7 +139,7 @@ def exact_velocities(densities: np.ndarray, x: np.ndarray, t: float) -> np.ndarr
 
 
 def exact_samples(bandit: Bandit, greediness: Sequence[float], flow_steps: int, count: int) -> np.ndarray:
-    """Euler steps with the exact velocities from the quantiles of N(0, 1), so without sampling error: [omega, count]."""
+    """Euler steps with the exact velocities, from the quantiles of N(0, 1) not noise: [omega, count]."""
     x = np.tile(ndtri((np.arange(count) + 0.5) / count), (len(greediness), 1))
     omega = np.array(greediness)[:, None]
     table = np.linspace(-5, 5, 501)
@@ -140,15 +147,149 @@ def exact_samples(bandit: Bandit, greediness: Sequence[float], flow_steps: int, 
     for step in range(flow_steps):
         positive, negative = exact_velocities(densities, table, step / flow_steps)
         velocities = (1 + omega) * positive - omega * negative
-        x = x + np.stack([np.interp(*row) for row in zip(x, [table] * len(x), velocities)]) / flow_steps
+        x = x + np.stack([np.interp(x[i], table, velocities[i]) for i in range(len(x))]) / flow_steps
     return x.clip(-1, 1)
+
+
+def exact_resample_samples(bandit: Bandit, greediness: float, draws: int, count: int) -> np.ndarray:
+    generator = np.random.default_rng(0)
+    actions = generator.choice(GRID, size=(count, draws), p=bandit.positive)
+    log_weights = greediness * bandit.config.inverse_temperature * bandit.reward(actions)
+    chosen = (log_weights + generator.gumbel(size=actions.shape)).argmax(axis=1)
+    return actions[np.arange(count), chosen]
 
 
 def distance(samples: np.ndarray, density: np.ndarray) -> float:
     """Wasserstein distance, in units of the action."""
-    return wasserstein_distance(samples, GRID, v_weights=density)
+    return float(wasserstein_distance(samples, GRID, v_weights=density))
 
 
 def reward_error(bandit: Bandit, samples: np.ndarray, density: np.ndarray) -> float:
     """Mean reward of the samples minus that of the density."""
     return float(bandit.reward(samples).mean() - density @ bandit.reward(GRID))
+
+
+def exact_rows(bandit: Bandit, count: int = 4_000) -> dict:
+    """(sampler, omega) -> samples of the samplers that learn nothing, and of the behaviour as the control."""
+    samples = {("behaviour", 0.0): np.interp((np.arange(count) + 0.5) / count, bandit.behaviour.cumsum(), GRID)}
+    for steps in (*FLOW_STEPS, CONVERGED_STEPS):
+        exact = exact_samples(bandit, (0.0, *GREEDINESS), steps, count)
+        samples |= {(f"exact@{steps}", omega): row for omega, row in zip((0.0, *GREEDINESS), exact, strict=True)}
+    for draws in RESAMPLE_DRAWS:
+        for omega in GREEDINESS:
+            samples[f"exact resample@{draws}", omega] = exact_resample_samples(bandit, omega, draws, count)
+    return samples
+
+
+def learned_rows(agent: DIPOLE, count: int = 4_000, resample_count: int = 1_000) -> dict:
+    """(sampler, omega) -> samples of the samplers of a trained agent."""
+    samples = {}
+    for omega in (0.0, *GREEDINESS):
+        for steps in FLOW_STEPS:
+            samples[f"score@{steps}", omega] = score_samples(agent, omega, steps, count)
+    for omega in GREEDINESS:
+        for draws in RESAMPLE_DRAWS:
+            samples[f"resample@{draws}", omega] = resample_samples(agent, omega, draws, resample_count)
+    return samples
+
+
+def measure(bandit: Bandit, samples: dict, seed: Optional[int]) -> List[dict]:
+    """One row of bandit.csv per sampler and omega; the seed of what nothing was trained for is empty."""
+    return [
+        {
+            "reward": bandit.name,
+            "seed": seed,
+            "omega": omega,
+            "sampler": sampler,
+            "distance": round(distance(values, bandit.target(omega)), 4),
+            "reward_error": round(reward_error(bandit, values, bandit.target(omega)), 4),
+            "mean_reward": round(float(bandit.reward(values).mean()), 4),
+        }
+        for (sampler, omega), values in samples.items()
+    ]
+
+
+def markdown(rows: List[dict]) -> str:
+    """A table per reward of `distance (range over seeds), signed reward error`, means over seeds."""
+
+    def cell(name: str, sampler: str, omega: float) -> str:
+        found = [r for r in rows if (r["reward"], r["sampler"], r["omega"]) == (name, sampler, omega)]
+        if not found:
+            return ""
+        distances = [row["distance"] for row in found]
+        spread = f" ({min(distances):.2f}-{max(distances):.2f})" if len(found) > 1 else ""
+        return f"{np.mean(distances):.2f}{spread}, {np.mean([row['reward_error'] for row in found]):+.2f}"
+
+    omegas = (0.0, *GREEDINESS)
+    lines = []
+    for name in dict.fromkeys(row["reward"] for row in rows):
+        lines += [f"\n{name} reward", "", "| sampler | " + " | ".join(f"omega {omega:g}" for omega in omegas) + " |"]
+        lines += ["|---" * (len(omegas) + 1) + "|"]
+        for sampler in dict.fromkeys(row["sampler"] for row in rows):
+            lines.append(f"| {sampler} | " + " | ".join(cell(name, sampler, omega) for omega in omegas) + " |")
+    return "\n".join(lines)
+
+
+def draw(panels: Dict[str, Tuple[Bandit, dict]], path: Path) -> None:
+    """One row per omega, three columns per reward: eq. 10 learned, eq. 10 exact, resample; eq. 6 (8 at 0) in grey."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    few, many = {"color": "#D55E00", "linestyle": "--"}, {"color": "#0072B2", "linestyle": "-"}
+    columns = [("score@10", "score@100"), ("exact@10", "exact@100"), ("resample@16", "resample@256")]
+    figure, axes = pyplot.subplots(4, 6, figsize=(15, 8.5), sharex=True, constrained_layout=True)
+    bins = np.linspace(-1, 1, 51)
+    density_per_probability = 1 / (GRID[1] - GRID[0])
+    for block, (bandit, samples) in enumerate(panels.values()):
+        for row, omega in enumerate((0.0, *GREEDINESS)):
+            target = bandit.target(omega) * density_per_probability
+            for column, names in enumerate(columns):
+                axis = axes[row, 3 * block + column]
+                if (names[0], omega) not in samples:  # at omega 0 resampling is pi+ itself: show the problem instead
+                    axis.fill_between(GRID, bandit.behaviour * density_per_probability, color="#CC79A7", alpha=0.4)
+                    axis.plot(GRID, bandit.reward(GRID), color="black", linewidth=1)
+                    axis.set_title(f"{bandit.name}: behaviour (filled), reward", fontsize=9)
+                    continue
+                axis.fill_between(GRID, target, color="0.8")
+                for name, style in zip(names, (few, many), strict=True):
+                    heights, _ = np.histogram(samples[name, omega], bins=bins, density=True)
+                    axis.plot((bins[1:] + bins[:-1]) / 2, heights, linewidth=1.4, label=name, **style)
+                axis.set_ylim(0, 1.6 * target.max())
+                axis.set_title(f"{bandit.name}, omega {omega:g}, eq. {6 if omega else 8} in grey", fontsize=9)
+                axis.legend(fontsize=7, frameon=False, loc="upper left")
+    for axis in axes.flat:
+        axis.set_yticks([])
+        axis.spines[["top", "right", "left"]].set_visible(False)
+    figure.supxlabel("action", fontsize=10)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder of bandit.png and bandit.csv")
+    parser.add_argument("--updates", type=int, default=4_000)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="the figure shows the first")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    rows, panels = [], {}
+    for bandit in (LINEAR, MULTI_MODAL):
+        exact = exact_rows(bandit)
+        rows += measure(bandit, exact, seed=None)
+        for seed in arguments.seeds:
+            learned = learned_rows(train(bandit, seed, arguments.updates))
+            rows += measure(bandit, learned, seed)
+            panels.setdefault(bandit.name, (bandit, exact | learned))
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    with open(arguments.out / "bandit.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    draw(panels, arguments.out / "bandit.png")
+    print(markdown(rows))
+
+
+if __name__ == "__main__":
+    main()

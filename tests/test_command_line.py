@@ -371,7 +371,7 @@ def test_help_is_complete(capsys, flag):
 def test_run_command_trains_and_restart_removes_the_run_first(monkeypatch):
     calls = []
     run = types.SimpleNamespace(remove_run=lambda config: calls.append(("remove", config)))
-    monkeypatch.setitem(sys.modules, "harness.run", run)
+    monkeypatch.setitem(sys.modules, "harness.run_folder", run)
     monkeypatch.setattr(sys, "argv", ["toy.py", "--task", "a"])
     run_command(ToyConfig, lambda config: calls.append(("train", config)))
     assert calls == [("train", ToyConfig(task="a"))]

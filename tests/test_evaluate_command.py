@@ -14,6 +14,7 @@ from torch import nn
 
 import harness.evaluate
 from envs.errors import UserError
+from envs.task import Task
 from harness.command_line import config_to_yaml
 from harness.evaluate import (
     act_options,
@@ -97,8 +98,13 @@ class Target(gymnasium.Env):
 
 
 def toy_task(score_name="return"):
-    return SimpleNamespace(
+    return Task(
+        name="toy/target",
+        dataset=None,
+        validation=None,
         make_env=Target,
+        observation_dim=2,
+        action_dim=1,
         score_name=score_name,
         identity={"episode_return_mean": 1.5, "episode_return_best": 3.0},
     )

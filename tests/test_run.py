@@ -17,8 +17,7 @@ import torch
 from envs.errors import UserError
 from envs.files import replacing
 from harness.command_line import load_config
-from harness.run import remove_run
-from harness.run_folder import RUN_FILES, CsvLog, run_path, write_text
+from harness.run_folder import RUN_FILES, CsvLog, remove_run, run_path, write_text
 from tests.test_agents import assert_equal_states
 from tests.toy import toy_task
 from tests.toy_run import CONFIG, toy_config, toy_run

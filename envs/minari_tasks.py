@@ -1,0 +1,322 @@
+"""Minari's tasks: `load` reads any Minari data set of flat vectors and recovers the environment its metadata names."""
+
+import functools
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Optional, Tuple
+
+import gymnasium
+import minari
+import numpy as np
+import torch
+from gymnasium import spaces
+from minari import EpisodeData, MinariDataset
+from minari.dataset.minari_dataset import parse_dataset_id
+
+from envs.dataset import Dataset, refuse_non_finite
+from envs.errors import UserError
+from envs.names import nearest_names
+from envs.task import Task, file_sha256
+
+DEFAULT_DATA_DIR = "~/.minari/datasets"  # minari's own
+DATA_DIR_VARIABLE = "MINARI_DATASETS_PATH"  # minari's own
+MAIN_FILE = "main_data.hdf5"
+METADATA_FILE = "metadata.json"
+# Namespaces of Farama's server that hold data sets of vectors. A file is only as official as its metadata say.
+OFFICIAL_NAMESPACES = ("D4RL", "mujoco")
+# The rewards of D4RL's antmaze, 0 and 1 at the goal, are learned from as -1 and 0 (IQL's and FQL's released code).
+SHIFTED_NAMESPACE, REWARD_SHIFT = "D4RL/antmaze", -1.0
+
+
+# ---- Spaces ----
+
+
+def observation_width(space: spaces.Space, source: str) -> int:
+    """Length O of a flattened observation. Raises UserError unless the space is a flat Box or a Dict of such spaces."""
+    if isinstance(space, spaces.Dict) and space.spaces:
+        return sum(observation_width(part, source) for part in space.spaces.values())
+    if isinstance(space, spaces.Box) and len(space.shape) == 1:
+        return space.shape[0]
+    raise UserError(
+        f"{source}: observation space {_describe(space)} is not supported: choose a data set whose observations are "
+        f"vectors (Box of one dimension) or Dicts of vectors"
+    )
+
+
+def flatten(space: spaces.Space, value: Any) -> np.ndarray:
+    """One observation, or those of an episode, as float32 [..., O]; a Dict's entries follow one another by key.
+
+    All entries of a Dict are kept: the observation of D4RL's antmaze lacks the ant's position, which is in
+    achieved_goal. The order is that of gymnasium's FlattenObservation.
+    """
+    if isinstance(space, spaces.Dict):
+        return np.concatenate([flatten(space[key], value[key]) for key in sorted(space.spaces)], axis=-1)
+    return np.asarray(value, dtype=np.float32)
+
+
+class ActionScale:
+    """The map between actions in [-1, 1]^A and the box of the environment. Raises UserError for any other space."""
+
+    def __init__(self, space: spaces.Space, source: str):
+        if not isinstance(space, spaces.Box) or len(space.shape) != 1:
+            raise UserError(
+                f"{source}: action space {_describe(space)} is not supported: choose a data set whose actions are "
+                f"vectors (Box of one dimension)"
+            )
+        low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+        if not np.isfinite([low, high]).all() or (low >= high).any():
+            raise UserError(f"{source}: action space has no finite bounds low < high: its actions cannot be scaled")
+        self.dtype, self.shape = space.dtype, space.shape
+        self._middle, self._half_range = (high + low) / 2, (high - low) / 2
+
+    def to_unit(self, actions: np.ndarray) -> np.ndarray:
+        """Actions [..., A] of the environment as float32 in [-1, 1]; a box that is ±1 already changes nothing."""
+        return ((actions - self._middle) / self._half_range).astype(np.float32)
+
+    def from_unit(self, actions: np.ndarray) -> np.ndarray:
+        """Actions [..., A] in [-1, 1], clipped to it, as the environment takes them."""
+        return (np.clip(actions, -1.0, 1.0) * self._half_range + self._middle).astype(self.dtype)
+
+
+def _describe(space: spaces.Space) -> str:
+    return f"{type(space).__name__}{space.shape or ''}"
+
+
+# ---- The environment ----
+
+
+class MinariEnvironment(gymnasium.Env):
+    """The environment that a data set names for evaluation, else the one it was collected in.
+
+    Observations are float32 [O], flattened as the data are; actions are float32 [A] in [-1, 1], scaled to the box of
+    the data set. Rewards are the environment's own: D4RL's reward shift is for learning only. Of its info only
+    success is passed on, where there is one. `render_mode` is gymnasium's.
+    """
+
+    def __init__(self, data_path: Path, render_mode: Optional[str] = None):
+        """data_path: the folder of metadata.json. Raises UserError where the environment cannot be built."""
+        dataset = open_dataset(data_path)
+        self.render_mode = render_mode
+        self.environment = _recover(dataset, data_path, render_mode)
+        self._space = dataset.observation_space
+        self._scale = ActionScale(dataset.action_space, str(data_path))
+        width = observation_width(self._space, str(data_path))
+        self.observation_space = spaces.Box(-np.inf, np.inf, (width,), np.float32)
+        self.action_space = spaces.Box(-1.0, 1.0, self._scale.shape, np.float32)
+
+    def reset(self, *, seed: Optional[int] = None, options: Optional[dict] = None) -> Tuple[np.ndarray, Dict[str, Any]]:
+        super().reset(seed=seed)
+        observation, _ = self.environment.reset(seed=seed, options=options)
+        return flatten(self._space, observation), {}
+
+    def step(self, action: np.ndarray) -> Tuple[np.ndarray, float, bool, bool, Dict[str, Any]]:
+        observation, reward, terminated, truncated, info = self.environment.step(self._scale.from_unit(action))
+        success = {"success": float(info["success"])} if "success" in info else {}
+        return flatten(self._space, observation), float(reward), bool(terminated), bool(truncated), success
+
+    def render(self) -> Any:
+        return self.environment.render()
+
+    def close(self) -> None:
+        self.environment.close()
+
+
+def _recover(dataset: MinariDataset, data_path: Path, render_mode: Optional[str]) -> gymnasium.Env:
+    metadata = dataset.storage.metadata
+    if "env_spec" not in metadata and "eval_env_spec" not in metadata:
+        raise UserError(
+            f"{data_path / METADATA_FILE}: env_spec and eval_env_spec are missing, so there is no environment to "
+            f"evaluate in: create the data set with env= or eval_env="
+        )
+    options = {} if render_mode is None else {"render_mode": render_mode}
+    try:
+        environment = dataset.recover_environment(eval_env=True, **options)
+    except (gymnasium.error.Error, ImportError) as error:
+        packages = " ".join(f'"{requirement}"' for requirement in metadata.get("requirements", []))
+        raise UserError(
+            f"{data_path / METADATA_FILE}: its environment cannot be built ({_one_line(error)}): install the package "
+            f"that has it{f', `pip install {packages}`' if packages else ''}"
+        ) from error
+    data_spaces = (dataset.observation_space, dataset.action_space)
+    for kind, own, stored in zip(
+        ("observation", "action"), (environment.observation_space, environment.action_space), data_spaces, strict=True
+    ):
+        if spaces.flatdim(own) != spaces.flatdim(stored):
+            raise UserError(
+                f"{data_path / METADATA_FILE}: the environment's {kind}s have {spaces.flatdim(own)} entries, the data "
+                f"set's {spaces.flatdim(stored)}: its env_spec is of another environment or version"
+            )
+    return environment
+
+
+# ---- The data ----
+
+
+def load(name: str, data_dir: Optional[str] = None, collect_episodes: int = 0) -> Task:
+    """Loads the data set with the id `name`, e.g. "D4RL/pointmaze/umaze-v2", which is downloaded first if it is absent.
+
+    It lies in `<data_dir>/<id>/data/`, by default in $MINARI_DATASETS_PATH or minari's ~/.minari/datasets. The masks
+    are 0 exactly where an episode terminated; truncation bootstraps. Actions are scaled to [-1, 1]. The score is the
+    undiscounted return of the environment; identity holds reference_returns where the data set names them.
+    collect_episodes is not used: nothing is collected. Raises UserError for unknown ids, for data that is absent or
+    broken, for other spaces than vectors, and where there is no environment.
+    """
+    _check_id(name)
+    root = _data_root(data_dir)
+    data_path = root / name / "data"
+    if not (data_path / METADATA_FILE).exists():
+        _download(root, name)
+    minari_dataset = open_dataset(data_path)
+    environment = MinariEnvironment(data_path)  # built once now: a missing package is said before the training
+    environment.close()
+    dataset, returns = _read(minari_dataset, name, data_path)
+    return Task(
+        name=f"minari/{name}",
+        dataset=dataset,
+        validation=None,
+        make_env=functools.partial(MinariEnvironment, data_path),
+        observation_dim=environment.observation_space.shape[0],
+        action_dim=environment.action_space.shape[0],
+        score_name="return",
+        identity=_identity(name, data_path, minari_dataset.storage.metadata, len(dataset), returns),
+    )
+
+
+def open_dataset(data_path: Path) -> MinariDataset:
+    """The data set whose metadata.json is in data_path. Raises UserError where it cannot be read."""
+    try:
+        dataset = MinariDataset(data_path)
+    except (ValueError, KeyError, TypeError, AssertionError, OSError) as error:
+        raise UserError(f"{data_path}: is no readable Minari data set ({_one_line(error)}): fetch it again") from error
+    if dataset.storage.FORMAT != "hdf5":
+        raise UserError(f"{data_path}: is stored as {dataset.storage.FORMAT}: only hdf5 is read, store it as that")
+    return dataset
+
+
+def _read(dataset: MinariDataset, name: str, data_path: Path) -> Tuple[Dataset, np.ndarray]:
+    """The data set as rows, the final observation of every episode among them, and the returns [episodes]."""
+    source = str(data_path / MAIN_FILE)
+    scale = ActionScale(dataset.action_space, source)
+    shift = REWARD_SHIFT if name.startswith(f"{SHIFTED_NAMESPACE}/") else 0.0
+    columns: Dict[str, List[np.ndarray]] = {"observations": [], "actions": [], "rewards": [], "masks": [], "valid": []}
+    returns, start = [], 0
+    for episode in _episodes(dataset, source):
+        observations = flatten(dataset.observation_space, episode.observations)
+        steps = len(episode.rewards)
+        _check_episode(episode, observations, scale.shape, source)
+        actions = scale.to_unit(episode.actions)
+        returns.append(episode.rewards.sum(dtype=np.float64))
+        # The final observation has no action, reward and end of its own: it repeats the action before it, so that
+        # next_actions holds no invented one.
+        columns["observations"].append(observations)
+        columns["actions"].append(np.concatenate([actions, actions[-1:]]))
+        columns["rewards"].append(np.append(episode.rewards + shift, 0.0).astype(np.float32))
+        columns["masks"].append(np.append(~episode.terminations.astype(bool), True).astype(np.float32))
+        columns["valid"].append(np.arange(start, start + steps))
+        start += steps + 1
+    if not returns:
+        raise UserError(f"{source}: holds no episode: fetch or make it again")
+    arrays = {field: np.concatenate(parts) for field, parts in columns.items()}
+    for field in ("observations", "actions", "rewards"):
+        refuse_non_finite(source, field, arrays[field])
+    return Dataset(**{field: torch.from_numpy(array) for field, array in arrays.items()}), np.asarray(returns)
+
+
+def _episodes(dataset: MinariDataset, source: str) -> Iterator[EpisodeData]:
+    """The episodes by their number: minari asks for episode_0, episode_1, ..., where HDF5 would sort 10 before 2."""
+    try:
+        yield from dataset.iterate_episodes(range(dataset.storage.total_episodes))
+    except (KeyError, OSError) as error:
+        raise UserError(f"{source}: truncated or damaged ({_one_line(error)}): fetch it again") from error
+
+
+def _check_episode(episode: EpisodeData, observations: np.ndarray, action_shape: tuple, source: str) -> None:
+    steps = len(episode.rewards)
+    shapes = {
+        "observations": (observations.shape[:1], (steps + 1,)),
+        "actions": (np.shape(episode.actions), (steps, *action_shape)),
+        "terminations": (episode.terminations.shape, (steps,)),
+        "truncations": (episode.truncations.shape, (steps,)),
+    }
+    for field, (found, expected) in shapes.items():
+        if found != expected or steps == 0:
+            raise UserError(
+                f"{source}: {field} of episode_{episode.id} have shape {found}, expected {expected} with at least one "
+                f"step: the file is damaged, fetch or make it again"
+            )
+
+
+def _identity(name: str, data_path: Path, metadata: dict, transitions: int, returns: np.ndarray) -> dict:
+    sha256, hashed = file_sha256(data_path / MAIN_FILE)
+    named = all(metadata.get(field) for field in ("author", "code_permalink"))
+    official = named and name.split("/")[0] in OFFICIAL_NAMESPACES
+    identity = {
+        "suite": "minari",
+        "path": str(data_path / MAIN_FILE),
+        "sha256": sha256,
+        "sha256_of": hashed,
+        "source": "official" if official else "local file",
+        "transitions": transitions,
+        "episodes": len(returns),
+        "dataset": name,
+        "author": sorted(metadata.get("author", ())),
+        "minari_version": metadata["minari_version"],
+        "reward_shift": REWARD_SHIFT if name.startswith(f"{SHIFTED_NAMESPACE}/") else 0.0,
+        "episode_return_mean": float(np.mean(returns)),
+        "episode_return_best": float(np.max(returns)),
+    }
+    references = {"min": metadata.get("ref_min_score"), "max": metadata.get("ref_max_score")}
+    if None not in references.values() and references["min"] != references["max"]:
+        identity["reference_returns"] = references
+    return identity
+
+
+# ---- Where the data are ----
+
+
+def _data_root(data_dir: Optional[str]) -> Path:
+    return Path(os.path.expanduser(data_dir or os.environ.get(DATA_DIR_VARIABLE) or DEFAULT_DATA_DIR))
+
+
+def _check_id(name: str) -> None:
+    try:
+        parse_dataset_id(name)
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"{name!r} is no id of a Minari data set: expected minari/<namespace>/<name>-v<number>, e.g. "
+            f"minari/D4RL/pointmaze/umaze-v2"
+        ) from error
+
+
+def _download(root: Path, name: str) -> None:
+    """Fetches the data set into `root` as a whole: it is downloaded beside its place and moved there at the end."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as folder:
+            _minari_download(name, folder)
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(Path(folder) / name, root / name)
+    except Exception as error:  # each of minari's remotes has error types of its own
+        local = [path.parent.parent.relative_to(root).as_posix() for path in root.glob(f"**/data/{METADATA_FILE}")]
+        raise UserError(
+            f"no Minari data set {name!r} in {root}{nearest_names(name, local)} and the download failed "
+            f"({_one_line(error)}): run `minari download {name}` where there is internet and copy the folder {name} "
+            f"there, or set data_dir or {DATA_DIR_VARIABLE} to the folder that holds it"
+        ) from error
+
+
+def _minari_download(name: str, folder: str) -> None:
+    """minari's own download, which takes its folder from the environment."""
+    shared = os.environ.get(DATA_DIR_VARIABLE)
+    os.environ[DATA_DIR_VARIABLE] = folder
+    try:
+        minari.download_dataset(name)
+    finally:
+        del os.environ[DATA_DIR_VARIABLE]
+        if shared is not None:
+            os.environ[DATA_DIR_VARIABLE] = shared
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

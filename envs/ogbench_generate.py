@@ -1,0 +1,252 @@
+"""Makes OGBench data sets locally, in the official format and by the official procedure, marked as locally generated.
+
+python -m envs.ogbench_generate cube-single-play --transitions 100000 --workers 2 --seed 0 --out ~/.ogbench/data
+"""
+
+import argparse
+import contextlib
+import json
+import multiprocessing
+import shutil
+import signal
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Dict, Iterator, List, Optional, Sequence, Tuple
+
+import numpy as np
+from tqdm import tqdm
+
+from envs.errors import UserError
+from envs.files import replacing
+from envs.ogbench_collect import GENERATOR_VERSION, Collector, Episode, episode_steps, make_collector, parameters
+from envs.ogbench_names import (
+    DEFAULT_DATA_DIR,
+    GENERATED_FAMILIES,
+    VERSION,
+    check_can_be_generated,
+    data_root,
+    read_record,
+    sidecar_file,
+    train_file,
+    validation_file,
+)
+from envs.task import file_sha256
+
+SPLITS = ("train", "validation")  # in this order they are part of an episode's seed
+VALIDATION_SHARE = 10  # one validation episode, beyond the training ones, for so many of them
+RECORD = "generation.json"  # in the folder of finished episodes
+EPISODES_PER_WORKER = 2  # starting a process takes as long as collecting about this many
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What is asked for; `record` is what the episodes depend on, with their numbers."""
+
+    dataset: str
+    episodes: Dict[str, int]  # by split
+    seed: int
+    root: Path
+
+    @property
+    def folder(self) -> Path:
+        """Finished episodes, until the two files are written."""
+        return self.root / f"{self.dataset}-{VERSION}.episodes"
+
+    @property
+    def jobs(self) -> List[Tuple[str, int]]:
+        return [(split, index) for split in SPLITS for index in range(self.episodes[split])]
+
+    def shard(self, split: str, index: int) -> Path:
+        return self.folder / f"{split}_{index:06d}.npz"
+
+    @property
+    def record(self) -> dict:
+        steps = episode_steps(self.dataset)
+        return {
+            "source": "locally generated",
+            "generator_version": GENERATOR_VERSION,
+            "dataset": self.dataset,
+            "seed": self.seed,
+            "episode_steps": steps,
+            "parameters": parameters(self.dataset),
+            "libraries": {name: version(name) for name in ("ogbench", "mujoco", "gymnasium", "numpy", "scipy")},
+            "episodes": self.episodes,
+            "transitions": {split: count * steps for split, count in self.episodes.items()},
+        }
+
+
+@contextlib.contextmanager
+def _written_to(root: Path) -> Iterator[None]:
+    """Turns a failure to write below `root` into the user's error."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{root}: cannot be written ({error.strerror}): make room or choose another --out; "
+            f"finished episodes are kept there, the same command goes on from them"
+        ) from error
+
+
+def _write_npz(path: Path, arrays: Episode) -> None:
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, **arrays)
+
+
+class _Worker:
+    """Collects and writes episodes: the work of one process."""
+
+    def __init__(self, generation: Generation):
+        self.generation = generation
+        self.collector: Collector = make_collector(generation.dataset)
+
+    def __call__(self, job: Tuple[str, int]) -> None:
+        split, index = job
+        episode = self.collector(self.generation.seed, SPLITS.index(split), index)
+        with _written_to(self.generation.root):
+            _write_npz(self.generation.shard(split, index), episode)
+
+
+_worker: Optional[_Worker] = None  # of a process of the pool, set once when it starts
+
+
+def _start_worker(generation: Generation) -> None:
+    global _worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C stops the parent, which stops its workers
+    _worker = _Worker(generation)
+
+
+def _collect_in_worker(job: Tuple[str, int]) -> None:
+    _worker(job)
+
+
+def generate(dataset: str, transitions: int, seed: int = 0, workers: int = 1, out: Optional[str] = None) -> Path:
+    """Makes `<dataset>-v0.npz`, `-val.npz` and the record of their making in folder `out`; returns the first.
+
+    The files hold as many whole episodes as `transitions` says and a tenth of that, at least one, beyond them for
+    validation. They are bit-identical for any number of workers and however often the generation was interrupted.
+    Raises UserError for a data set that cannot be made, and where `out` holds files of another making.
+    """
+    check_can_be_generated(dataset)
+    steps = episode_steps(dataset)
+    if transitions < steps or transitions % steps:
+        raise UserError(f"transitions: expected a multiple of {steps}, an episode of {dataset}, got {transitions}")
+    for name, value, least in (("seed", seed, 0), ("workers", workers, 1)):
+        if value < least:
+            raise UserError(f"{name}: expected at least {least}, got {value}")
+    train = transitions // steps
+    episodes = {"train": train, "validation": max(1, train // VALIDATION_SHARE)}
+    generation = Generation(dataset, episodes, seed, data_root(out).absolute())
+    path = train_file(generation.root, dataset)
+    if not _is_finished(generation):
+        _open_folder(generation)
+        _collect_missing(generation, workers)
+        _write_files(generation)
+    with _written_to(generation.root):
+        shutil.rmtree(generation.folder, ignore_errors=True)
+    return path
+
+
+def _is_finished(generation: Generation) -> bool:
+    """Whether both files are there, of this making. Files of any other making are refused."""
+    paths = [place(generation.root, generation.dataset) for place in (train_file, validation_file)]
+    existing = [path for path in paths if path.exists()]
+    sidecar = sidecar_file(generation.root, generation.dataset)
+    if existing and not sidecar.is_file():
+        raise UserError(f"{existing[0]}: exists and was not generated here: choose another --out")
+    if not existing:
+        return False
+    record = read_record(sidecar)
+    _refuse_differing(record, generation.record, sidecar, f"choose another --out or delete {existing[0]}")
+    return len(existing) == len(paths)
+
+
+def _refuse_differing(existing: dict, asked: dict, path: Path, fix: str, ignored: Sequence[str] = ()) -> None:
+    for key, value in asked.items():
+        if key not in ignored and existing.get(key) != value:
+            raise UserError(f"{path}: {key} there is {existing.get(key)}, asked for {value}: {fix}")
+
+
+def _open_folder(generation: Generation) -> None:
+    """Creates the folder of finished episodes, or checks that those in it are of the same making."""
+    path = generation.folder / RECORD
+    if path.exists():
+        fix = f"finish that generation first, choose another --out or delete {generation.folder}"
+        counts = ("episodes", "transitions")  # an episode does not depend on how many there are
+        _refuse_differing(read_record(path), generation.record, path, fix, counts)
+    with _written_to(generation.root):
+        generation.folder.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary:
+            temporary.write_text(_as_text(generation.record))
+
+
+def _as_text(record: dict) -> str:
+    return json.dumps(record, indent=2) + "\n"
+
+
+def _collect_missing(generation: Generation, workers: int) -> None:
+    missing = [job for job in generation.jobs if not generation.shard(*job).exists()]
+    total = len(generation.jobs)
+    bar = {"desc": generation.dataset, "unit": "episode", "total": total, "initial": total - len(missing)}
+    workers = min(workers, -(-len(missing) // EPISODES_PER_WORKER))
+    if workers <= 1:
+        worker = _Worker(generation) if missing else None
+        for job in tqdm(missing, disable=None, **bar):
+            worker(job)
+        return
+    # spawn: a fork would copy this process's threads' locks, torch's among them.
+    context = multiprocessing.get_context("spawn")
+    executor = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(generation,))
+    try:
+        for _ in tqdm(executor.map(_collect_in_worker, missing), disable=None, **bar):
+            pass
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def _concatenated(generation: Generation, split: str) -> Episode:
+    """All episodes of a split, in order, as one set of arrays."""
+    parts: Dict[str, List[np.ndarray]] = {}
+    for index in range(generation.episodes[split]):
+        with np.load(generation.shard(split, index), allow_pickle=False) as episode:
+            for name in episode.files:
+                parts.setdefault(name, []).append(episode[name])
+    return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+
+
+def _write_files(generation: Generation) -> None:
+    """Writes the two files and their record; they take their places together, the record first, at the end."""
+    root, dataset = generation.root, generation.dataset
+    with (
+        _written_to(root),
+        replacing(train_file(root, dataset)) as train,
+        replacing(validation_file(root, dataset)) as validation,
+        replacing(sidecar_file(root, dataset)) as sidecar,
+    ):
+        for split, path in zip(SPLITS, (train, validation), strict=True):
+            with open(path, "wb") as file:
+                np.savez_compressed(file, **_concatenated(generation, split))
+        hashes = {"train": file_sha256(train)[0], "validation": file_sha256(validation)[0]}
+        sidecar.write_text(_as_text({**generation.record, "sha256": hashes}))
+
+
+def main(arguments: Optional[Sequence[str]] = None) -> None:
+    """The command."""
+    from harness.command_line import exit_on_user_error
+
+    parser = argparse.ArgumentParser(prog="python -m envs.ogbench_generate", description=__doc__.splitlines()[0])
+    parser.add_argument("dataset", help=f"e.g. cube-single-play; {GENERATED_FAMILIES}")
+    parser.add_argument(
+        "--transitions", type=int, required=True, help="of the training file; official: 1000000 or more"
+    )
+    parser.add_argument("--workers", type=int, default=1, help="processes; the files do not depend on it")
+    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same files")
+    parser.add_argument("--out", help=f"folder of the files, default {DEFAULT_DATA_DIR}, where training looks for them")
+    options = parser.parse_args(arguments)
+    with exit_on_user_error():
+        print(generate(options.dataset, options.transitions, options.seed, options.workers, options.out))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""OGBench's data sets by name: which exist, which the scripted oracles can make, and how an unknown name is refused."""
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Optional
+
+from envs.errors import UserError
+from envs.names import nearest_names
+
+DEFAULT_DATA_DIR = "~/.ogbench/data"  # ogbench's own
+VERSION = "v0"
+TASKS_PER_ENVIRONMENT = 5
+
+_MAZE_KINDS = ("navigate", "stitch")
+_ENVIRONMENTS = {
+    **{f"pointmaze-{size}": _MAZE_KINDS for size in ("medium", "large", "giant", "teleport")},
+    **{f"antmaze-{size}": (*_MAZE_KINDS, "explore") for size in ("medium", "large", "teleport")},
+    "antmaze-giant": _MAZE_KINDS,
+    **{f"humanoidmaze-{size}": _MAZE_KINDS for size in ("medium", "large", "giant")},
+    **{f"antsoccer-{size}": _MAZE_KINDS for size in ("arena", "medium")},
+    **{f"cube-{number}": ("play", "noisy") for number in ("single", "double", "triple", "quadruple")},
+    "scene": ("play", "noisy"),
+    **{f"puzzle-{size}": ("play", "noisy") for size in ("3x3", "4x4", "4x5", "4x6")},
+}
+# Data sets with low-dimensional states, `<environment>-<kind>`, as OGBench released them.
+DATASETS = tuple(f"{environment}-{kind}" for environment, kinds in _ENVIRONMENTS.items() for kind in kinds)
+_NEEDS_EXPERTS = ("antmaze", "humanoidmaze", "antsoccer")
+GENERATED = tuple(name for name in DATASETS if not name.startswith(_NEEDS_EXPERTS))
+
+GENERATED_FAMILIES = "cube-*, scene-*, puzzle-* and pointmaze-*"
+
+
+def task_names() -> tuple:
+    """The ids of all single tasks, `<data set>-singletask[-taskN]-v0`; without taskN the environment's default."""
+    suffixes = ("", *(f"-task{number}" for number in range(1, TASKS_PER_ENVIRONMENT + 1)))
+    return tuple(f"{name}-singletask{suffix}-{VERSION}" for name in DATASETS for suffix in suffixes)
+
+
+def dataset_of(task_name: str) -> str:
+    """The data set `<environment>-<kind>` of a single task's id. Raises UserError with the nearest ids."""
+    if task_name not in task_names():
+        raise UserError(
+            f"unknown OGBench task {task_name!r}{nearest_names(task_name, task_names())} (expected "
+            f"ogbench/<data set>-singletask[-taskN]-{VERSION} with N from 1 to {TASKS_PER_ENVIRONMENT} and a data set "
+            f"of states, e.g. ogbench/cube-single-play-singletask-task1-{VERSION})"
+        )
+    return re.sub(r"-singletask.*$", "", task_name)
+
+
+def check_can_be_generated(dataset: str) -> None:
+    """Raises UserError for an unknown data set and for one whose policies are not in the ogbench package."""
+    if dataset not in DATASETS:
+        raise UserError(
+            f"unknown OGBench data set {dataset!r}{nearest_names(dataset, DATASETS)} "
+            f"(can be generated: {GENERATED_FAMILIES})"
+        )
+    if dataset not in GENERATED:
+        raise UserError(
+            f"{dataset} cannot be generated here: its policies are SAC experts that OGBench's authors trained, which "
+            f"are not in the ogbench package: download {dataset}-{VERSION}.npz and {dataset}-{VERSION}-val.npz"
+        )
+
+
+def data_root(data_dir: Optional[str]) -> Path:
+    """The folder of the npz files: data_dir, by default ogbench's own."""
+    return Path(os.path.expanduser(data_dir or DEFAULT_DATA_DIR))
+
+
+def train_file(root: Path, dataset: str) -> Path:
+    return root / f"{dataset}-{VERSION}.npz"
+
+
+def validation_file(root: Path, dataset: str) -> Path:
+    return root / f"{dataset}-{VERSION}-val.npz"
+
+
+def sidecar_file(root: Path, dataset: str) -> Path:
+    """The record beside files that were generated here; downloaded files have none."""
+    return root / f"{dataset}-{VERSION}.generation.json"
+
+
+def read_record(path: Path) -> dict:
+    """The record of a generation. Raises UserError where it is not one."""
+    try:
+        record = json.loads(path.read_text())
+    except ValueError:
+        record = None
+    if not isinstance(record, dict) or "generator_version" not in record:
+        raise UserError(f"{path}: not a record of a generation: delete it, and generate the data set again")
+    return record

@@ -1,0 +1,184 @@
+"""OGBench's single tasks: `load` gives the data set, by ogbench's own download and relabelling, and the environment."""
+
+import functools
+import os
+import urllib.error
+import zipfile
+import zlib
+from http.client import HTTPException
+from pathlib import Path
+from typing import Dict, List, Optional
+
+import numpy as np
+import ogbench
+import torch
+from ogbench.relabel_utils import relabel_dataset
+
+from envs.dataset import Dataset, refuse_non_finite
+from envs.errors import UserError
+from envs.ogbench_environment import OGBenchEnvironment
+from envs.ogbench_names import (
+    GENERATED,
+    VERSION,
+    data_root,
+    dataset_of,
+    read_record,
+    sidecar_file,
+    train_file,
+    validation_file,
+)
+from envs.task import Task, file_sha256
+
+SUGGESTED_TRANSITIONS = 1_000_000  # in the command that an error message names
+NETWORK_ERRORS = (urllib.error.URLError, HTTPException, ConnectionError, TimeoutError)
+UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, KeyError, IndexError, ValueError, OSError)
+
+
+def load(name: str, data_dir: Optional[str] = None, collect_episodes: int = 0) -> Task:
+    """Loads the single task `<environment>-<kind>-singletask[-taskN]-v0`; absent files are downloaded first.
+
+    The files, `<environment>-<kind>-v0.npz` and `-val.npz`, lie in data_dir, by default ogbench's ~/.ogbench/data; the
+    second becomes the task's validation set. Reward and mask of a row are functions of its own state: the reward is
+    minus the number of sub-goals not met, the mask is 0 exactly where all are met. The score is the success.
+    collect_episodes is not used: local files have the official names, so making them is a command of its own
+    (envs/ogbench_generate.py). Raises UserError for unknown names and for files that are absent or broken.
+    """
+    dataset_name = dataset_of(name)
+    root = data_root(data_dir)
+    paths = [train_file(root, dataset_name), validation_file(root, dataset_name)]
+    _download_missing(root, dataset_name, paths)
+    environment = OGBenchEnvironment(name)
+    dataset, validation = (_read(path, name, environment) for path in paths)
+    task = Task(
+        name=f"ogbench/{name}",
+        dataset=dataset,
+        validation=validation,
+        make_env=functools.partial(OGBenchEnvironment, name),
+        observation_dim=environment.observation_space.shape[0],
+        action_dim=environment.action_space.shape[0],
+        score_name="success",
+        identity={
+            **_file_identity(root, dataset_name, paths),
+            "transitions": len(dataset),
+            "episodes": len(dataset.observations) - len(dataset),  # each has one row without a successor
+            "validation_transitions": len(validation),
+            "dataset": dataset_name,
+            "reward_task": int(environment.environment.unwrapped.cur_task_id),
+        },
+    )
+    environment.close()
+    return task
+
+
+def generate_command(root: Path, dataset_name: str, transitions: int = SUGGESTED_TRANSITIONS) -> str:
+    return f"python -m envs.ogbench_generate {dataset_name} --transitions {transitions} --out {root}"
+
+
+def _download_missing(root: Path, dataset_name: str, paths: List[Path]) -> None:
+    """Fetches absent files; where that fails, nothing new is left on disk and the error says how to get them."""
+    missing = " and ".join(path.name for path in paths if not path.exists())
+    if not missing:
+        return
+    if sidecar_file(root, dataset_name).exists():
+        raise UserError(
+            f"{missing}: not in {root}, where {dataset_name} was generated: run "
+            f"`{generate_command(root, dataset_name)}` with that generation's own settings "
+            f"({sidecar_file(root, dataset_name).name}) or, to download instead, delete what is there"
+        )
+    try:
+        _download(root, dataset_name, paths)
+    except NETWORK_ERRORS as error:
+        generated = f", or make it with `{generate_command(root, dataset_name)}`"
+        raise UserError(
+            f"{missing}: not in {root}, and the download failed ({getattr(error, 'reason', error)}): copy it there "
+            f'from a machine with internet, where `python -c "import ogbench; '
+            f"ogbench.download_datasets(['{dataset_name}-{VERSION}'])\"` puts it into ~/.ogbench/data"
+            f"{generated if dataset_name in GENERATED else ''}"
+        ) from error
+    except OSError as error:
+        raise UserError(
+            f"{missing}: cannot be written to {root} ({error.strerror}): make room or set data_dir to another folder"
+        ) from error
+
+
+def _download(root: Path, dataset_name: str, paths: List[Path]) -> None:
+    """ogbench's download, with its partial file and the folders it made removed when it fails."""
+    new_folders = [folder for folder in (root, *root.parents) if not folder.exists()]
+    try:
+        ogbench.download_datasets([f"{dataset_name}-{VERSION}"], str(root))
+    finally:
+        for path in paths:
+            path.with_name(path.name + ".tmp").unlink(missing_ok=True)
+        for folder in new_folders:
+            if folder.exists() and not os.listdir(folder):
+                folder.rmdir()
+
+
+def _read(path: Path, name: str, environment: OGBenchEnvironment) -> Dataset:
+    """The data set of one file with the rewards and masks of task `name`."""
+    try:
+        rows = ogbench.load_dataset(str(path), compact_dataset=True, add_info=True)
+    except UNREADABLE as error:
+        raise UserError(
+            f"{path}: truncated or not an OGBench data set ({str(error).splitlines()[0] if str(error) else error!r}): "
+            f"delete it and fetch or make it again"
+        ) from error
+    _check(path, rows, environment)
+    relabel_dataset(name, environment.environment, rows)
+    columns = {
+        "observations": rows["observations"],
+        "actions": rows["actions"],
+        "rewards": rows["rewards"],
+        "masks": rows["masks"],
+        "valid": np.flatnonzero(rows["valids"]),  # not `terminals`, which cuts episodes off and ends no bootstrap
+    }
+    return Dataset(**{column: torch.from_numpy(array) for column, array in columns.items()})
+
+
+def _check(path: Path, rows: Dict[str, np.ndarray], environment: OGBenchEnvironment) -> None:
+    """Refuses arrays that are absent, of shapes that are not the environment's, not finite or cut off."""
+    simulation = environment.environment.unwrapped
+    count = len(rows["observations"])
+    shapes = {
+        "observations": (count, *environment.observation_space.shape),
+        "actions": (count, *environment.action_space.shape),
+        "terminals": (count,),
+        "qpos": (count, simulation.model.nq),
+    }
+    if hasattr(simulation, "_cur_button_states"):
+        shapes["button_states"] = (count, len(simulation._cur_button_states))
+    for field, shape in shapes.items():
+        if field not in rows:
+            raise UserError(f"{path}: array {field} is missing: the file is no data set of this task's environment")
+        if rows[field].shape != shape:
+            raise UserError(
+                f"{path}: {field} has shape {rows[field].shape}, expected {shape}: the file is damaged or of another "
+                f"environment"
+            )
+        refuse_non_finite(str(path), field, rows[field])
+    if not rows["valids"].any() or rows["valids"][-1]:
+        raise UserError(f"{path}: terminals must end the last episode at the last row: the file is cut off or damaged")
+
+
+def _file_identity(root: Path, dataset_name: str, paths: List[Path]) -> dict:
+    """What the files are, by their hashes and, for those generated here, the record beside them."""
+    (sha256, hashed), (validation_sha256, _) = (file_sha256(path) for path in paths)
+    sidecar = sidecar_file(root, dataset_name)
+    generation = None
+    if sidecar.exists():
+        generation = read_record(sidecar)
+        matches = generation.get("sha256") == {"train": sha256, "validation": validation_sha256}
+        if not matches:
+            raise UserError(
+                f"{sidecar}: describes other files than {paths[0].name} and {paths[1].name} beside it: delete it if "
+                f"those were downloaded, otherwise generate again"
+            )
+    return {
+        "suite": "ogbench",
+        "path": str(paths[0]),
+        "sha256": sha256,
+        "sha256_of": hashed,
+        "validation_sha256": validation_sha256,
+        "source": "official" if generation is None else generation["source"],
+        "generation": generation,
+    }

@@ -1,0 +1,20 @@
+"""Devices by the name that a config gives them, and generators on them."""
+
+import numpy as np
+import torch
+
+from envs.errors import UserError
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of the config's `device` field. Raises UserError for another name and for an absent GPU."""
+    if name not in ("auto", "cpu", "cuda"):
+        raise UserError(f"config: device is {name!r}, choose one of auto, cpu, cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("config: device is 'cuda', but torch finds no GPU here, set it to auto or cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def seeded_generator(device: torch.device, *key: int) -> torch.Generator:
+    """A generator whose stream depends on the whole key."""
+    return torch.Generator(device).manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
