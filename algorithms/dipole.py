@@ -342,7 +342,7 @@ class DIPOLE(nn.Module):
             aggregated_q = smallest_data_q if config.value_aggregation == "min" else data_q.mean(dim=0)
 
         # Value: expectile regression on the target critics.
-        value = self.value(observations).squeeze()
+        value = self.value(observations)[0, :, 0]
         value_loss = expectile_loss(aggregated_q - value, config.expectile)
 
         # Critics: each on the target heads of both, averaged over the heads and summed over the critics.

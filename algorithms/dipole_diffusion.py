@@ -82,7 +82,7 @@ class DIPOLEDiffusionConfig:
     value_layer_norm: bool = True  # layer norm in critics and value
     expectile: float = 0.9  # of the value regression
     value_aggregation: str = "min"  # min | mean over the target critics in the value loss
-    inverse_temperature: float = 1.0  # beta: steepness of the sigmoid
+    inverse_temperature: float = 1.0  # beta: multiplies the advantage in the policy's weights
     shift: float = 0.0  # k: moves the sigmoid's active region
     weighting: str = "sigmoid"  # sigmoid (DIPOLE) | exponential (eq. 4) | indicator (CFGRL-style) | none (cloning)
     greediness: float = 0.0  # omega when acting; 0 = pi+ alone, -1 = pi- alone
@@ -331,11 +331,8 @@ class DIPOLEDiffusion(nn.Module):
     """The agent: a positive and a negative policy, two critics with targets, and a state value."""
 
     batch_fields = ()
-    control = {
-        "weighting": "none",
-        "greediness": 0.0,
-        "target_greediness": 0.0,
-    }  # behaviour cloning, same everything
+    # What makes a run of the same budget its control: cloning, with the same critics to choose among candidates.
+    control = {"label": "behaviour_cloning", "weighting": "none", "greediness": 0.0, "target_greediness": 0.0}
 
     def __init__(self, config: DIPOLEDiffusionConfig, observation_dim: int, action_dim: int):
         super().__init__()
@@ -396,7 +393,7 @@ class DIPOLEDiffusion(nn.Module):
             aggregated_q = smallest_data_q if config.value_aggregation == "min" else data_q.mean(dim=0)
 
         # Value: expectile regression on the target critics.
-        value = self.value(observations).squeeze()
+        value = self.value(observations)[0, :, 0]
         value_loss = expectile_loss(aggregated_q - value, config.expectile)
 
         # Critics: each on the target heads of both, averaged over the heads and summed over the critics.

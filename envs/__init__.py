@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 # First part of a task's name -> module with `load(name, data_dir, collect_episodes)`; imported when asked for,
 # so that one suite's simulator is not needed for another's data.
-SUITES = {"exorl": "envs.exorl_tasks", "ogbench": "envs.ogbench_tasks"}
+SUITES = {"exorl": "envs.exorl_tasks", "minari": "envs.minari_tasks", "ogbench": "envs.ogbench_tasks"}
 
 
 def load_task(name: str, data_dir: Optional[str] = None, collect_episodes: int = 0) -> "Task":

@@ -16,6 +16,10 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message=".*(GLFW|X11|DISPLAY).*")
     from dm_control import suite
 
+FRAME_SIZE = 256  # pixels
+PLAIN_SCENE = {"shadow": False, "reflection": False}
+CAMERAS = {"quadruped": 2}  # one that follows the robot; the first camera of the other domains does
+
 
 def _is_no_mass_notice(record: logging.LogRecord) -> bool:
     return "settotalmass" not in record.getMessage()
@@ -62,7 +66,7 @@ class ExORLEnvironment(gymnasium.Env):
     It steps dm_control's physics and task directly, as dm_control's Environment does, without building its TimeStep.
     """
 
-    metadata = {"render_modes": []}
+    metadata = {"render_modes": ["rgb_array"]}
 
     def __init__(self, domain: str, task: str):
         environment = load_suite_environment(domain, task)
@@ -71,6 +75,7 @@ class ExORLEnvironment(gymnasium.Env):
         self._task = environment.task
         self._physics_steps = round(environment.control_timestep() / environment.physics.timestep())
         self._scale = ActionScale(environment)
+        self._camera = CAMERAS.get(domain, 0)
         self._steps = 0
         width = self._flatten(environment.reset().observation).shape
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, width, np.float32)
@@ -96,6 +101,17 @@ class ExORLEnvironment(gymnasium.Env):
         observation = self._flatten(task.get_observation(physics))
         self._steps += 1
         return observation, reward, False, self._steps >= EPISODE_STEPS, {}
+
+    def render(self) -> np.ndarray:
+        """A picture of the scene, uint8 [FRAME_SIZE, FRAME_SIZE, 3], without shadows.
+
+        Shadows, reflections and multi-sampling take most of the time without a GPU. Needs OpenGL, see MUJOCO_GL.
+        """
+        self._physics.model.vis.quality.offsamples = 0  # read when the first picture is drawn
+        return self._physics.render(FRAME_SIZE, FRAME_SIZE, camera_id=self._camera, render_flag_overrides=PLAIN_SCENE)
+
+    def close(self) -> None:
+        self._physics.free()  # what the pictures were drawn in, too
 
     def physics_state(self) -> np.ndarray:
         """The simulator's state now, float64 [P] = qpos, qvel, act: a new array."""

@@ -98,10 +98,10 @@ class MinariEnvironment(gymnasium.Env):
         """data_path: the folder of metadata.json. Raises UserError where the environment cannot be built."""
         dataset = open_dataset(data_path)
         self.render_mode = render_mode
-        self.environment = _recover(dataset, data_path, render_mode)
         self._space = dataset.observation_space
         self._scale = ActionScale(dataset.action_space, str(data_path))
         width = observation_width(self._space, str(data_path))
+        self.environment = _recover(dataset, data_path, render_mode)
         self.observation_space = spaces.Box(-np.inf, np.inf, (width,), np.float32)
         self.action_space = spaces.Box(-1.0, 1.0, self._scale.shape, np.float32)
 

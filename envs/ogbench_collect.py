@@ -45,6 +45,10 @@ SCENE_CUBE_MAX_Y = 0.29  # further right the cube is out of view
 SCENE_CUBE_MIN_Y = -0.3  # further left it must be in the drawer, between these heights
 SCENE_DRAWER_HEIGHTS = (0.06, 0.08)
 
+STATE_COLUMNS = ("qpos", "qvel", "button_states")  # the last one in scene and puzzle only
+DTYPES = {"terminals": bool, "button_states": np.int64}  # of the files' arrays that are not float32
+MAX_ATTEMPTS = 1000  # a scene is unusable once in some hundred episodes; this many in a row are an error in the code
+
 Episode = Dict[str, np.ndarray]
 
 
@@ -107,40 +111,29 @@ class Collector:
         observations [R, O], actions [R, A], qpos, qvel (before the action) float32, terminals bool, True in the last
         row alone, and for buttons button_states int64 [R, buttons]. R is the transitions + 1.
         """
-        for attempt in range(1000):
+        for attempt in range(MAX_ATTEMPTS):
             episode = self._collect(np.random.SeedSequence([*seed, attempt]))
             if self.is_usable(episode):
                 return episode
             self.discarded += 1
-        raise RuntimeError(f"{self.name}: no usable episode of seed {seed} in 1000 attempts")
+        raise RuntimeError(f"{self.name}: no usable episode of seed {seed} in {MAX_ATTEMPTS} attempts")
 
     def _collect(self, seeds: np.random.SeedSequence) -> Episode:
         reset_seed, oracle_seed = seeds.generate_state(2).tolist()
         np.random.seed(oracle_seed)  # noqa: NPY002  (what the oracles and the mazes use)
         self.generator = np.random.default_rng(seeds.spawn(1)[0])
         observation = self.start(reset_seed)
-        rows: List[Tuple] = []
+        rows: List[Dict[str, Any]] = []
         done = False
         while not done:
             action = np.clip(self.act(observation), -1.0, 1.0)
             next_observation, _, terminated, truncated, info = self.environment.step(action)
             done = terminated or truncated
-            rows.append(
-                (observation, action, done, info["prev_qpos"], info["prev_qvel"], info.get("prev_button_states"))
-            )
+            row = {"observations": observation, "actions": action, "terminals": done}
+            rows.append(row | {name: info[f"prev_{name}"] for name in STATE_COLUMNS if f"prev_{name}" in info})
             observation = next_observation
             self.finish_step(info)
-        columns = dict(
-            zip(
-                ("observations", "actions", "terminals", "qpos", "qvel", "button_states"),
-                zip(*rows, strict=True),
-                strict=True,
-            )
-        )
-        if columns["button_states"][0] is None:
-            del columns["button_states"]
-        kinds = {"terminals": bool, "button_states": np.int64}
-        return {name: np.array(column, dtype=kinds.get(name, np.float32)) for name, column in columns.items()}
+        return {name: np.array([row[name] for row in rows], dtype=DTYPES.get(name, np.float32)) for name in rows[0]}
 
     def is_usable(self, episode: Episode) -> bool:
         return True
@@ -229,7 +222,8 @@ class PointMazeCollector(Collector):
             return self._choose(self.junctions)
         start_xy = self.simulation.ij_to_xy(start)
         _, distances = self.simulation.get_oracle_subgoal(start_xy, start_xy)
-        return self._choose([cell for cell in self.cells if distances[cell] == STITCH_DISTANCE])
+        # Where teleports cut the maze apart, no cell may be that far: the goal is the start then, as officially.
+        return self._choose([cell for cell in self.cells if distances[cell] == STITCH_DISTANCE] or [start])
 
     def start(self, reset_seed: int) -> np.ndarray:
         start = self._choose(self.cells)

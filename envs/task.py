@@ -38,6 +38,13 @@ class Task:
             return {}
         return {label: self.identity[key] for key, label in labels.items() if key in self.identity}
 
+    def normalized_return(self, episode_return: float) -> Optional[float]:
+        """D4RL's score of a return: 0 and 100 at the two reference_returns in identity; None where there are none."""
+        references = self.identity.get("reference_returns")
+        if references is None:
+            return None
+        return 100.0 * (episode_return - references["min"]) / (references["max"] - references["min"])
+
 
 def file_sha256(path: Path) -> Tuple[str, str]:
     """(hexadecimal sha256, what was hashed: "whole file" or "sample") of a data file.

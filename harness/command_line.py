@@ -32,29 +32,34 @@ import yaml
 
 from envs.errors import UserError
 
-# What papers and their released code call a field; a name is suggested only where the config has it.
+# What papers and their released code call a field; the first name that the config has is suggested.
 SYNONYMS = {
-    "N": "num_candidates",
-    "alpha": "bc_weight",
-    "beta": "inverse_temperature",
-    "cfg": "greediness (= cfg - 1)",
-    "cfg_fortrain": "target_greediness (= cfg_fortrain - 1)",
-    "config_path": "config",
-    "dataset_name": "task",
-    "env": "task",
-    "env_name": "task",
-    "eval_freq": "eval_interval",
-    "gamma": "discount",
-    "k": "shift",
-    "lr": "learning_rate",
-    "max_timesteps": "offline_steps",
-    "num_samples": "num_candidates",
-    "num_samples_fortrain": "target_candidates",
-    "omega": "greediness",
-    "q_agg": "value_aggregation",
-    "tau": "target_rate",
-    "train_steps": "offline_steps",
+    "M_q": ("score_weight",),
+    "N": ("num_candidates",),
+    "alpha": ("distillation_weight", "inverse_temperature", "cloning_weight", "actor_bc_weight", "bc_weight"),
+    "beta": ("inverse_temperature",),
+    "cfg": ("greediness",),
+    "cfg_fortrain": ("target_greediness",),
+    "config_path": ("config",),
+    "dataset_name": ("task",),
+    "env": ("task",),
+    "env_name": ("task",),
+    "eta": ("q_weight",),
+    "eval_freq": ("eval_interval",),
+    "gamma": ("discount",),
+    "inv_temp": ("score_weight",),
+    "k": ("shift",),
+    "lr": ("learning_rate",),
+    "max_timesteps": ("offline_steps",),
+    "num_samples": ("num_candidates",),
+    "num_samples_fortrain": ("target_candidates",),
+    "omega": ("greediness",),
+    "q_agg": ("value_aggregation", "target_aggregation"),
+    "rho": ("pessimism",),
+    "tau": ("target_rate",),
+    "train_steps": ("offline_steps",),
 }
+CONVERSIONS = {"cfg": " (= cfg - 1)", "cfg_fortrain": " (= cfg_fortrain - 1)"}
 
 NULL, STRING, BOOL, INT, FLOAT = (f"tag:yaml.org,2002:{name}" for name in ("null", "str", "bool", "int", "float"))
 DIGITS = re.compile(r"[-+]?(0|[1-9][0-9_]*)")
@@ -194,12 +199,18 @@ def _parse_flags(parser: _Parser, config_class: type, argv: List[str]) -> Dict[s
 
 
 def _unknown_field(where: str, dashes: str, name: str, config_class: type, known: Collection[str]) -> UserError:
-    nearest = SYNONYMS.get(name, "")
-    if nearest.split(" ")[0] not in known:
-        close = difflib.get_close_matches(name, known, n=1)
-        nearest = close[0] if close else None
+    nearest = nearest_field(name, known)
     advice = f"did you mean {dashes}{nearest}?" if nearest else "--help lists the fields"
     return UserError(f"{where}: {dashes}{name} is not a field of {config_class.__name__}, {advice}")
+
+
+def nearest_field(name: str, known: Collection[str]) -> Optional[str]:
+    """What was probably meant by `name`: what papers call one of `known`, or the closest spelling; None for neither."""
+    for meant in SYNONYMS.get(name, ()):
+        if meant in known:
+            return meant + CONVERSIONS.get(name, "")
+    close = difflib.get_close_matches(name, known, n=1)
+    return close[0] if close else None
 
 
 def _kinds(config_class: type) -> Dict[str, Any]:

@@ -4,13 +4,13 @@
 
 The flags that take several values are the options of the agent's own `act`; an option left out is the run's. All cells
 of the grid use the same episode seeds, which training's evaluations do not use. A table is printed, and greediness.csv
-and greediness.png are written to the run folder (evaluation.csv for an agent without greediness).
+and greediness.png are written to the run folder (evaluation.csv for an agent without greediness). --video_episodes n
+adds videos/seed_<n>.mp4 of the first n episodes at the first value of every option.
 """
 
 import argparse
 import csv
 import dataclasses
-import difflib
 import inspect
 import itertools
 import json
@@ -27,10 +27,11 @@ from envs import load_task
 from envs.errors import UserError
 from envs.files import replacing
 from harness.algorithms import load_algorithm
-from harness.command_line import SYNONYMS, exit_on_user_error, load_config, parse_config
+from harness.command_line import exit_on_user_error, load_config, nearest_field, parse_config
 from harness.devices import choose_device
 from harness.evaluation import GRID_SEED, Evaluator
 from harness.plots import option_names, plot_greediness
+from harness.video import check_graphics, choose_graphics, log_videos, record
 
 CONFIDENCE = 0.95
 RESAMPLES = 9999  # of the bootstrap; scipy's default
@@ -78,9 +79,7 @@ def _decode(name: str, text: str, config: Any) -> Any:
 
 def _unknown_option(name: str, options: Sequence[str]) -> UserError:
     known = ", ".join(options) if options else "none"
-    meant = SYNONYMS.get(name, "")  # may end in a conversion: "greediness (= cfg - 1)"
-    if meant.split(" ")[0] not in options:
-        meant = next(iter(difflib.get_close_matches(name, options, n=1)), "")
+    meant = nearest_field(name, options)
     advice = f"; did you mean {meant}?" if meant else ""
     return UserError(f"{name} is not an option of this agent's act, which has: {known}{advice}")
 
@@ -102,7 +101,8 @@ def sweep(
 
     A row holds first all act options, then the task's score (mean), its <score>_low and <score>_high (bootstrap
     interval of the mean; NaN for a single episode) and <score>_std over episodes, length, episodes and
-    network_evaluations per action. environments and workers default to the config's.
+    network_evaluations per action, and normalized_return (D4RL's score of the mean return) where the task has one.
+    environments and workers default to the config's.
     """
     environments = config.eval_environments if environments is None else environments
     workers = config.eval_workers if workers is None else workers
@@ -114,6 +114,7 @@ def sweep(
             result = evaluator.evaluate(agent, episodes, GRID_SEED, **options)
             scores = result.scores(task.score_name)
             low, high = confidence_interval(scores)
+            normalized = task.normalized_return(float(result.returns.mean()))
             rows.append(
                 {
                     **options,
@@ -124,6 +125,7 @@ def sweep(
                     "length": float(result.lengths.mean()),
                     "episodes": episodes,
                     "network_evaluations": agent.network_evaluations(**options),
+                    **({} if normalized is None else {"normalized_return": normalized}),
                 }
             )
     return rows
@@ -152,11 +154,13 @@ def format_table(rows: Sequence[dict], score_name: str) -> str:
     options = option_names(rows, score_name)
     digits = 3 if max(abs(row[score_name]) for row in rows) < 10 else 1
     interval = f"{CONFIDENCE:.0%} interval"
-    table = [[*options, score_name, interval, "std", "length", "episodes", "network evaluations"]]
+    normalized = ["normalized return"] if "normalized_return" in rows[0] else []
+    table = [[*options, score_name, *normalized, interval, "std", "length", "episodes", "network evaluations"]]
     for row in rows:
         mean, low, high, std = (f"{row[f'{score_name}{part}']:.{digits}f}" for part in ("", "_low", "_high", "_std"))
         numbers = (f"{row['length']:.0f}", f"{row['episodes']}", f"{row['network_evaluations']}")
-        table.append([*(f"{row[name]}" for name in options), mean, f"[{low}, {high}]", std, *numbers])
+        means = [mean, *(f"{row['normalized_return']:.1f}" for _ in normalized)]
+        table.append([*(f"{row[name]}" for name in options), *means, f"[{low}, {high}]", std, *numbers])
     widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
     return "\n".join("  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)) for line in table)
 
@@ -220,6 +224,9 @@ def _parser(options: Sequence[str] = ()) -> argparse.ArgumentParser:
     parser.add_argument("--episodes", type=int, help="of each cell of the grid (default: the run's eval_episodes)")
     parser.add_argument("--environments", type=int, help="rows of the batch (default: the run's)")
     parser.add_argument("--workers", type=int, help="processes that host the environments (default: the run's)")
+    parser.add_argument(
+        "--video_episodes", type=int, default=0, help="mp4 files to record, at the first value of every act option"
+    )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--data_dir", help="folder of the data sets (default: the run's)")
     parser.add_argument("--out", type=Path, help="folder for the results (default: RUN_DIR)")
@@ -232,8 +239,8 @@ def _parse(argv: Sequence[str], options: Sequence[str]) -> argparse.Namespace:
         raise _unknown_option(unknown[0].lstrip("-").split("=")[0], options)
     if unknown:
         raise UserError(f"command line: {unknown[0]!r} belongs to no flag; --help lists them")
-    for name in ("episodes", "environments", "workers"):
-        smallest, value = int(name != "workers"), getattr(arguments, name)
+    for name, smallest in {"episodes": 1, "environments": 1, "workers": 0, "video_episodes": 0}.items():
+        value = getattr(arguments, name)
         if value is not None and value < smallest:
             raise UserError(f"command line: --{name} is {value}; it must be at least {smallest}")
     return arguments
@@ -273,11 +280,20 @@ def evaluate_command(argv: Sequence[str]) -> None:
     folder = arguments.out or run_dir
     folder.mkdir(parents=True, exist_ok=True)
     agent = algorithm.agent_class.load(run_dir).to(choose_device(arguments.device))
+    if arguments.video_episodes:
+        choose_graphics()  # before the task imports MuJoCo, which reads the choice then
     task = load_task(config.task, arguments.data_dir or config.data_dir, config.collect_episodes)
+    if arguments.video_episodes:
+        check_graphics()  # before the sweep, which may take long
     episodes = arguments.episodes or config.eval_episodes
     rows = sweep(agent, task, config, grid, episodes, arguments.environments, arguments.workers)
     print(f"{algorithm.name} on {config.task}, {run_dir}")
     print(write_report(rows, folder, task))
+    if arguments.video_episodes:
+        first_cell = {name: rows[0][name] for name in options}
+        paths = record(agent, task.make_env, arguments.video_episodes, folder / "videos", **first_cell)
+        print(f"videos of {first_cell or 'the agent'}: {', '.join(map(str, paths))}")
+        log_videos(config, run_dir, paths)
 
 
 def main() -> None:

@@ -74,4 +74,5 @@ def report(config: Any, agent_class: type, task: Task) -> None:
     if control is not None:
         print(f"\n{control.label}\n{format_table(control_rows, task.score_name)}")
     print(f"\n{folder.relative_to(config.run_dir).parts[0]}\n{text}")
-    print(f"figures: {folder / 'learning_curve.png'} {folder / 'greediness.png'}")
+    figures = [folder / name for name in ("learning_curve.png", "greediness.png") if (folder / name).exists()]
+    print("figures:", *figures)

@@ -188,7 +188,9 @@ class Loop:
         self.evaluated = self.step
         seconds = time.perf_counter() - started
         self.logged_at = self.logged_at[0], self.logged_at[1] + seconds  # the speed is that of the updates
-        return {"step": self.step, "seconds": self.elapsed(), "evaluation_seconds": seconds, **result.summary()}
+        row = {"step": self.step, "seconds": self.elapsed(), "evaluation_seconds": seconds, **result.summary()}
+        normalized = self.task.normalized_return(row["return"])
+        return row if normalized is None else row | {"normalized_return": normalized}
 
     def evaluation_line(self, row: dict) -> str:
         spread = f" ± {row['return_std']:.4g}" if self.task.score_name == "return" else ""

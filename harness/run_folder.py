@@ -32,6 +32,7 @@ RUN_FILES = (
     "checkpoint.pt",
     "result.json",
     "learning_curve.png",
+    "evaluation.csv",
     "greediness.csv",
     "greediness.png",
 )

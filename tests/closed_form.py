@@ -231,7 +231,10 @@ def markdown(rows: List[dict]) -> str:
 
 
 def draw(panels: Dict[str, Tuple[Bandit, dict]], path: Path) -> None:
-    """One row per omega, three columns per reward: eq. 10 learned, eq. 10 exact, resample; eq. 6 (8 at 0) in grey."""
+    """One row per omega, three columns per reward: eq. 10 learned, eq. 10 exact, resample; eq. 6 (8 at 0) in grey.
+
+    Curves are cut at 1.6 times the height of the grey density.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -250,7 +253,7 @@ def draw(panels: Dict[str, Tuple[Bandit, dict]], path: Path) -> None:
                 if (names[0], omega) not in samples:  # at omega 0 resampling is pi+ itself: show the problem instead
                     axis.fill_between(GRID, bandit.behaviour * density_per_probability, color="#CC79A7", alpha=0.4)
                     axis.plot(GRID, bandit.reward(GRID), color="black", linewidth=1)
-                    axis.set_title(f"{bandit.name}: behaviour (filled), reward", fontsize=9)
+                    axis.set_title("behaviour (filled), reward (line)", fontsize=9)
                     continue
                 axis.fill_between(GRID, target, color="0.8")
                 for name, style in zip(names, (few, many), strict=True):
@@ -258,11 +261,11 @@ def draw(panels: Dict[str, Tuple[Bandit, dict]], path: Path) -> None:
                     axis.plot((bins[1:] + bins[:-1]) / 2, heights, linewidth=1.4, label=name, **style)
                 axis.set_ylim(0, 1.6 * target.max())
                 axis.set_title(f"{bandit.name}, omega {omega:g}, eq. {6 if omega else 8} in grey", fontsize=9)
-                axis.legend(fontsize=7, frameon=False, loc="upper left")
+                axis.legend(fontsize=7, frameon=False, loc=("upper left", "upper right")[block])
     for axis in axes.flat:
         axis.set_yticks([])
         axis.spines[["top", "right", "left"]].set_visible(False)
-    figure.supxlabel("action", fontsize=10)
+    figure.supxlabel("action (densities; curves are cut at 1.6 times the height of the grey one)", fontsize=10)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
 

@@ -277,7 +277,7 @@ def test_unknown_name_is_refused_with_the_nearest_field(tmp_path, name, suggesti
     assert flag_error(f"--{name}", "1") == flag_error(f"--{name}=1") == message
 
 
-@pytest.mark.parametrize("name", ["alpha", "cfg_fortrain", "zzz"])
+@pytest.mark.parametrize("name", ["rho", "cfg_fortrain", "zzz"])
 def test_only_fields_of_the_class_are_suggested(tmp_path, name):
     assert "is not a field of ToyConfig, --help lists the fields" in file_error(tmp_path, f"{name}: 1\n")
     assert "is not a field of ToyConfig, --help lists the fields" in flag_error(f"--{name}", "1")

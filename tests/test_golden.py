@@ -1,13 +1,16 @@
 """The published maths: three float64 updates equal the reference implementations' figures."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tests.golden.checker import TOLERANCE, check_case
+from tests.plain_dipole import PlainDipole, write_case
 
 CASES = sorted((Path(__file__).parent / "golden").glob("*.npz"))
 
@@ -41,3 +44,44 @@ def test_command_names_a_missing_file(tmp_path):
     missing = run_checker(tmp_path / "dipole_none.npz")
     assert (missing.returncode, missing.stderr.count("\n")) == (2, 1)
     assert "dipole_none.npz" in missing.stderr
+
+
+OTHER_SETTINGS = {
+    "as_recorded": {},
+    "deep_with_actor_norm_only": {
+        "actor_hidden_dims": [24, 16, 20],
+        "value_hidden_dims": [12, 20, 8, 8],
+        "actor_layer_norm": True,
+        "layer_norm": False,
+        "flow_steps": 4,
+    },
+    "greedy_targets_of_four_candidates": {"cfg_fortrain": 2.5, "num_samples_fortrain": 4, "q_agg": "mean"},
+    "negative_policy_targets": {"cfg_fortrain": 0.0, "num_samples_fortrain": 2},
+    "shifted_and_steep": {"k": -1.2, "beta": 5.0, "expectile": 0.7, "tau": 0.05, "lr": 1e-2, "cfg_fortrain": 0.4},
+}
+
+
+@pytest.mark.parametrize("name", OTHER_SETTINGS)
+def test_dipole_equals_a_plain_implementation_elsewhere(name, tmp_path):
+    """Settings that the reference's recorded case does not have, against tests/plain_dipole.py."""
+    recorded = json.loads((CASES[0].parent / "dipole.json").read_text())["config"]
+    path = tmp_path / f"dipole_{name}"
+    write_case(path, recorded | OTHER_SETTINGS[name], observation_dim=5, action_dim=2, batch_size=9, seed=1)
+    differences = check_case(path.with_suffix(".npz"))
+    assert all(difference <= TOLERANCE for difference in differences.values()), differences
+
+
+def test_the_plain_implementation_equals_the_reference():
+    """From the recorded start, with the recorded minibatches and noise, to the recorded end."""
+    case = json.loads((CASES[0].parent / "dipole.json").read_text())
+    with np.load(CASES[0].parent / "dipole.npz") as stored:
+        arrays = {name: torch.tensor(array) for name, array in stored.items()}
+    agent = PlainDipole(case["config"], case["obs_dim"], case["action_dim"], np.random.default_rng(0))
+    agent.parameters = {name: arrays[f"init/{name}"] for name in agent.parameters}
+    for step in range(case["steps"]):
+        batch = {name: arrays[f"step{step}/batch/{name}"] for name in ("observations", "actions", "next_observations")}
+        batch |= {name: arrays[f"step{step}/batch/{name}"] for name in ("rewards", "masks")}
+        noise = [arrays[f"step{step}/noise/{name}"] for name in ("0_normal", "1_normal", "2_uniform")]
+        agent.update(batch, *noise)
+    for name, parameter in agent.parameters.items():
+        torch.testing.assert_close(parameter, arrays[f"final/{name}"], atol=TOLERANCE, rtol=0)

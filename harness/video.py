@@ -1,0 +1,215 @@
+"""Videos: episodes of an agent as mp4 files, drawn without a display in environments built for that alone."""
+
+import contextlib
+import inspect
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Callable, Optional, Sequence
+
+import gymnasium
+import imageio_ffmpeg
+import numpy as np
+
+from envs.errors import UserError
+from envs.files import replacing
+from harness.evaluation import GRID_SEED, evaluate
+from harness.weights_and_biases import WandbLog
+
+FRAME_SKIP = 3  # environment steps per picture, and
+FRAMES_PER_SECOND = 15  # as in FQL's released code (utils/evaluation.py, utils/log_utils.py)
+BACKENDS = ("egl", "osmesa")  # of MuJoCo's, those that need no display
+DRAWING_TEST = """
+import mujoco
+context = mujoco.GLContext(8, 8)
+context.make_current()
+mujoco.MjrContext(mujoco.MjModel.from_xml_string("<mujoco/>"), mujoco.mjtFontScale.mjFONTSCALE_100)
+"""
+
+
+# ---- OpenGL ----
+
+
+def drawing_error(backend: Optional[str]) -> Optional[str]:
+    """Why MuJoCo cannot draw with MUJOCO_GL=backend (None: unset), in one line; None if it can. In its own process."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("MUJOCO_GL", "PYOPENGL_PLATFORM")}
+    if backend is not None:
+        environment["MUJOCO_GL"] = backend
+    test = subprocess.run(
+        [sys.executable, "-c", DRAWING_TEST], env=environment, capture_output=True, text=True, check=False
+    )
+    return None if test.returncode == 0 else (test.stderr.strip().splitlines() or ["no message"])[-1]
+
+
+def choose_graphics() -> None:
+    """Sets MUJOCO_GL, unless the user did, to the first backend that draws here; call it before MuJoCo's import.
+
+    Raises UserError where the user's choice is one of BACKENDS and cannot draw: importing MuJoCo would fail.
+    """
+    chosen = os.environ.get("MUJOCO_GL")
+    if chosen in BACKENDS:
+        _refuse_broken(chosen)
+    if chosen is not None or sys.platform != "linux":
+        return
+    for backend in BACKENDS:
+        if drawing_error(backend) is None:
+            os.environ["MUJOCO_GL"] = backend
+            return
+
+
+def check_graphics() -> None:
+    """Raises UserError where MuJoCo, if the task's environment has imported it, cannot draw."""
+    if "mujoco" in sys.modules:
+        _refuse_broken(os.environ.get("MUJOCO_GL"))
+
+
+def _refuse_broken(backend: Optional[str]) -> None:
+    error = drawing_error(backend)
+    if error is not None:
+        raise UserError(
+            f"--video_episodes: MuJoCo cannot draw here with MUJOCO_GL {backend or 'unset'} ({error}): install EGL "
+            f"(`apt install libegl1 libegl-mesa0 libgl1-mesa-dri`) or OSMesa (`apt install libosmesa6`), whichever is "
+            f"missing, and unset MUJOCO_GL or set it to {' or '.join(BACKENDS)}"
+        )
+
+
+# ---- Pictures ----
+
+
+class OGBenchPictures:
+    """Pictures of OGBench's own environment without shadows, reflections and multi-sampling: 8 to 25 times faster."""
+
+    def __init__(self, simulator: Any):
+        self.simulator = simulator
+        self.attribute = "_renderer" if hasattr(simulator, "_renderer") else "custom_renderer"  # manipulation, mazes
+
+    def draw(self) -> np.ndarray:
+        """The scene now, uint8 [200, 200, 3]."""
+        import mujoco
+
+        if getattr(self.simulator, self.attribute) is None:
+            self.simulator.model.vis.quality.offsamples = 0  # read when the renderer is built
+            self.simulator.render()
+            for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
+                getattr(self.simulator, self.attribute).scene.flags[flag] = 0
+        return self.simulator.render()
+
+    def close(self) -> None:
+        """Frees the renderer; the next picture builds another, which also fits a model that a reset compiled anew."""
+        renderer = getattr(self.simulator, self.attribute)
+        if renderer is not None:
+            renderer.close()
+            setattr(self.simulator, self.attribute, None)
+
+
+class GymnasiumPictures:
+    """Pictures by the environment's own `render`."""
+
+    def __init__(self, environment: gymnasium.Env):
+        self.environment = environment
+
+    def draw(self) -> np.ndarray:
+        """The scene now, uint8 [H, W, 3]. Raises UserError where the environment draws none."""
+        try:
+            picture = self.environment.render()
+        except NotImplementedError:
+            picture = None
+        if not isinstance(picture, np.ndarray):
+            name = type(self.environment.unwrapped).__name__
+            raise UserError(f"--video_episodes: {name} draws no pictures: leave the option out for this task")
+        return picture
+
+    def close(self) -> None:
+        """Nothing: the environment's close() frees what its pictures need."""
+
+
+def build_for_pictures(make_env: Callable[[], gymnasium.Env]) -> gymnasium.Env:
+    """An environment that can draw: gymnasium's own must be told so when they are built, by a `render_mode`."""
+    takes_mode = "render_mode" in inspect.signature(make_env).parameters
+    return make_env(render_mode="rgb_array") if takes_mode else make_env()
+
+
+class Recorder(gymnasium.Wrapper):
+    """Writes every episode to `<folder>/seed_<seed>.mp4`: first state, every FRAME_SKIP-th and the last."""
+
+    def __init__(self, environment: gymnasium.Env, folder: Path):
+        super().__init__(environment)
+        simulator = getattr(getattr(environment.unwrapped, "environment", None), "unwrapped", None)
+        is_ogbench = any(ancestor.__module__.startswith("ogbench.") for ancestor in type(simulator).__mro__)
+        self.pictures = OGBenchPictures(simulator) if is_ogbench else GymnasiumPictures(environment)
+        self.folder = folder
+
+    def reset(self, *, seed: int, options: Optional[dict] = None) -> tuple:
+        answer = self.env.reset(seed=seed, options=options)
+        self.path = video_path(self.folder, seed)
+        self.steps, self.frames = 0, [self.pictures.draw()]
+        return answer
+
+    def step(self, action: np.ndarray) -> tuple:
+        answer = self.env.step(action)
+        ends = answer[2] or answer[3]
+        self.steps += 1
+        if ends or self.steps % FRAME_SKIP == 0:
+            self.frames.append(self.pictures.draw())
+        if ends:
+            write_mp4(self.path, self.frames)
+            self.frames = []
+            self.pictures.close()
+        return answer
+
+    def close(self) -> None:
+        self.pictures.close()  # before the environment; at the interpreter's exit it would be too late
+        super().close()
+
+
+# ---- Files ----
+
+
+def video_path(folder: Path, seed: int) -> Path:
+    return folder / f"seed_{seed}.mp4"
+
+
+def write_mp4(path: Path, frames: Sequence[np.ndarray]) -> None:
+    """Writes frames, uint8 [H, W, 3] each, as H.264, whole or not at all. Odd sizes lose a row or a column."""
+    height, width = (size - size % 2 for size in frames[0].shape[:2])  # the codec halves the colours' resolution
+    with replacing(path) as temporary:
+        writer = imageio_ffmpeg.write_frames(
+            str(temporary),
+            (width, height),
+            fps=FRAMES_PER_SECOND,
+            macro_block_size=1,  # 16, the default, would scale the pictures
+            output_params=["-f", "mp4"],  # the temporary name does not tell
+        )
+        with contextlib.closing(writer):
+            writer.send(None)
+            for frame in frames:
+                writer.send(np.ascontiguousarray(frame[:height, :width]))
+
+
+def record(agent: Any, make_env: Callable[[], gymnasium.Env], episodes: int, folder: Path, **act_options: Any) -> list:
+    """Writes the first `episodes` episodes of a sweep, by their seeds, to the folder; returns the files' paths.
+
+    They are evaluated again, one after the other, in an environment that draws: the sweep's own never do. Raises
+    UserError where nothing can be drawn.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    evaluate(
+        agent,
+        lambda: Recorder(build_for_pictures(make_env), folder),
+        episodes,
+        GRID_SEED,
+        environments=1,
+        **act_options,
+    )
+    return [video_path(folder, GRID_SEED + episode) for episode in range(episodes)]
+
+
+def log_videos(config: Any, run_dir: Path, paths: Sequence[Path]) -> None:
+    """Adds the files to the run's W&B run; nothing where wandb_mode is disabled."""
+    log = WandbLog(config, run_dir)
+    if log.run is not None:
+        import wandb
+
+        log.run.log({f"videos/{path.stem}": wandb.Video(str(path), format="mp4") for path in paths})
+    log.finish()
