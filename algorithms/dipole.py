@@ -28,7 +28,7 @@ Needs only torch and numpy; train() also needs this repository's envs/ and harne
 
 import math
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Optional, Tuple
@@ -401,10 +401,10 @@ class DIPOLE(nn.Module):
     ) -> Tensor:
         """Actions [N, A] in [-1, 1] for observations [N, O]; an option left out is the config's.
 
-        Raises ValueError for a greediness that this agent has no policy for.
+        Raises ValueError for options that the config would refuse, such as a greediness without policy.
         """
-        greediness, num_candidates, flow_steps = self._acting_options(greediness, num_candidates, flow_steps)
-        candidates, _ = self._sample(observations, greediness, num_candidates, flow_steps)
+        acting = self._acting_config(greediness=greediness, num_candidates=num_candidates, flow_steps=flow_steps)
+        candidates, _ = self._sample(observations, acting.greediness, acting.num_candidates, acting.flow_steps)
         return best_candidate(self.critic, observations, candidates)
 
     def network_evaluations(
@@ -414,21 +414,16 @@ class DIPOLE(nn.Module):
         flow_steps: Optional[int] = None,
     ) -> int:
         """Evaluations of one network (each policy, each critic counts) that an action with these options costs."""
-        greediness, num_candidates, flow_steps = self._acting_options(greediness, num_candidates, flow_steps)
-        selection = 2 * num_candidates if num_candidates > 1 else 0
-        if self.config.composition == "resample":
-            return num_candidates * self.config.resample_candidates * (flow_steps + 2) + selection
-        policies = 1 if greediness in (0, -1) else 2
-        return num_candidates * flow_steps * policies + selection
+        acting = self._acting_config(greediness=greediness, num_candidates=num_candidates, flow_steps=flow_steps)
+        selection = 2 * acting.num_candidates if acting.num_candidates > 1 else 0
+        if acting.composition == "resample":
+            return acting.num_candidates * acting.resample_candidates * (acting.flow_steps + 2) + selection
+        policies = 1 if acting.greediness in (0, -1) else 2
+        return acting.num_candidates * acting.flow_steps * policies + selection
 
-    def _acting_options(self, greediness, num_candidates, flow_steps) -> Tuple[float, int, int]:
-        greediness = self.config.greediness if greediness is None else greediness
-        check_greediness(self.config, greediness, "greediness")
-        return (
-            greediness,
-            self.config.num_candidates if num_candidates is None else num_candidates,
-            self.config.flow_steps if flow_steps is None else flow_steps,
-        )
+    def _acting_config(self, **options) -> DIPOLEConfig:
+        """The config with the given act options in place of its own; raises ValueError for an impossible one."""
+        return replace(self.config, **{name: value for name, value in options.items() if value is not None})
 
     def state_dict(self) -> dict:
         """Everything an exact continuation needs: tensors and plain numbers only."""

@@ -33,7 +33,7 @@ Needs only torch and numpy; train() also needs this repository's envs/ and harne
 
 import math
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Optional, Tuple
@@ -446,8 +446,10 @@ class DIPOLEDiffusion(nn.Module):
 
         Raises ValueError for a greediness that this agent has no policies for, or more steps than it has levels.
         """
-        greediness, num_candidates, denoising_steps = self._acting_options(greediness, num_candidates, denoising_steps)
-        candidates = self._sample(observations, greediness, num_candidates, denoising_steps)
+        acting = self._acting_config(
+            greediness=greediness, num_candidates=num_candidates, denoising_steps=denoising_steps
+        )
+        candidates = self._sample(observations, acting.greediness, acting.num_candidates, acting.denoising_steps)
         return best_candidate(self.critic, observations, candidates)
 
     def network_evaluations(
@@ -457,18 +459,16 @@ class DIPOLEDiffusion(nn.Module):
         denoising_steps: Optional[int] = None,
     ) -> int:
         """Evaluations of one network (each policy, each critic counts) that an action with these options costs."""
-        greediness, num_candidates, denoising_steps = self._acting_options(greediness, num_candidates, denoising_steps)
-        selection = 2 * num_candidates if num_candidates > 1 else 0
-        policies = 1 if greediness in (0, -1) else 2
-        return num_candidates * denoising_steps * policies + selection
+        acting = self._acting_config(
+            greediness=greediness, num_candidates=num_candidates, denoising_steps=denoising_steps
+        )
+        selection = 2 * acting.num_candidates if acting.num_candidates > 1 else 0
+        policies = 1 if acting.greediness in (0, -1) else 2
+        return acting.num_candidates * acting.denoising_steps * policies + selection
 
-    def _acting_options(self, greediness, num_candidates, denoising_steps) -> Tuple[float, int, int]:
-        greediness = self.config.greediness if greediness is None else greediness
-        num_candidates = self.config.num_candidates if num_candidates is None else num_candidates
-        denoising_steps = self.config.denoising_steps if denoising_steps is None else denoising_steps
-        check_guidance(self.config, greediness, "greediness")
-        check_denoising_steps(self.config, denoising_steps)
-        return greediness, num_candidates, denoising_steps
+    def _acting_config(self, **options) -> DIPOLEDiffusionConfig:
+        """The config with the given act options in place of its own; raises ValueError for an impossible one."""
+        return replace(self.config, **{name: value for name, value in options.items() if value is not None})
 
     def state_dict(self) -> dict:
         """Everything an exact continuation needs: tensors and plain numbers only."""

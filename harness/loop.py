@@ -21,8 +21,11 @@ BATCH_STREAM = 0x5EED  # told apart from the agent's own stream, which has the c
 SCORE_EVALUATIONS = 3  # a result also holds the mean score of the last so many evaluations (FQL's protocol)
 
 
-class Stopped(Exception):
-    """SIGINT or SIGTERM came while an evaluation ran; the evaluation is run again when the run continues."""
+class Stopped(BaseException):
+    """SIGINT or SIGTERM came while an evaluation ran; the evaluation is run again when the run continues.
+
+    A BaseException, as KeyboardInterrupt is: it passes through the environments' own handling of errors.
+    """
 
 
 class StopSignals:

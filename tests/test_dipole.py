@@ -140,9 +140,13 @@ def test_impossible_settings_are_refused_by_name(changes, word):
         dataclasses.replace(SMALL, **changes)
 
 
-def test_acting_refuses_a_greediness_without_policy():
-    with pytest.raises(ValueError, match="greediness"):
-        make_agent(weighting="none").act(torch.zeros(1, 3), greediness=1.0)
+@pytest.mark.parametrize(
+    "weighting, options",
+    [("none", {"greediness": 1.0}), ("sigmoid", {"flow_steps": 0}), ("sigmoid", {"num_candidates": 0})],
+)
+def test_acting_refuses_what_the_config_refuses(weighting, options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        make_agent(weighting=weighting).act(torch.zeros(1, 3), **options)
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from algorithms.dipole import DIPOLE
 from envs.errors import UserError
 from envs.files import replacing
 from harness.command_line import load_config
+from harness.run import run
 from harness.run_folder import RUN_FILES, CsvLog, remove_run, run_path, write_text
 from tests.test_agents import assert_equal_states
-from tests.toy import toy_task
+from tests.toy import PointEnv, toy_task
 from tests.toy_run import CONFIG, toy_config, toy_run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -140,6 +142,36 @@ def test_a_signal_leaves_a_checkpoint(tmp_path, number):
     assert 25 <= checkpoint_of(stopped)["loop"]["step"] < 600
     toy_run(stopped)
     assert_same_end(straight, stopped)
+
+
+class SignallingEnv(PointEnv):
+    """Sends its process SIGTERM in the first step of the third evaluation."""
+
+    resets = 0
+
+    def reset(self, **options):
+        type(self).resets += 1
+        return super().reset(**options)
+
+    def step(self, action):
+        if type(self).resets == 3 * CONFIG.eval_episodes and self.steps == 0:
+            type(self).resets += 1
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().step(action)
+
+
+def test_a_signal_during_an_evaluation_repeats_it(tmp_path, capsys):
+    straight, stopped = toy_config(tmp_path / "straight"), toy_config(tmp_path / "stopped")
+    toy_run(straight)
+    task = dataclasses.replace(toy_task(), make_env=SignallingEnv)
+    with pytest.raises(SystemExit) as exit:
+        run(stopped, DIPOLE(stopped, task.observation_dim, task.action_dim), task)
+    assert exit.value.code == 128 + signal.SIGTERM
+    assert checkpoint_of(stopped)["loop"]["step"] == 60 and len(rows_of(run_path(stopped) / "eval.csv")) == 2
+    toy_run(stopped)
+    assert_same_end(straight, stopped)
+    evaluations = [without_times(rows_of(run_path(config) / "eval.csv")) for config in (straight, stopped)]
+    assert evaluations[0] == evaluations[1]
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path, capsys):

@@ -36,7 +36,7 @@ Needs only torch and numpy; train() also needs this repository's envs/ and harne
 
 import math
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Optional, Tuple
@@ -449,7 +449,7 @@ class DQL(nn.Module):
 
         One of the candidates is drawn with probabilities softmax(min over the target critics).
         """
-        count = self.config.num_candidates if num_candidates is None else num_candidates
+        count = self._acting_config(num_candidates=num_candidates).num_candidates
         candidates = self._sample(self.actor, observations, count)
         if count == 1:
             return candidates[:, 0]
@@ -458,8 +458,12 @@ class DQL(nn.Module):
 
     def network_evaluations(self, num_candidates: Optional[int] = None) -> int:
         """Evaluations of one network (each policy, each critic counts) that an action with these options costs."""
-        count = self.config.num_candidates if num_candidates is None else num_candidates
+        count = self._acting_config(num_candidates=num_candidates).num_candidates
         return count * self.config.diffusion_steps + (2 * count if count > 1 else 0)
+
+    def _acting_config(self, **options) -> DQLConfig:
+        """The config with the given act options in place of its own; raises ValueError for an impossible one."""
+        return replace(self.config, **{name: value for name, value in options.items() if value is not None})
 
     def state_dict(self) -> dict:
         """Everything an exact continuation needs: tensors and plain numbers only."""

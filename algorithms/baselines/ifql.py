@@ -22,7 +22,7 @@ Needs only torch and numpy; train() also needs this repository's envs/ and harne
 
 import math
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Optional, Tuple
@@ -275,23 +275,21 @@ class IFQL(nn.Module):
         self, observations: Tensor, num_candidates: Optional[int] = None, flow_steps: Optional[int] = None
     ) -> Tensor:
         """Actions [N, A] in [-1, 1] for observations [N, O]; an option left out is the config's."""
-        num_candidates, flow_steps = self._acting_options(num_candidates, flow_steps)
-        x = self.noise.normal(len(observations), num_candidates, self.action_dim)
-        repeated = repeat_rows(observations, num_candidates)
-        candidates = integrate_flow(self.flow, repeated, x.flatten(0, 1), flow_steps)
+        acting = self._acting_config(num_candidates=num_candidates, flow_steps=flow_steps)
+        x = self.noise.normal(len(observations), acting.num_candidates, self.action_dim)
+        repeated = repeat_rows(observations, acting.num_candidates)
+        candidates = integrate_flow(self.flow, repeated, x.flatten(0, 1), acting.flow_steps)
         return best_candidate(self.critic, observations, candidates.view_as(x))
 
     def network_evaluations(self, num_candidates: Optional[int] = None, flow_steps: Optional[int] = None) -> int:
         """Evaluations of one network (each critic counts) that an action with these options costs."""
-        num_candidates, flow_steps = self._acting_options(num_candidates, flow_steps)
-        selection = 2 * num_candidates if num_candidates > 1 else 0
-        return num_candidates * flow_steps + selection
+        acting = self._acting_config(num_candidates=num_candidates, flow_steps=flow_steps)
+        selection = 2 * acting.num_candidates if acting.num_candidates > 1 else 0
+        return acting.num_candidates * acting.flow_steps + selection
 
-    def _acting_options(self, num_candidates, flow_steps) -> Tuple[int, int]:
-        return (
-            self.config.num_candidates if num_candidates is None else num_candidates,
-            self.config.flow_steps if flow_steps is None else flow_steps,
-        )
+    def _acting_config(self, **options) -> IFQLConfig:
+        """The config with the given act options in place of its own; raises ValueError for an impossible one."""
+        return replace(self.config, **{name: value for name, value in options.items() if value is not None})
 
     def state_dict(self) -> dict:
         """Everything an exact continuation needs: tensors and plain numbers only."""

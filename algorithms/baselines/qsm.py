@@ -40,7 +40,7 @@ Needs only torch and numpy; train() also needs this repository's envs/ and harne
 
 import math
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Optional, Tuple
@@ -446,13 +446,17 @@ class QSM(nn.Module):
     @torch.no_grad()
     def act(self, observations: Tensor, num_candidates: Optional[int] = None) -> Tensor:
         """Actions [N, A] in [-1, 1] for observations [N, O]; an option left out is the config's."""
-        count = self.config.num_candidates if num_candidates is None else num_candidates
+        count = self._acting_config(num_candidates=num_candidates).num_candidates
         return best_candidate(self.critic, observations, self._sample(observations, count).clamp(-1, 1))
 
     def network_evaluations(self, num_candidates: Optional[int] = None) -> int:
         """Evaluations of one network (each policy, each critic counts) that an action with these options costs."""
-        count = self.config.num_candidates if num_candidates is None else num_candidates
+        count = self._acting_config(num_candidates=num_candidates).num_candidates
         return count * self.config.diffusion_steps + (self.config.num_critics * count if count > 1 else 0)
+
+    def _acting_config(self, **options) -> QSMConfig:
+        """The config with the given act options in place of its own; raises ValueError for an impossible one."""
+        return replace(self.config, **{name: value for name, value in options.items() if value is not None})
 
     def state_dict(self) -> dict:
         """Everything an exact continuation needs: tensors and plain numbers only."""
