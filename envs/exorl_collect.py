@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from envs.errors import UserError
-from envs.exorl_domains import DOMAINS, EPISODE_STEPS, LOCAL_PREFIX, POLICIES, check_domain
+from envs.exorl_domains import DOMAINS, LOCAL_PREFIX, POLICIES, check_domain
 from envs.exorl_environment import ExORLEnvironment
 from envs.files import replacing
 from envs.names import nearest_names
@@ -62,7 +62,7 @@ def _draw_actions(policy: str, steps: int, action_dim: int, generator: np.random
 
 
 def collect_episode(
-    environment: ExORLEnvironment, policy: str, seed: int, index: int, steps: int = EPISODE_STEPS
+    environment: ExORLEnvironment, policy: str, seed: int, index: int, steps: int
 ) -> Dict[str, np.ndarray]:
     """Episode number `index` of the set with `seed` as ExORL stores one; it depends on nothing else.
 
@@ -91,12 +91,13 @@ class _Collector:
     """Writes episodes by index: the work of one process."""
 
     def __init__(self, domain: str, policy: str, seed: int, buffer: Path):
-        self.policy, self.seed, self.buffer = policy, seed, buffer
+        self.domain, self.policy, self.seed, self.buffer = domain, policy, seed, buffer
         self.environment = ExORLEnvironment(domain, DOMAINS[domain].tasks[0])
 
     def __call__(self, index: int) -> None:
-        episode = collect_episode(self.environment, self.policy, self.seed, index)
-        path = self.buffer / _episode_file(index)
+        steps = DOMAINS[self.domain].episode_steps
+        episode = collect_episode(self.environment, self.policy, self.seed, index, steps)
+        path = self.buffer / _episode_file(self.domain, index)
         with replacing(path) as temporary, open(temporary, "wb") as file:
             np.savez_compressed(file, **episode)
 
@@ -114,13 +115,14 @@ def _collect_in_worker(index: int) -> None:
     _collector(index)
 
 
-def _episode_file(index: int) -> str:
-    return f"episode_{index:06d}_{EPISODE_STEPS}.npz"
+def _episode_file(domain: str, index: int) -> str:
+    return f"episode_{index:06d}_{DOMAINS[domain].episode_steps}.npz"
 
 
 def missing_episodes(folder: Path, episodes: int) -> List[int]:
     """The episodes of 0 to `episodes` - 1 that the set in `folder` lacks; a file that is there is complete."""
-    return [index for index in range(episodes) if not (folder / "buffer" / _episode_file(index)).exists()]
+    domain = folder.parent.name
+    return [index for index in range(episodes) if not (folder / "buffer" / _episode_file(domain, index)).exists()]
 
 
 def _describe(domain: str, policy: str, seed: int, episodes: int) -> dict:

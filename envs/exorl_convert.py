@@ -27,7 +27,6 @@ FORMAT = "exorl"
 FORMAT_VERSION = 1  # raise it when a file of the old version can no longer be read as it is
 EPISODE_NAME = re.compile(r"episode_(\d+)_(\d+)\.npz")
 COMPRESSIONS = ("lzf", "gzip")
-CHUNK_ROWS = 1001  # one episode; compressed files only, an uncompressed one is contiguous to be memory-mapped
 
 
 @dataclass(frozen=True)
@@ -220,7 +219,8 @@ def _write_file(file: h5py.File, domain: str, collector: str, source: Source, co
     def create(name: str, shape: Tuple[int, ...], dtype: type) -> h5py.Dataset:
         if compression is None:
             return file.create_dataset(name, shape, dtype)
-        chunks = (min(CHUNK_ROWS, rows), *shape[1:])
+        # One episode a chunk; only an uncompressed file is contiguous, to be memory-mapped.
+        chunks = (min(widths.episode_steps + 1, rows), *shape[1:])
         return file.create_dataset(name, shape, dtype, chunks=chunks, compression=compression, shuffle=True)
 
     columns = {

@@ -8,7 +8,6 @@ from envs.errors import UserError
 from envs.names import nearest_names
 
 DEFAULT_DATA_DIR = "~/.exorl/data"
-EPISODE_STEPS = 1000  # every domain of this table; dm_control's own time limit gives the same
 LOCAL_PREFIX = "local_"  # marks a set that was generated here and is not ExORL's
 OFFICIAL_COLLECTORS = ("aps", "diayn", "disagreement", "icm", "icm_apt", "proto", "random", "rnd", "smm")
 POLICIES = ("random", "sticky_random")  # what exorl_collect can collect with
@@ -22,11 +21,16 @@ class Domain:
     action_dim: int
     physics_dim: int  # qpos, qvel and, where actuators have a state, act
     tasks: Tuple[str, ...]
+    episode_steps: int = 1000  # dm_control's own time limit gives the same
+    reward_dim: int = 1  # columns of `reward` in the released files; a local collection always stores one
 
 
 DOMAINS = {
     "cartpole": Domain(5, 1, 4, ("swingup", "swingup_sparse", "balance", "balance_sparse")),
-    "cheetah": Domain(17, 6, 18, ("run",)),
+    "cheetah": Domain(17, 6, 18, ("run", "run_backward")),
+    "jaco": Domain(
+        42, 9, 18, ("reach_top_left", "reach_top_right", "reach_bottom_left", "reach_bottom_right"), episode_steps=250
+    ),
     "quadruped": Domain(78, 12, 57, ("walk", "run")),
     "walker": Domain(24, 6, 18, ("stand", "walk", "run")),
 }

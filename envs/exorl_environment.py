@@ -1,51 +1,58 @@
-"""ExORL's tasks as gymnasium environments, on dm_control's suite."""
+"""ExORL's tasks as gymnasium environments, on dm_control's suite and its parts."""
 
 import contextlib
+import importlib
 import logging
 import warnings
-from typing import Any, Dict, Iterator, Optional, Tuple
+from typing import Any, Dict, Iterator, Optional, Tuple, Union
 
 import gymnasium
 import numpy as np
 from dm_control.rl import control
 
-from envs.exorl_domains import EPISODE_STEPS
+from envs.exorl_domains import DOMAINS
 
 with warnings.catch_warnings():
     # Without a display GLFW warns while dm_control looks for a renderer; nothing is rendered here.
     warnings.filterwarnings("ignore", message=".*(GLFW|X11|DISPLAY).*")
-    from dm_control import suite
+    from dm_control import composer, suite
 
 FRAME_SIZE = 256  # pixels
 PLAIN_SCENE = {"shadow": False, "reflection": False}
+KNOWN_NOTICES = (
+    "settotalmass",  # a deprecated attribute in the cheetah's model
+    "Failed to converge",  # a pose for jaco's start that its arm cannot take; another is drawn then
+)
 CAMERAS = {"quadruped": 2}  # one that follows the robot; the first camera of the other domains does
 
 
-def _is_no_mass_notice(record: logging.LogRecord) -> bool:
-    return "settotalmass" not in record.getMessage()
+def _is_no_known_notice(record: logging.LogRecord) -> bool:
+    return not any(notice in record.getMessage() for notice in KNOWN_NOTICES)
 
 
 @contextlib.contextmanager
-def _without_mass_notice() -> Iterator[None]:
-    """Drops MuJoCo's notice that the cheetah's model uses a deprecated attribute, one line for every environment."""
+def _without_known_notices() -> Iterator[None]:
+    """Drops log lines, one for every environment or episode, that call for nothing to be done."""
     logger = logging.getLogger("absl")
-    logger.addFilter(_is_no_mass_notice)
+    logger.addFilter(_is_no_known_notice)
     try:
         yield
     finally:
-        logger.removeFilter(_is_no_mass_notice)
+        logger.removeFilter(_is_no_known_notice)
 
 
-def load_suite_environment(domain: str, task: str) -> control.Environment:
-    """dm_control's own environment of a task."""
-    with _without_mass_notice():
-        return suite.load(domain, task)
+def load_environment(domain: str, task: str) -> Union[control.Environment, composer.Environment]:
+    """dm_control's environment of a task: the suite's own, else that of `envs.exorl_<domain>`."""
+    with _without_known_notices():
+        if (domain, task) in suite.ALL_TASKS:
+            return suite.load(domain, task)
+        return importlib.import_module(f"envs.exorl_{domain}").load(task)
 
 
 class ActionScale:
     """The map from actions in [-1, 1]^A to the actuators' own ranges (the quadruped's lift joints end at 1.1)."""
 
-    def __init__(self, environment: control.Environment):
+    def __init__(self, environment: Union[control.Environment, composer.Environment]):
         spec = environment.action_spec()
         self.shape = spec.shape
         self._half_range = (spec.maximum - spec.minimum) / 2
@@ -57,27 +64,33 @@ class ActionScale:
 
 
 class ExORLEnvironment(gymnasium.Env):
-    """One dm_control task, 1000 steps long, that ends by truncation only.
+    """One dm_control task that ends by truncation only, after the domain's episode_steps.
 
     It is a class of its own, because policies learn from ExORL's arrays: observations here are dm_control's entries
     flattened in dm_control's own order as float32 [O], exactly as ExORL stored them, which wrappers that sort the
     entries by name do not give. Actions are float32 [A] in [-1, 1]; a step's reward belongs to the state it reaches.
     `reset(seed=n)` determines the episode completely; without a seed the task's generator runs on.
-    It steps dm_control's physics and task directly, as dm_control's Environment does, without building its TimeStep.
+    It steps the suite's physics and task directly, as dm_control's Environment does, without building its TimeStep.
+    Jaco's environment is of dm_control's composer, whose step does more, and is left to itself.
     """
 
     metadata = {"render_modes": ["rgb_array"]}
 
     def __init__(self, domain: str, task: str):
-        environment = load_suite_environment(domain, task)
+        environment = load_environment(domain, task)
         self._environment = environment
-        self._physics = environment.physics
+        width = self._flatten(self._restart()).shape
+        self._physics = environment.physics  # the composer's exists from the first reset on
         self._task = environment.task
         self._physics_steps = round(environment.control_timestep() / environment.physics.timestep())
         self._scale = ActionScale(environment)
+        if isinstance(environment, composer.Environment):
+            self._advance, self._random = self._advance_composer, environment.random_state
+        else:
+            self._advance, self._random = self._advance_suite, environment.task.random
         self._camera = CAMERAS.get(domain, 0)
+        self._episode_steps = DOMAINS[domain].episode_steps
         self._steps = 0
-        width = self._flatten(environment.reset().observation).shape
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, width, np.float32)
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, self._scale.shape, np.float32)
 
@@ -85,22 +98,32 @@ class ExORLEnvironment(gymnasium.Env):
     def _flatten(observation: Dict[str, np.ndarray]) -> np.ndarray:
         return np.concatenate([np.ravel(entry) for entry in observation.values()], dtype=np.float32)
 
+    def _restart(self) -> Dict[str, np.ndarray]:
+        with _without_known_notices():
+            return self._environment.reset().observation
+
     def reset(self, *, seed: Optional[int] = None, options: Optional[dict] = None) -> Tuple[np.ndarray, Dict[str, Any]]:
         super().reset(seed=seed, options=options)
         if seed is not None:
-            self._task.random.seed(seed)
+            self._random.seed(seed)
         self._steps = 0
-        return self._flatten(self._environment.reset().observation), {}
+        return self._flatten(self._restart()), {}
 
     def step(self, action: np.ndarray) -> Tuple[np.ndarray, float, bool, bool, Dict[str, Any]]:
+        observation, reward = self._advance(self._scale.to_control(action))
+        self._steps += 1
+        return self._flatten(observation), float(reward), False, self._steps >= self._episode_steps, {}
+
+    def _advance_suite(self, controls: np.ndarray) -> Tuple[Dict[str, np.ndarray], float]:
         physics, task = self._physics, self._task
-        task.before_step(self._scale.to_control(action), physics)
+        task.before_step(controls, physics)
         physics.step(self._physics_steps)
         task.after_step(physics)
-        reward = float(task.get_reward(physics))
-        observation = self._flatten(task.get_observation(physics))
-        self._steps += 1
-        return observation, reward, False, self._steps >= EPISODE_STEPS, {}
+        return task.get_observation(physics), task.get_reward(physics)
+
+    def _advance_composer(self, controls: np.ndarray) -> Tuple[Dict[str, np.ndarray], float]:
+        step = self._environment.step(controls)
+        return step.observation, step.reward
 
     def render(self) -> np.ndarray:
         """A picture of the scene, uint8 [FRAME_SIZE, FRAME_SIZE, 3], without shadows.

@@ -1,13 +1,16 @@
 """Rewards of stored physics states for any task of their domain, through dm_control's own reward functions."""
 
-from typing import Dict, Sequence
+from typing import Dict, Sequence, Union
 
 import mujoco
 import numpy as np
+from dm_control import composer
+from dm_control.rl import control
 from tqdm import tqdm
 
 from envs.exorl_domains import DOMAINS
-from envs.exorl_environment import ActionScale, load_suite_environment
+from envs.exorl_environment import ActionScale, load_environment
+from envs.exorl_fast_relabel import READERS, fast_rewards
 
 BLOCK_ROWS = 10_000  # rows read together, so that `physics` may be an HDF5 data set larger than memory
 
@@ -16,30 +19,43 @@ def relabel(domain: str, task_names: Sequence[str], physics: np.ndarray, actions
     """Rewards float32 [n] by task name: those of states `physics` [n, P], reached by `actions` [n, A] in [-1, 1].
 
     Row i's reward belongs to the state of row i: r(s'), ExORL's convention. It equals the online reward to float32
-    rounding, since MuJoCo's `mj_step1` on the stored state is what dm_control calls last in a step, and all tasks
-    here read positions, velocities, their sensors and the control only. ExORL's relabeller zeroes the control,
-    which changes the rewards of the tasks that contain it (cartpole's balance and swingup); here the action that led
-    to the state is set first. `physics` and `actions` may be arrays or HDF5 data sets.
-    Raises ValueError where the widths are not the domain's.
+    rounding. ExORL's relabeller zeroes the control, which changes the rewards of the tasks that contain it
+    (cartpole's balance and swingup); here the action that led to the state is set first.
+    `physics` and `actions` may be arrays or HDF5 data sets. Raises ValueError where the widths are not the domain's.
     """
     expected = {"physics": DOMAINS[domain].physics_dim, "actions": DOMAINS[domain].action_dim}
     for name, array in (("physics", physics), ("actions", actions)):
         if array.shape != (len(physics), expected[name]):
             raise ValueError(f"{name}: expected shape {[len(physics), expected[name]]}, got {list(array.shape)}")
-    environments = [load_suite_environment(domain, name) for name in task_names]
-    tasks = [environment.task for environment in environments]
-    simulator = environments[0].physics  # the tasks of a domain differ in nothing that a reward depends on
-    scale = ActionScale(environments[0])
-    rewards = np.empty((len(tasks), len(physics)), np.float32)
+    environments = [load_environment(domain, name) for name in task_names]
+    rewards = np.empty((len(environments), len(physics)), np.float32)
     with tqdm(total=len(physics), desc=f"relabel {domain}", unit="state", disable=None) as progress:
         for start in range(0, len(physics), BLOCK_ROWS):
-            states = physics[start : start + BLOCK_ROWS]
-            controls = scale.to_control(actions[start : start + BLOCK_ROWS])
-            for row, (state, controls_of_row) in enumerate(zip(states, controls, strict=True), start):
-                simulator.set_state(state)
-                simulator.set_control(controls_of_row)
-                with simulator.check_invalid_state():
-                    mujoco.mj_step1(simulator.model.ptr, simulator.data.ptr)
-                rewards[:, row] = [task.get_reward(simulator) for task in tasks]
+            block = slice(start, start + BLOCK_ROWS)
+            states = physics[block]
+            if domain in READERS:
+                rewards[:, block] = fast_rewards(domain, environments, states)
+            else:
+                rewards[:, block] = reference_rewards(environments, states, actions[block])
             progress.update(len(states))
     return dict(zip(task_names, rewards, strict=True))
+
+
+def reference_rewards(
+    environments: Sequence[Union[control.Environment, composer.Environment]], states: np.ndarray, actions: np.ndarray
+) -> np.ndarray:
+    """Rewards float64 [tasks, n] of `states` [n, P], one after the other: any domain's, and what the fast ones equal.
+
+    MuJoCo's `mj_step1` on the stored state is what dm_control calls last in a step, and all tasks here read
+    positions, velocities, their sensors and the control only. One physics serves all tasks of `environments`: those
+    of a domain differ in nothing that a reward reads from it.
+    """
+    simulator, scale = environments[0].physics, ActionScale(environments[0])
+    rewards = np.empty((len(environments), len(states)))
+    for row, (state, controls) in enumerate(zip(states, scale.to_control(actions), strict=True)):
+        simulator.set_state(state)
+        simulator.set_control(controls)
+        with simulator.check_invalid_state():
+            mujoco.mj_step1(simulator.model.ptr, simulator.data.ptr)
+        rewards[:, row] = [environment.task.get_reward(simulator) for environment in environments]
+    return rewards

@@ -184,7 +184,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     collecting = commands.add_parser("collect", help="collect episodes with a random policy")
     collecting.add_argument("domain", help=", ".join(DOMAINS))
     collecting.add_argument("--collector", required=True, help=f"policy: {', '.join(POLICIES)}")
-    collecting.add_argument("--episodes", type=int, required=True, help="episodes of 1000 steps in the whole set")
+    collecting.add_argument("--episodes", type=int, required=True, help="episodes in the whole set")
     collecting.add_argument("--workers", type=int, default=1, help="processes; the files do not depend on it")
     collecting.add_argument("--seed", type=int, default=0, help="the same seed gives the same files")
     converting = commands.add_parser("convert", help="turn episode files into one HDF5 file")

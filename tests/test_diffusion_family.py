@@ -2,9 +2,6 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -475,32 +472,3 @@ def test_published_networks_have_the_published_initialisation():
 def test_impossible_settings_are_refused(name, fields):
     with pytest.raises(ValueError, match=next(iter(fields))):
         load_algorithm(name).config_class(**fields)
-
-
-def test_a_copied_file_works_alone(tmp_path):
-    """One interpreter for both folders, as most of the time goes into importing torch."""
-    for name in ("dql", "qsm"):
-        (tmp_path / name).mkdir()
-        source = ROOT / "algorithms" / "baselines" / f"{name}.py"
-        (tmp_path / name / source.name).write_text(source.read_text())
-    program = f"""
-import sys
-import torch
-torch.set_num_threads(1)
-path = list(sys.path)
-batch = dict(
-    observations=torch.randn(8, 5), actions=torch.rand(8, 2), rewards=torch.randn(8), masks=torch.ones(8),
-    next_observations=torch.randn(8, 5),
-)
-for name in ("dql", "qsm"):
-    sys.path[:] = [{str(tmp_path)!r} + "/" + name, *path]
-    module = __import__(name)
-    config = getattr(module, name.upper() + "Config")(actor_hidden_dims=(16,), value_hidden_dims=(16,))
-    agent = getattr(module, name.upper())(config, 5, 2)
-    for _ in range(10):
-        agent.update(batch)
-    assert agent.act(batch["observations"]).shape == (8, 2)
-assert not {{"envs", "harness", "pyrallis"}} & set(sys.modules)
-"""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, "-I", "-c", program], cwd=tmp_path, env=environment, check=True)

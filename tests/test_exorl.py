@@ -1,5 +1,6 @@
 """ExORL: rewards against dm_control's online ones, files to HDF5 to Task, local collection, wrong input."""
 
+import dataclasses
 import io
 import json
 import os
@@ -13,14 +14,16 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from dm_control.rl.control import PhysicsError
 
 from envs import exorl_convert, load_task
 from envs.errors import UserError
 from envs.exorl_collect import collect, collect_episode
 from envs.exorl_convert import convert
-from envs.exorl_domains import DOMAINS, EPISODE_STEPS, OFFICIAL_COLLECTORS, TASKS
-from envs.exorl_environment import ExORLEnvironment, load_suite_environment
-from envs.exorl_relabel import relabel
+from envs.exorl_domains import DOMAINS, OFFICIAL_COLLECTORS, TASKS
+from envs.exorl_environment import ActionScale, ExORLEnvironment, load_environment
+from envs.exorl_fast_relabel import READERS, fast_rewards
+from envs.exorl_relabel import reference_rewards, relabel
 from envs.exorl_tasks import main
 
 STEPS = 60  # of the short episodes here
@@ -73,16 +76,31 @@ def refuses(root: Path, message: str, collector: str = "rnd") -> None:
 # ---- rewards and environment ----
 
 
+def seed_near_the_target(domain: str, task: str) -> int:
+    """A seed whose episode starts where the reward varies: jaco's falls to nothing within 15 cm of its target."""
+    if domain != "jaco":
+        return 3
+    environment = load_environment(domain, task)
+    for seed in range(300):
+        environment.random_state.seed(seed)
+        environment.reset()
+        if environment.task.get_reward(environment.physics) > 0.1:
+            return seed
+    raise AssertionError("no seed found")
+
+
 @pytest.mark.parametrize("domain, task", TASKS.values())
 def test_relabelled_rewards_equal_the_online_ones(domain, task):
     # Drives dm_control's own environment, not ours, so that both are compared with it.
     # ExORL rescaled the actions with dm_control's wrapper (imported after envs, which keeps GLFW's warning off).
     from dm_control.suite.wrappers import action_scale
 
-    ours, theirs = ExORLEnvironment(domain, task), load_suite_environment(domain, task)
-    ours.reset(seed=3)
-    theirs.task.random.seed(3)
-    theirs = action_scale.Wrapper(theirs, -1.0, 1.0)
+    ours, theirs = ExORLEnvironment(domain, task), load_environment(domain, task)
+    seed = seed_near_the_target(domain, task)
+    ours.reset(seed=seed)
+    (theirs.random_state if domain == "jaco" else theirs.task.random).seed(seed)
+    if domain != "jaco":  # its contacts make the last bit of a control grow into another episode
+        theirs = action_scale.Wrapper(theirs, -1.0, 1.0)
     theirs.reset()
     generator = np.random.default_rng(0)
     actions = generator.uniform(-1, 1, (STEPS, DOMAINS[domain].action_dim)).astype(np.float32)
@@ -90,7 +108,7 @@ def test_relabelled_rewards_equal_the_online_ones(domain, task):
         actions[:] = actions[0]  # a constant push moves further than noise, so that rewards vary
     online, physics = [], []
     for action in actions:
-        step = theirs.step(action.astype(np.float64))
+        step = theirs.step(ours._scale.to_control(action) if domain == "jaco" else action.astype(np.float64))
         observation, reward, terminated, _, _ = ours.step(action)
         online.append(step.reward)
         physics.append(theirs.physics.get_state())
@@ -130,6 +148,36 @@ def test_the_control_that_led_to_the_state_counts():
     assert with_control / without_control == pytest.approx((4 + 0.36) / 5, abs=TOLERANCE)
 
 
+@pytest.mark.parametrize("domain", READERS)
+def test_the_fast_rewards_equal_the_references(domain):
+    # States far from those that a random policy reaches, each unlike the one before: nothing may be left over from it.
+    widths = DOMAINS[domain]
+    environments = [load_environment(domain, task) for task in widths.tasks]
+    model = environments[0].physics.model
+    generator = np.random.default_rng(0)
+    states = generator.normal(size=(500, widths.physics_dim))
+    states[:, : model.nq] *= 0.4
+    states[:, model.nq :] *= generator.uniform(0, 15, (500, 1))
+    actions = generator.uniform(-1, 1, (500, widths.action_dim)).astype(np.float32)
+    fast = fast_rewards(domain, environments, states)
+    assert fast.shape == (len(widths.tasks), 500)
+    assert np.abs(fast - reference_rewards(environments, states, actions)).max() < TOLERANCE
+    assert (fast.std(axis=1) > 0.05).all() and fast.max() > 0.5
+    relabelled = relabel(domain, widths.tasks, states, actions)
+    assert all(np.abs(relabelled[task] - row).max() < TOLERANCE for task, row in zip(widths.tasks, fast, strict=True))
+
+
+@pytest.mark.parametrize("value", [np.nan, 1e11])
+def test_fast_and_reference_refuse_the_same_states(value):
+    environments = [load_environment("walker", "walk")]
+    states = np.zeros((3, 18))
+    states[1, 4] = value
+    with pytest.raises(PhysicsError):
+        reference_rewards(environments, states, np.zeros((3, 6)))
+    with pytest.raises(PhysicsError, match="walker: a state holds"):
+        fast_rewards("walker", environments, states)
+
+
 def test_relabel_names_the_array_of_wrong_width():
     with pytest.raises(ValueError, match="^physics: expected shape"):
         relabel("cartpole", ["balance"], np.zeros((3, 5)), np.zeros((3, 1)))
@@ -158,19 +206,65 @@ def test_the_seed_determines_the_episode(domain):
 def test_an_episode_is_truncated_after_a_thousand_steps():
     environment = ExORLEnvironment("cartpole", "swingup")
     environment.reset(seed=0)
-    ends = [environment.step(np.zeros(1, np.float32))[2:4] for _ in range(EPISODE_STEPS)]
-    assert ends == [(False, False)] * (EPISODE_STEPS - 1) + [(False, True)]
+    ends = [environment.step(np.zeros(1, np.float32))[2:4] for _ in range(1000)]
+    assert ends == [(False, False)] * 999 + [(False, True)]
     for domain, task in TASKS.values():
-        assert load_suite_environment(domain, task)._step_limit == EPISODE_STEPS
+        if domain != "jaco":
+            assert load_environment(domain, task)._step_limit == DOMAINS[domain].episode_steps == 1000
+
+
+def test_jacos_episode_is_truncated_after_its_time_limit():
+    ours, theirs = ExORLEnvironment("jaco", "reach_top_left"), load_environment("jaco", "reach_top_left")
+    ours.reset(seed=0)
+    theirs.reset()
+    action = np.full(9, 0.1, np.float32)
+    assert [ours.step(action)[2:4] for _ in range(250)] == [(False, False)] * 249 + [(False, True)]
+    assert [theirs.step(action).last() for _ in range(250)] == [False] * 249 + [True]
+
+
+def test_jacos_observation_has_exorls_order():
+    # The order that policies learned from the released files depend on.
+    names = ["joints_pos", "joints_torque", "joints_vel"]
+    hand = ["joints_pos", "joints_vel", "pinch_site_pos", "pinch_site_rmat"]
+    observation = load_environment("jaco", "reach_top_left").reset().observation
+    assert list(observation) == [f"jaco_arm/{n}" for n in names] + [f"jaco_arm/jaco_hand/{n}" for n in hand]
+    assert [entry.size for entry in observation.values()] == [12, 6, 6, 3, 3, 3, 9]
+
+
+def test_rewards_of_exorls_own_tasks_follow_their_definitions():
+    backward, forward = (ExORLEnvironment("cheetah", task) for task in ("run_backward", "run"))
+    for environment in (backward, forward):
+        environment.reset(seed=3)
+    for action in np.random.default_rng(0).uniform(-1, 1, (50, 6)):
+        rewards = [environment.step(action)[1] for environment in (backward, forward)]
+        speed = backward._physics.speed()
+        assert rewards == pytest.approx([np.clip(-speed / 10, 0, 1), np.clip(speed / 10, 0, 1)])
+
+    corners = {"top_left": (-1, 1), "top_right": (1, 1), "bottom_left": (-1, -1), "bottom_right": (1, -1)}
+    for corner, signs in corners.items():
+        task = f"reach_{corner}"
+        environment = ExORLEnvironment("jaco", task)
+        observation, _ = environment.reset(seed=seed_near_the_target("jaco", task))
+        for action in np.random.default_rng(0).uniform(-1, 1, (20, 9)):
+            observation, reward, _, _, _ = environment.step(action)
+            distance = np.linalg.norm(observation[30:33] - np.array([0.09 * signs[0], 0.09 * signs[1], 0.001]))
+            assert reward == pytest.approx(0.1 ** (max(distance - 0.05, 0) / 0.05) ** 2, abs=1e-5)
 
 
 def test_actions_beyond_the_limits_count_as_the_limits():
     environment = ExORLEnvironment("quadruped", "walk")
     environment.reset(seed=0)
     environment.step(np.full(12, 5.0, np.float32))
-    spec = load_suite_environment("quadruped", "walk").action_spec()
+    spec = load_environment("quadruped", "walk").action_spec()
     assert np.array_equal(environment._physics.control(), spec.maximum)
     assert set(spec.maximum) == {0.8, 1.0, 1.1}  # why actions are rescaled at all
+
+
+def test_jacos_actions_span_its_actuators():
+    scale = ActionScale(load_environment("jaco", "reach_top_left"))
+    ends = np.repeat([0.628, 0.838, 5.0], 3)
+    assert np.allclose(scale.to_control(np.ones(9)), ends, atol=1e-3)
+    assert np.allclose(scale.to_control(np.full(9, -0.5)), -ends / 2, atol=1e-3)
 
 
 # ---- conversion and loading ----
@@ -430,8 +524,7 @@ def test_a_file_that_is_not_hdf5_is_refused(tmp_path):
 @pytest.fixture
 def short_episodes(monkeypatch):
     """Local collection in this process makes episodes of STEPS steps."""
-    monkeypatch.setattr("envs.exorl_collect.EPISODE_STEPS", STEPS)
-    monkeypatch.setattr("envs.exorl_collect.collect_episode.__defaults__", (STEPS,))
+    monkeypatch.setitem(DOMAINS, "cartpole", dataclasses.replace(DOMAINS["cartpole"], episode_steps=STEPS))
 
 
 def files_of(folder: Path) -> dict:
@@ -559,7 +652,7 @@ def test_the_command_reports_a_mistake_in_one_line(tmp_path, capsys):
 def test_the_tables_agree_with_dm_control():
     assert len(OFFICIAL_COLLECTORS) == 9
     for domain, widths in DOMAINS.items():
-        environment = load_suite_environment(domain, widths.tasks[0])
+        environment = load_environment(domain, widths.tasks[0])
         assert environment.action_spec().shape == (widths.action_dim,)
         assert environment.physics.get_state().shape == (widths.physics_dim,)
         assert ExORLEnvironment(domain, widths.tasks[0]).observation_space.shape == (widths.observation_dim,)

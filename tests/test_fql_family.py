@@ -1,8 +1,6 @@
 """The baselines of the fql repository: published figures, parameters and targets, acting, saving, copying the file."""
 
 import dataclasses
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -328,32 +326,3 @@ def test_rebrac_schedule_equals_a_plain_computation():
 def test_config_refuses_values_without_meaning(name, field, value):
     with pytest.raises(ValueError, match=field):
         load_algorithm(name).config_class(**{field: value})
-
-
-COPIED = """
-import importlib, sys, torch
-torch.set_num_threads(1)
-rows = dict(observations=3, actions=2, next_observations=3, next_actions=2)
-for name, agent_name in dict(iql="IQL", ifql="IFQL", fql="FQL", rebrac="ReBRAC").items():
-    sys.path.insert(0, f"{sys.argv[1]}/{name}")
-    module = importlib.import_module(name)
-    sys.path.pop(0)
-    config = getattr(module, agent_name + "Config")(actor_hidden_dims=(8,), value_hidden_dims=(8,))
-    agent = getattr(module, agent_name)(config, 3, 2)
-    for step in range(10):
-        batch = {key: torch.rand(4, size) for key, size in rows.items()}
-        metrics = agent.update(batch | dict(rewards=torch.rand(4), masks=torch.ones(4)))
-    assert all(metric.isfinite() for metric in metrics.values()), (name, metrics)
-    assert agent.act(batch["observations"]).shape == (4, 2), name
-unwanted = {"algorithms", "envs", "harness", "pyrallis", "gymnasium", "wandb"} & set(sys.modules)
-assert not unwanted, unwanted
-"""
-
-
-def test_each_file_works_alone_in_an_empty_folder(tmp_path):
-    for name in ("iql", "ifql", "fql", "rebrac"):  # one process for all four: importing torch is what takes time
-        (tmp_path / name).mkdir()
-        (tmp_path / name / f"{name}.py").write_bytes((ROOT / "algorithms/baselines" / f"{name}.py").read_bytes())
-    command = [sys.executable, "-I", "-c", COPIED, str(tmp_path)]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr

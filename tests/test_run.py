@@ -130,10 +130,10 @@ def test_kill_and_continue_equals_a_straight_run(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_leaves_a_checkpoint(tmp_path, number):
     straight, stopped = toy_config(tmp_path / "straight"), toy_config(tmp_path / "stopped")
-    changes = {"offline_steps": 600, "checkpoint_interval": 600}
+    changes = {"offline_steps": 600, "checkpoint_interval": 600, "eval_interval": 600}
     straight, stopped = (dataclasses.replace(config, **changes) for config in (straight, stopped))
     toy_run(straight)
-    process = start(tmp_path / "stopped", "offline_steps=600", "checkpoint_interval=600")
+    process = start(tmp_path / "stopped", *(f"{name}={value}" for name, value in changes.items()))
     wait_for_step(process, run_path(stopped) / "train.csv", 25)
     process.send_signal(number)
     output = process.communicate(timeout=60)[0]

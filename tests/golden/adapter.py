@@ -49,3 +49,16 @@ def fql_critics(agent: nn.Module) -> Dict[str, Tensor]:
     return flax_mlp("critic/value_net", agent.critic, both) | flax_mlp(
         "target_critic/value_net", agent.target_critic, both
     )
+
+
+def network_fields(case: dict) -> dict:
+    """The fields that the cases with FQL's networks share."""
+    return {
+        "learning_rate": case["lr"],
+        "actor_hidden_dims": tuple(case["actor_hidden_dims"]),
+        "value_hidden_dims": tuple(case["value_hidden_dims"]),
+        "value_layer_norm": case["layer_norm"],
+        "actor_layer_norm": case["actor_layer_norm"],
+        "discount": case["discount"],
+        "target_rate": case["tau"],
+    }

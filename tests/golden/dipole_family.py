@@ -4,18 +4,11 @@ from typing import Dict
 
 from torch import Tensor, nn
 
-from tests.golden.adapter import Adapter, flax_mlp, fql_critics
+from tests.golden.adapter import Adapter, flax_mlp, fql_critics, network_fields
 
 
 def dipole_fields(case: dict) -> dict:
-    return {
-        "learning_rate": case["lr"],
-        "actor_hidden_dims": tuple(case["actor_hidden_dims"]),
-        "value_hidden_dims": tuple(case["value_hidden_dims"]),
-        "value_layer_norm": case["layer_norm"],
-        "actor_layer_norm": case["actor_layer_norm"],
-        "discount": case["discount"],
-        "target_rate": case["tau"],
+    return network_fields(case) | {
         "expectile": case["expectile"],
         "num_candidates": case["num_samples"],
         "target_candidates": case["num_samples_fortrain"],

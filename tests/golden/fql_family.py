@@ -4,25 +4,13 @@ from typing import Dict
 
 from torch import Tensor, nn
 
-from tests.golden.adapter import Adapter, flax_mlp, fql_critics, require
-
-
-def shared_fields(case: dict) -> dict:
-    return {
-        "learning_rate": case["lr"],
-        "actor_hidden_dims": tuple(case["actor_hidden_dims"]),
-        "value_hidden_dims": tuple(case["value_hidden_dims"]),
-        "value_layer_norm": case["layer_norm"],
-        "actor_layer_norm": case["actor_layer_norm"],
-        "discount": case["discount"],
-        "target_rate": case["tau"],
-    }
+from tests.golden.adapter import Adapter, flax_mlp, fql_critics, network_fields, require
 
 
 def iql_fields(case: dict) -> dict:
     require(case, {"const_std": (True,)})
     weight = {"awr": "inverse_temperature", "ddpgbc": "bc_weight"}[case["actor_loss"]]
-    return shared_fields(case) | {
+    return network_fields(case) | {
         "expectile": case["expectile"],
         "extraction": case["actor_loss"],
         weight: case["alpha"],
@@ -30,7 +18,7 @@ def iql_fields(case: dict) -> dict:
 
 
 def ifql_fields(case: dict) -> dict:
-    return shared_fields(case) | {
+    return network_fields(case) | {
         "expectile": case["expectile"],
         "num_candidates": case["num_samples"],
         "flow_steps": case["flow_steps"],
@@ -38,7 +26,7 @@ def ifql_fields(case: dict) -> dict:
 
 
 def fql_fields(case: dict) -> dict:
-    return shared_fields(case) | {
+    return network_fields(case) | {
         "target_aggregation": case["q_agg"],
         "distillation_weight": case["alpha"],
         "normalise_q_loss": case["normalize_q_loss"],
@@ -48,7 +36,7 @@ def fql_fields(case: dict) -> dict:
 
 def rebrac_fields(case: dict) -> dict:
     require(case, {"tanh_squash": (True,)})
-    return shared_fields(case) | {
+    return network_fields(case) | {
         "actor_bc_weight": case["alpha_actor"],
         "critic_bc_weight": case["alpha_critic"],
         "actor_interval": case["actor_freq"],
