@@ -282,7 +282,7 @@ class DIPOLE(nn.Module):
     """The agent: a positive and a negative policy, two critics with targets, and a state value."""
 
     batch_fields = ()
-    # What makes a run of the same budget its control: cloning, with the same critics to choose among candidates.
+    # What makes a run of the same budget its control: cloning, with critics of its own to choose among candidates.
     control = {"label": "behaviour_cloning", "weighting": "none", "greediness": 0.0, "target_greediness": 0.0}
 
     def __init__(self, config: DIPOLEConfig, observation_dim: int, action_dim: int):
@@ -303,7 +303,7 @@ class DIPOLE(nn.Module):
         self.value = network(1, observation_dim, config.value_hidden_dims, 1, config.value_layer_norm)
         self.flow = network(num_policies, flow_dim, config.actor_hidden_dims, action_dim, config.actor_layer_norm)
         trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.Adam(trainable, lr=config.learning_rate, fused=True)
+        self.optimizer = torch.optim.Adam(trainable, lr=config.learning_rate, fused=True, capturable=True)
 
     def update(self, batch: dict) -> dict:
         """One gradient step of all networks on a minibatch, then the target critics' step; detached 0-d metrics."""
@@ -355,7 +355,7 @@ class DIPOLE(nn.Module):
         x0, t = self.noise.normal(*actions.shape), self.noise.uniform(len(actions), 1)
         policy_losses = (weights * flow_losses(self.flow, observations, actions, x0, t)).mean(dim=1)
 
-        saturated = (weights[0] < SATURATION_MARGIN) | (weights[0] > 1 - SATURATION_MARGIN)
+        saturated = (weights[0].abs() < SATURATION_MARGIN) | ((weights[0] - 1).abs() < SATURATION_MARGIN)
         metrics = {
             "critic/loss": critic_loss,
             "critic/q_mean": q.mean(),
@@ -447,14 +447,14 @@ class DIPOLE(nn.Module):
         return agent
 
 
-def train(config: DIPOLEConfig) -> dict:
-    """Trains on the task's data set and evaluates in its environment; returns the run's result."""
+def train(config: DIPOLEConfig, restart: bool = False) -> dict:
+    """Trains on the task's data set and evaluates in its environment, anew with `restart`; returns the result."""
     from envs import load_task
     from harness.run import run
 
     task = load_task(config.task, config.data_dir, config.collect_episodes)
     agent = DIPOLE(config, task.observation_dim, task.action_dim)
-    return run(config, agent, task)
+    return run(config, agent, task, restart)
 
 
 def main() -> None:

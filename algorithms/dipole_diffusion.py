@@ -331,7 +331,7 @@ class DIPOLEDiffusion(nn.Module):
     """The agent: a positive and a negative policy, two critics with targets, and a state value."""
 
     batch_fields = ()
-    # What makes a run of the same budget its control: cloning, with the same critics to choose among candidates.
+    # What makes a run of the same budget its control: cloning, with critics of its own to choose among candidates.
     control = {"label": "behaviour_cloning", "weighting": "none", "greediness": 0.0, "target_greediness": 0.0}
 
     def __init__(self, config: DIPOLEDiffusionConfig, observation_dim: int, action_dim: int):
@@ -354,7 +354,7 @@ class DIPOLEDiffusion(nn.Module):
             num_policies, denoiser_dim, config.actor_hidden_dims, action_dim, config.actor_layer_norm
         )
         trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.Adam(trainable, lr=config.learning_rate, fused=True)
+        self.optimizer = torch.optim.Adam(trainable, lr=config.learning_rate, fused=True, capturable=True)
 
     def update(self, batch: dict) -> dict:
         """One gradient step of all networks on a minibatch, then the target critics' step; detached 0-d metrics."""
@@ -408,7 +408,7 @@ class DIPOLEDiffusion(nn.Module):
         errors = denoising_losses(self.denoiser, observations, actions, noise, t, config.diffusion_steps)
         policy_losses = (weights * errors).mean(dim=1)
 
-        saturated = (weights[0] < SATURATION_MARGIN) | (weights[0] > 1 - SATURATION_MARGIN)
+        saturated = (weights[0].abs() < SATURATION_MARGIN) | ((weights[0] - 1).abs() < SATURATION_MARGIN)
         metrics = {
             "critic/loss": critic_loss,
             "critic/q_mean": q.mean(),
@@ -494,14 +494,14 @@ class DIPOLEDiffusion(nn.Module):
         return agent
 
 
-def train(config: DIPOLEDiffusionConfig) -> dict:
-    """Trains on the task's data set and evaluates in its environment; returns the run's result."""
+def train(config: DIPOLEDiffusionConfig, restart: bool = False) -> dict:
+    """Trains on the task's data set and evaluates in its environment, anew with `restart`; returns the result."""
     from envs import load_task
     from harness.run import run
 
     task = load_task(config.task, config.data_dir, config.collect_episodes)
     agent = DIPOLEDiffusion(config, task.observation_dim, task.action_dim)
-    return run(config, agent, task)
+    return run(config, agent, task, restart)
 
 
 def main() -> None:

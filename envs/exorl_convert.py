@@ -153,16 +153,17 @@ def _order_episodes(path: Path, episodes: List[Episode]) -> Tuple[Episode, ...]:
     return tuple(ordered)
 
 
-def read_episode(domain: str, episode: Episode) -> Dict[str, np.ndarray]:
+def read_episode(domain: str, episode: Episode, reward_dim: int = 1) -> Dict[str, np.ndarray]:
     """The episode's arrays, length + 1 rows each: observation, action, reward, discount, physics; other keys are left.
 
+    The reward has `reward_dim` columns: the domain's in released files, 1 in those collected here.
     Raises UserError that names the file when it is damaged, and the array when its shape is not the domain's.
     """
     widths = DOMAINS[domain]
     shapes = {
         "observation": (widths.observation_dim,),
         "action": (widths.action_dim,),
-        "reward": (1,),
+        "reward": (reward_dim,),
         "discount": (1,),
         "physics": (widths.physics_dim,),
     }
@@ -193,10 +194,11 @@ def convert(root: Path, domain: str, collector: str, compression: Optional[str] 
     """Writes `<root>/<domain>/<collector>.h5` from the set's episode files and returns its path.
 
     Rows of all episodes follow one another, an episode of length T has T + 1: observation [R, O], action [R, A],
-    reward [R], discount [R] float32 and physics [R, P] float64 as ExORL stores them (row 0 of an episode is a dummy,
-    row i's action led to state i), reward_<task> [R] float32 for every task of the domain (see exorl_relabel),
-    episode_start [E] and episode_length [E] int64 (first row; transitions). Data sets are contiguous and
-    uncompressed unless `compression` ("lzf" | "gzip") is given. The file appears when it is complete or not at all.
+    reward [R] (point_mass_maze's as released: [R, 4]), discount [R] float32 and physics [R, P] float64 as ExORL stores
+    them (row 0 of an episode is a dummy, row i's action led to state i), reward_<task> [R] float32 for every task of
+    the domain (see exorl_relabel), episode_start [E] and episode_length [E] int64 (first row; transitions). Data sets
+    are contiguous and uncompressed unless `compression` ("lzf" | "gzip") is given. The file appears when it is
+    complete or not at all.
     Raises UserError that names the file for absent, damaged or inconsistent episodes.
     """
     check_domain(domain)
@@ -215,6 +217,7 @@ def _write_file(file: h5py.File, domain: str, collector: str, source: Source, co
     lengths = np.array([episode.length for episode in source.episodes], np.int64)
     starts = np.concatenate([[0], np.cumsum(lengths + 1)[:-1]])
     rows, widths = int((lengths + 1).sum()), DOMAINS[domain]
+    reward_dim = widths.reward_dim if source.generation is None else 1
 
     def create(name: str, shape: Tuple[int, ...], dtype: type) -> h5py.Dataset:
         if compression is None:
@@ -226,13 +229,13 @@ def _write_file(file: h5py.File, domain: str, collector: str, source: Source, co
     columns = {
         "observation": create("observation", (rows, widths.observation_dim), np.float32),
         "action": create("action", (rows, widths.action_dim), np.float32),
-        "reward": create("reward", (rows,), np.float32),
+        "reward": create("reward", (rows,) if reward_dim == 1 else (rows, reward_dim), np.float32),
         "discount": create("discount", (rows,), np.float32),
         "physics": create("physics", (rows, widths.physics_dim), np.float64),
     }
     bar = tqdm(source.episodes, desc=f"convert {domain}/{collector}", unit="episode", disable=None)
     for start, episode in zip(starts, bar, strict=True):
-        for name, array in read_episode(domain, episode).items():
+        for name, array in read_episode(domain, episode, reward_dim).items():
             columns[name][start : start + episode.length + 1] = array.reshape(-1, *columns[name].shape[1:])
     for task, rewards in relabel(domain, widths.tasks, columns["physics"], columns["action"]).items():
         create(f"reward_{task}", (rows,), np.float32)[:] = rewards

@@ -25,12 +25,12 @@ class Domain:
     reward_dim: int = 1  # columns of `reward` in the released files; a local collection always stores one
 
 
+CORNERS = ("reach_top_left", "reach_top_right", "reach_bottom_left", "reach_bottom_right")
 DOMAINS = {
     "cartpole": Domain(5, 1, 4, ("swingup", "swingup_sparse", "balance", "balance_sparse")),
     "cheetah": Domain(17, 6, 18, ("run", "run_backward")),
-    "jaco": Domain(
-        42, 9, 18, ("reach_top_left", "reach_top_right", "reach_bottom_left", "reach_bottom_right"), episode_steps=250
-    ),
+    "jaco": Domain(42, 9, 18, CORNERS, episode_steps=250),
+    "point_mass_maze": Domain(4, 2, 4, CORNERS, reward_dim=4),
     "quadruped": Domain(78, 12, 57, ("walk", "run")),
     "walker": Domain(24, 6, 18, ("stand", "walk", "run")),
 }

@@ -66,12 +66,12 @@ def fast_rewards(domain: str, environments: Sequence[control.Environment], state
     views = reader.locate(model, data)
     readings = {name: np.empty((len(states), *view.shape)) for name, view in views.items()}
     pairs = [(readings[name], view) for name, view in views.items()]
-    positions, velocities = data.qpos, data.qvel
-    velocity_rows = slice(model.nq, model.nq + model.nv)
-    for row, state in enumerate(states):
-        positions[:] = state[: model.nq]
-        velocities[:] = state[velocity_rows]
-        for function in reader.functions:
+    positions, velocities, functions = data.qpos, data.qvel, reader.functions
+    state_parts = zip(states[:, : model.nq], states[:, model.nq : model.nq + model.nv], strict=True)
+    for row, (position, velocity) in enumerate(state_parts):
+        positions[:] = position
+        velocities[:] = velocity
+        for function in functions:
             function(model, data)
         for column, view in pairs:
             column[row] = view

@@ -20,7 +20,7 @@ def relabel(domain: str, task_names: Sequence[str], physics: np.ndarray, actions
 
     Row i's reward belongs to the state of row i: r(s'), ExORL's convention. It equals the online reward to float32
     rounding. ExORL's relabeller zeroes the control, which changes the rewards of the tasks that contain it
-    (cartpole's balance and swingup); here the action that led to the state is set first.
+    (cartpole's balance and swingup, point_mass_maze); here the action that led to the state is set first.
     `physics` and `actions` may be arrays or HDF5 data sets. Raises ValueError where the widths are not the domain's.
     """
     expected = {"physics": DOMAINS[domain].physics_dim, "actions": DOMAINS[domain].action_dim}

@@ -10,8 +10,12 @@ from typing import Iterator
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a temporary path in the same folder, whose file replaces `path` when the block ends without an error.
 
-    Otherwise it is removed and the old file stays. The process id keeps processes that write the same file apart.
+    Otherwise it is removed and the old file stays. The process id in its name keeps processes that write the same file
+    apart; what a killed process left is removed by the next.
     """
+    for stale in path.parent.glob(f".{path.name}.*.tmp"):
+        if not _is_alive(stale.suffixes[-2].removeprefix(".")):
+            stale.unlink(missing_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
@@ -20,3 +24,13 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _is_alive(process_id: str) -> bool:
+    try:
+        os.kill(int(process_id), 0)
+    except ProcessLookupError:
+        return False
+    except (ValueError, PermissionError):
+        return True
+    return True

@@ -72,15 +72,14 @@ EXPECTED = {  # type: (description, example)
 }
 
 
-def run_command(config_class: type, train: Callable[[Any], Any]) -> None:
-    """Train with the config of `sys.argv`; `--restart` removes the run of that config first."""
+def run_command(config_class: type, train: Callable[[Any, bool], Any]) -> None:
+    """Train with the config of `sys.argv`; `train(config, restart)` removes an earlier run of it where asked to."""
     with exit_on_user_error():
-        config, restart = parse_config(config_class, sys.argv[1:])
-        if restart:
-            from harness.run_folder import remove_run  # here: run_folder.py imports this module
+        from harness.run_fields import check_run_fields  # here: heavy imports come after the flags are right
 
-            remove_run(config)
-        train(config)
+        config, restart = parse_config(config_class, sys.argv[1:])
+        check_run_fields(config)
+        train(config, restart)
 
 
 @contextmanager

@@ -16,5 +16,5 @@ def choose_device(name: str) -> torch.device:
 
 
 def seeded_generator(device: torch.device, *key: int) -> torch.Generator:
-    """A generator whose stream depends on the whole key."""
+    """A generator whose stream depends on the whole key; keys must not differ in zeros at their end only."""
     return torch.Generator(device).manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))

@@ -1,4 +1,4 @@
-"""Evaluates a finished run anew over a grid of act options, such as DIPOLE's greediness: no retraining is needed.
+"""Evaluates a run's checkpoint anew over a grid of act options, such as DIPOLE's greediness: no retraining is needed.
 
     python -m harness.evaluate RUN_DIR --greediness 0 0.5 1 2 4 --num_candidates 1 32 --episodes 50
 
@@ -13,7 +13,6 @@ import csv
 import dataclasses
 import inspect
 import itertools
-import json
 import sys
 from pathlib import Path
 from typing import Any, NoReturn, Optional, Sequence
@@ -31,11 +30,12 @@ from harness.command_line import exit_on_user_error, load_config, nearest_field,
 from harness.devices import choose_device
 from harness.evaluation import GRID_SEED, Evaluator
 from harness.plots import option_names, plot_greediness
+from harness.run_folder import read_checkpoint, read_json
 from harness.video import check_graphics, choose_graphics, log_videos, record
 
 CONFIDENCE = 0.95
 RESAMPLES = 9999  # of the bootstrap; scipy's default
-RUN_FILES = ("environment.json", "config.yaml", "checkpoint.pt")
+REQUIRED_FILES = ("environment.json", "config.yaml", "checkpoint.pt")
 
 
 # ---- The grid ----
@@ -150,23 +150,29 @@ def confidence_interval(scores: np.ndarray) -> tuple[float, float]:
 
 
 def format_table(rows: Sequence[dict], score_name: str) -> str:
-    """The rows of a sweep as an aligned table; a column for each act option."""
-    options = option_names(rows, score_name)
+    """The rows of sweeps as an aligned table, with a column for each act option.
+
+    A row may leave columns out, such as a score of the data; the last row has all of them.
+    """
     digits = 3 if max(abs(row[score_name]) for row in rows) < 10 else 1
-    interval = f"{CONFIDENCE:.0%} interval"
-    normalized = ["normalized return"] if "normalized_return" in rows[0] else []
-    table = [[*options, score_name, *normalized, interval, "std", "length", "episodes", "network evaluations"]]
+    columns = {name: (f"{{{name}}}", (name,)) for name in option_names(rows[-1:], score_name)}
+    columns[score_name] = (f"{{{score_name}:.{digits}f}}", (score_name,))
+    low, high, std = (f"{score_name}_{part}" for part in ("low", "high", "std"))
+    columns["normalized return"] = ("{normalized_return:.1f}", ("normalized_return",))
+    columns[f"{CONFIDENCE:.0%} interval"] = (f"[{{{low}:.{digits}f}}, {{{high}:.{digits}f}}]", (low, high))
+    columns["std"] = (f"{{{std}:.{digits}f}}", (std,))
+    columns |= {"length": ("{length:.0f}", ("length",)), "episodes": ("{episodes}", ("episodes",))}
+    columns["network evaluations"] = ("{network_evaluations}", ("network_evaluations",))
+    shown = {title: form for title, form in columns.items() if set(form[1]) <= rows[-1].keys()}
+    table = [list(shown)]
     for row in rows:
-        mean, low, high, std = (f"{row[f'{score_name}{part}']:.{digits}f}" for part in ("", "_low", "_high", "_std"))
-        numbers = (f"{row['length']:.0f}", f"{row['episodes']}", f"{row['network_evaluations']}")
-        means = [mean, *(f"{row['normalized_return']:.1f}" for _ in normalized)]
-        table.append([*(f"{row[name]}" for name in options), *means, f"[{low}, {high}]", std, *numbers])
+        table.append([form.format(**row) if set(needed) <= row.keys() else "" for form, needed in shown.values()])
     widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
     return "\n".join("  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)) for line in table)
 
 
 def greediness_remark(rows: Sequence[dict], score_name: str) -> Optional[str]:
-    """One line where greediness was swept and made no significant difference at some setting of the other options."""
+    """One line where greediness was swept and made no clear difference at some setting of the other options."""
     settings: dict[tuple, list[dict]] = {}
     others = [name for name in option_names(rows, score_name) if name != "greediness"]
     for row in rows:
@@ -181,7 +187,7 @@ def greediness_remark(rows: Sequence[dict], score_name: str) -> Optional[str]:
     if not same:
         return None
     where = "" if len(same) == len(settings) else f" at {'; '.join(same)}"
-    return f"Greediness makes no significant difference{where}: the {CONFIDENCE:.0%} intervals of its values overlap."
+    return f"Greediness makes no clear difference{where}: the {CONFIDENCE:.0%} intervals of its values overlap."
 
 
 def write_rows_csv(rows: Sequence[dict], path: Path) -> None:
@@ -192,15 +198,18 @@ def write_rows_csv(rows: Sequence[dict], path: Path) -> None:
         writer.writerows(rows)
 
 
-def write_report(rows: Sequence[dict], folder: Path, task: Any) -> str:
-    """Writes a sweep's CSV file and figure to the folder; returns its table and remark as text."""
-    has_greediness = "greediness" in rows[0]
-    table = folder / ("greediness.csv" if has_greediness else "evaluation.csv")
-    write_rows_csv(rows, table)
-    if has_greediness:
+def write_report(rows: Sequence[dict], folder: Path, task: Any, shown: Optional[Sequence[dict]] = None) -> str:
+    """Writes a sweep's CSV file, and its figure where greediness was swept; returns a table of `shown` (or rows).
+
+    A sweep of other options writes evaluation.csv, so that the greediness curve in the folder stays.
+    """
+    sweeps_greediness = len({row.get("greediness") for row in rows}) > 1
+    path = folder / ("greediness.csv" if sweeps_greediness else "evaluation.csv")
+    write_rows_csv(rows, path)
+    if sweeps_greediness:
         plot_greediness(rows, folder / "greediness.png", task.score_name, task.reference_scores())
-    remark = greediness_remark(rows, task.score_name) if has_greediness else None
-    return "\n".join(filter(None, [format_table(rows, task.score_name), remark, f"written: {table}"]))
+    remark = greediness_remark(rows, task.score_name)
+    return "\n".join(filter(None, [format_table(shown or rows, task.score_name), remark, f"written: {path}"]))
 
 
 # ---- The command ----
@@ -252,14 +261,10 @@ def _algorithm_name(run_dir: Path) -> str:
         raise UserError(
             f"{run_dir}: there is no such folder; give the folder of a run, <run_dir>/<label>/<task>/seed_<n>"
         )
-    for name in RUN_FILES:
+    for name in REQUIRED_FILES:
         if not (run_dir / name).is_file():
             raise UserError(f"{run_dir}: holds no {name}; give the folder of a run that has written a checkpoint")
-    path = run_dir / RUN_FILES[0]
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))["algorithm"]
-    except (json.JSONDecodeError, KeyError) as error:
-        raise UserError(f"{path}: names no algorithm ({error!r}); give the folder of an undamaged run") from error
+    return read_json(run_dir / REQUIRED_FILES[0], needed=("algorithm",))["algorithm"]
 
 
 def evaluate_command(argv: Sequence[str]) -> None:
@@ -278,11 +283,15 @@ def evaluate_command(argv: Sequence[str]) -> None:
     if config.threads:
         torch.set_num_threads(config.threads)
     folder = arguments.out or run_dir
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be created ({error.strerror}), give another folder with --out") from error
+    read_checkpoint(run_dir / "checkpoint.pt", algorithm.name)  # says what is wrong with a bad one
     agent = algorithm.agent_class.load(run_dir).to(choose_device(arguments.device))
     if arguments.video_episodes:
         choose_graphics()  # before the task imports MuJoCo, which reads the choice then
-    task = load_task(config.task, arguments.data_dir or config.data_dir, config.collect_episodes)
+    task = load_task(config.task, arguments.data_dir or config.data_dir, collect_episodes=0)
     if arguments.video_episodes:
         check_graphics()  # before the sweep, which may take long
     episodes = arguments.episodes or config.eval_episodes

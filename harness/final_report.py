@@ -4,14 +4,20 @@ import contextlib
 import dataclasses
 import multiprocessing
 import os
-from typing import Any, Iterator, Optional
+from typing import Any, Dict, Iterator, List, Optional
 
 import torch
 
 from envs.task import Task
-from harness.evaluate import format_table, parse_grid, sweep, write_report
+from harness.devices import choose_device
+from harness.evaluate import parse_grid, sweep, write_report
 from harness.loop import complete
-from harness.run_folder import run_path
+from harness.run_folder import algorithm_name, label_of, read_checkpoint, run_path
+
+
+def check(config: Any, agent_class: type) -> Dict[str, list]:
+    """The grid of `final_report`. Raises UserError for an option that the agent has not."""
+    return parse_grid(config.final_report, agent_class, config)
 
 
 def control_config(config: Any, agent_class: type) -> Optional[Any]:
@@ -19,7 +25,8 @@ def control_config(config: Any, agent_class: type) -> Optional[Any]:
     changes = getattr(agent_class, "control", None)
     if not config.final_report or changes is None:
         return None
-    return dataclasses.replace(config, **changes, final_report=())
+    label = f"{label_of(config)}_{changes['label']}"
+    return dataclasses.replace(config, **(changes | {"label": label}), final_report=())
 
 
 @contextlib.contextmanager
@@ -36,6 +43,8 @@ def control_beside(config: Any, agent_class: type, task: Task) -> Iterator[None]
     process.start()
     try:
         yield
+        if process.is_alive():
+            print(f"waiting for the control run in {run_path(control)}", flush=True)
     except BaseException:
         process.terminate()
         raise
@@ -52,27 +61,34 @@ def run_quietly(config: Any, agent_class: type, task: Task) -> None:
 
 
 def report(config: Any, agent_class: type, task: Task) -> None:
-    """Sweeps the act options that `final_report` names and prints the table, under that of the control.
+    """Sweeps the act options that `final_report` names, for the control too, and prints all in one table.
 
     The control has the same budget of updates and is trained here where it is not yet; an option that it sets itself
-    is not swept for it. All cells share episode seeds, which training's evaluations do not use. Raises UserError for
-    an option that the agent has not.
+    is not swept for it. All cells share episode seeds, which training's evaluations do not use.
     """
-    folder = run_path(config)
-    grid = parse_grid(config.final_report, agent_class, config)
+    grid = check(config, agent_class)
     control = control_config(config, agent_class)
+    shown: List[dict] = [{"policy": label, task.score_name: score} for label, score in task.reference_scores().items()]
     if control is not None:
         complete(control, agent_class(control, task.observation_dim, task.action_dim), task)
         control_grid = {name: values for name, values in grid.items() if name not in agent_class.control}
-        control_rows = sweep(agent_class.load(run_path(control)), task, control, control_grid, config.eval_episodes)
-    rows = sweep(agent_class.load(folder), task, config, grid, config.eval_episodes)
-    text = write_report(rows, folder, task)
-
-    print(f"\n{config.task} ({task.identity['source']}), {config.offline_steps:,} updates, seed {config.seed}")
-    for label, score in task.reference_scores().items():
-        print(f"{label} {task.score_name} {score:.1f}")
-    if control is not None:
-        print(f"\n{control.label}\n{format_table(control_rows, task.score_name)}")
-    print(f"\n{folder.relative_to(config.run_dir).parts[0]}\n{text}")
+        shown += with_label(control, sweep_run(control, agent_class, task, control_grid))
+    rows = sweep_run(config, agent_class, task, grid)
+    shown += with_label(config, rows)
+    print(f"\n{config.task} ({task.identity['source']}), {config.offline_steps:,} updates, seed {config.seed}\n")
+    folder = run_path(config)
+    print(write_report(rows, folder, task, shown))
     figures = [folder / name for name in ("learning_curve.png", "greediness.png") if (folder / name).exists()]
     print("figures:", *figures)
+
+
+def sweep_run(config: Any, agent_class: type, task: Task, grid: Dict[str, list]) -> List[dict]:
+    """The rows of the sweep of a finished run's agent."""
+    read_checkpoint(run_path(config) / "checkpoint.pt", algorithm_name(config))  # says what is wrong with a bad one
+    agent = agent_class.load(run_path(config)).to(choose_device(config.device))
+    return sweep(agent, task, config, grid, config.eval_episodes)
+
+
+def with_label(config: Any, rows: List[dict]) -> List[dict]:
+    """The rows, each with the run's label as `policy`."""
+    return [{"policy": label_of(config), **row} for row in rows]

@@ -10,6 +10,7 @@ from typing import Any, Iterator
 import torch
 from tqdm import tqdm
 
+from envs.errors import UserError
 from envs.task import Task
 from harness.devices import choose_device, seeded_generator
 from harness.evaluation import EVALUATION_SEED, Evaluator
@@ -17,7 +18,9 @@ from harness.plots import plot_learning_curve
 from harness.run_folder import RunFolder
 from harness.weights_and_biases import WandbLog
 
-BATCH_STREAM = 0x5EED  # told apart from the agent's own stream, which has the config's seed itself
+# Streams of random numbers beside the agent's own, which has the config's seed itself.
+BATCH_STREAM = 0x5EED
+VALIDATION_STREAM, NEW_BATCH_STREAM, NEW_NOISE_STREAM = 1, 2, 3
 SCORE_EVALUATIONS = 3  # a result also holds the mean score of the last so many evaluations (FQL's protocol)
 
 
@@ -73,11 +76,12 @@ def complete(config: Any, agent: torch.nn.Module, task: Task) -> dict:
     """
     device = choose_device(config.device)
     folder = RunFolder(config, task.identity)
-    result = folder.result()
-    if result is not None:
-        print(f"{folder.path}: finished before, not trained again (--restart would)")
-        return result
-    return Loop(config, agent.to(device), task, folder, device).run()
+    with folder.lock():
+        result = folder.result()
+        if result is not None:
+            print(f"{folder.path}: finished before, not trained again (--restart would)")
+            return result
+        return Loop(config, agent.to(device), task, folder, device).run()
 
 
 class Loop:
@@ -91,6 +95,8 @@ class Loop:
         self.step = 0
         self.seconds = 0.0  # spent so far, earlier calls included
         self.resume()
+        self.started = time.perf_counter() - self.seconds
+        self.logged_at = self.step, self.seconds
         evaluations = self.folder.eval_log.rows
         self.evaluated = int(evaluations[-1]["step"]) if evaluations else 0
         folder.describe(agent, device)
@@ -105,8 +111,8 @@ class Loop:
             self.batches.set_state(loop["batches"])
         else:
             print(f"now on {self.device.type} instead of {loop['device']}: random streams start anew from (seed, step)")
-            self.batches = seeded_generator(self.device, self.config.seed, BATCH_STREAM, self.step)
-            noise = seeded_generator(self.device, self.config.seed, self.step)
+            self.batches = seeded_generator(self.device, self.config.seed, NEW_BATCH_STREAM, self.step)
+            noise = seeded_generator(self.device, self.config.seed, NEW_NOISE_STREAM, self.step)
             checkpoint["agent"]["noise"] = noise.get_state()
         self.agent.load_state_dict(checkpoint["agent"])
         print(f"{self.folder.path}: continuing after {self.step} of {self.config.offline_steps} updates")
@@ -114,9 +120,7 @@ class Loop:
     def run(self) -> dict:
         config = self.config
         environments = min(config.eval_environments, config.eval_episodes)
-        self.started = time.perf_counter() - self.seconds
-        self.logged_at = self.step, self.seconds
-        wandb_log = WandbLog(config, self.folder.path)
+        wandb_log = WandbLog(config, self.folder.path, self.folder.label, self.folder.run_id())
         progress = tqdm(
             total=config.offline_steps, initial=self.step, desc="training", unit="update", disable=None, smoothing=0.1
         )
@@ -144,12 +148,16 @@ class Loop:
                     wandb_log.log("training", row)
                     progress.set_postfix({name: f"{row[name]:.4g}" for name in list(metrics)[:1]}, refresh=False)
                 if self.due(config.checkpoint_interval):
+                    self.refuse_non_finite(metrics)
                     self.save()
                 if signals.received:
                     self.stop(signals.received)
         progress.close()
         wandb_log.finish()
-        return self.finish()
+        result = self.finish()
+        if signals.received:  # after the last update: nothing is left to save, but what follows is not wanted
+            raise SystemExit(128 + signals.received)
+        return result
 
     def due(self, interval: int) -> bool:
         return self.step > 0 and (self.step % interval == 0 or self.step == self.config.offline_steps)
@@ -172,11 +180,21 @@ class Loop:
         print(f"\nstopped after {self.step} updates; the same command continues from here", flush=True)
         raise SystemExit(128 + number)
 
+    def refuse_non_finite(self, metrics: dict) -> None:
+        """Raises UserError where training has diverged, so that no checkpoint of it replaces a good one."""
+        for name, metric in metrics.items():
+            if not math.isfinite(float(metric)):
+                raise UserError(
+                    f"{self.folder.path}: {name} is {float(metric)} after {self.step} updates; the last checkpoint is "
+                    "kept, try a smaller learning_rate"
+                )
+
     def log_row(self, metrics: dict) -> dict:
         """One row of train.csv; the only place where the loop waits for the device."""
+        self.refuse_non_finite(metrics)
         row = {name: float(metric) for name, metric in metrics.items()}
         if self.validation is not None:
-            generator = seeded_generator(self.device, self.config.seed, BATCH_STREAM, self.step)
+            generator = seeded_generator(self.device, self.config.seed, VALIDATION_STREAM, self.step)
             batch = self.validation.sample(self.config.batch_size, generator, self.agent.batch_fields)
             row |= {f"validation/{name}": float(metric) for name, metric in self.agent.losses(batch).items()}
         step, seconds = self.logged_at

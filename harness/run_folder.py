@@ -4,16 +4,20 @@
 the run is finished, result.json. Every file but the CSVs is replaced as a whole; a CSV row is whole or absent.
 """
 
+import contextlib
 import csv
 import dataclasses
+import fcntl
 import importlib.metadata
 import inspect
 import io
 import json
+import os
 import platform
+import secrets
 import sys
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, Iterator, List, Optional, Sequence
 
 import torch
 
@@ -23,7 +27,17 @@ from harness.command_line import config_to_yaml, load_config
 
 CHECKPOINT_FORMAT = 1  # raised when the layout of checkpoint.pt changes
 # Fields that change where a run happens or what it prints, not what it computes: a run may continue with others.
-FREE_FIELDS = ("data_dir", "run_dir", "device", "eval_workers", "final_report", "wandb_mode", "wandb_project")
+FREE_FIELDS = (
+    "data_dir",
+    "collect_episodes",
+    "run_dir",
+    "device",
+    "checkpoint_interval",
+    "eval_workers",
+    "final_report",
+    "wandb_mode",
+    "wandb_project",
+)
 RUN_FILES = (
     "config.yaml",
     "environment.json",
@@ -31,6 +45,7 @@ RUN_FILES = (
     "eval.csv",
     "checkpoint.pt",
     "result.json",
+    "lock",
     "learning_curve.png",
     "evaluation.csv",
     "greediness.csv",
@@ -44,8 +59,13 @@ def algorithm_name(config: Any) -> str:
     return Path(inspect.getfile(type(config))).stem
 
 
+def label_of(config: Any) -> str:
+    """The run's name in folders and tables."""
+    return config.label or algorithm_name(config)
+
+
 def run_path(config: Any) -> Path:
-    return Path(config.run_dir) / (config.label or algorithm_name(config)) / config.task / f"seed_{config.seed}"
+    return Path(config.run_dir).expanduser() / label_of(config) / config.task / f"seed_{config.seed}"
 
 
 def remove_run(config: Any) -> None:
@@ -78,6 +98,8 @@ class CsvLog:
             whole = [line for line in lines if line.endswith("\n")]
             reader = csv.DictReader(whole)
             self.header = list(reader.fieldnames or ())
+            if "step" not in self.header:
+                raise UserError(f"{path}: has no column `step`; put the run's own file back, or add --restart")
             self.rows = [row for row in reader if None not in row.values() and None not in row]
 
     def keep_until(self, step: int) -> None:
@@ -111,21 +133,40 @@ class RunFolder:
 
     def __init__(self, config: Any, identity: dict):
         """Opens the folder of `config`, new or begun, for data of that identity."""
-        self.config, self.identity = config, identity
+        self.config, self.identity, self.label = config, identity, label_of(config)
         self.path = run_path(config)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"{self.path}: cannot be created ({error.strerror}); set run_dir elsewhere") from error
+        if not os.access(self.path, os.W_OK):
+            raise UserError(f"{self.path}: cannot be written to; change its permissions or set run_dir elsewhere")
         self._refuse_other_run()
         self.train_log = CsvLog(self.path / "train.csv")
         self.eval_log = CsvLog(self.path / "eval.csv")
 
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keeps other processes from this run. Raises UserError where one has it; a process that ended holds none."""
+        with open(self.path / "lock", "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise UserError(f"{self.path}: another process is running this; wait for it or stop it") from error
+            yield
+
     def _refuse_other_run(self) -> None:
         config_path = self.path / "config.yaml"
         if not config_path.exists():
+            begun = [name for name in ("checkpoint.pt", "result.json") if (self.path / name).exists()]
+            if begun:
+                raise UserError(f"{self.path}: holds {begun[0]} without config.yaml; put that back, or add --restart")
             return
-        stored, asked = dataclasses.asdict(load_config(type(self.config), config_path)), dataclasses.asdict(self.config)
+        try:
+            stored = dataclasses.asdict(load_config(type(self.config), config_path))
+        except UserError as error:
+            raise UserError(f"{error}; or add --restart to begin this run anew") from error
+        asked = dataclasses.asdict(self.config)
         differing = [
             f"{name} ({stored[name]} there, {asked[name]} asked)"
             for name in asked
@@ -136,24 +177,33 @@ class RunFolder:
                 f"{config_path}: this run has another {', '.join(differing)}; "
                 "choose another run_dir or label, or add --restart"
             )
-        stored_hash = json.loads((self.path / "environment.json").read_text())["data"].get("sha256")
-        if stored_hash != self.identity.get("sha256"):
+        if self.stored_environment()["data"].get("sha256") != self.identity.get("sha256"):
             raise UserError(
                 f"{self.identity.get('path')}: the data set has changed since this run began in {self.path}; "
                 "restore it, choose another run_dir or label, or add --restart"
             )
 
+    def stored_environment(self) -> dict:
+        """What environment.json holds. Raises UserError where it is damaged or absent."""
+        return read_json(self.path / "environment.json", needed=("data", "run_id"))
+
+    def run_id(self) -> str:
+        """A name for this run that no other run has, wherever it lies."""
+        return self.stored_environment()["run_id"]
+
     def result(self) -> Optional[dict]:
         """What result.json holds, None while the run is not finished."""
         path = self.path / "result.json"
-        return json.loads(path.read_text()) if path.exists() else None
+        return read_json(path, needed=("score", "step")) if path.exists() else None
 
     def describe(self, agent: torch.nn.Module, device: torch.device) -> None:
         """Writes config.yaml and environment.json; the latter follows the machine that the run continues on."""
+        begun = (self.path / "environment.json").exists()
         versions = {"python": platform.python_version()}
         versions |= {package: _version(package) for package in PACKAGES}
         environment = {
             "algorithm": algorithm_name(self.config),
+            "run_id": self.run_id() if begun else secrets.token_hex(8),
             "data": self.identity,
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
             "threads": torch.get_num_threads(),
@@ -184,21 +234,7 @@ class RunFolder:
     def load_checkpoint(self) -> Optional[dict]:
         """The checkpoint with its tensors on the CPU, or None; logged rows after its step are dropped."""
         path = self.path / "checkpoint.pt"
-        checkpoint = None
-        if path.exists():
-            try:
-                checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-                known = checkpoint["format"], checkpoint["algorithm"]
-            except Exception as error:  # torch.load raises many types for a damaged or foreign file
-                reason = " ".join(str(error).split())[:120]
-                raise UserError(
-                    f"{path}: is damaged or no checkpoint of a run ({reason}); put a good one back, or add --restart"
-                ) from error
-            if known != (CHECKPOINT_FORMAT, algorithm_name(self.config)):
-                raise UserError(
-                    f"{path}: is of format {known[0]} and algorithm {known[1]!r}, not {CHECKPOINT_FORMAT} and "
-                    f"{algorithm_name(self.config)!r}; put the right one back, or add --restart"
-                )
+        checkpoint = read_checkpoint(path, algorithm_name(self.config)) if path.exists() else None
         step = checkpoint["loop"]["step"] if checkpoint else 0
         self.train_log.keep_until(step)
         self.eval_log.keep_until(step)
@@ -206,6 +242,36 @@ class RunFolder:
 
     def save_result(self, result: dict) -> None:
         write_text(self.path / "result.json", json.dumps(result, indent=2) + "\n")
+
+
+def read_checkpoint(path: Path, algorithm: str) -> dict:
+    """A checkpoint with its tensors on the CPU. Raises UserError where it is damaged or of another kind."""
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        known = checkpoint["format"], checkpoint["algorithm"]
+    except Exception as error:  # torch.load raises many types for a damaged or foreign file
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(
+            f"{path}: is damaged or no checkpoint of a run ({reason}); put a good one back, or add --restart"
+        ) from error
+    if known != (CHECKPOINT_FORMAT, algorithm):
+        raise UserError(
+            f"{path}: is of format {known[0]} and algorithm {known[1]!r}, not {CHECKPOINT_FORMAT} and {algorithm!r}; "
+            "put the right one back, or add --restart"
+        )
+    return checkpoint
+
+
+def read_json(path: Path, needed: Sequence[str]) -> dict:
+    """A JSON object with the `needed` keys. Raises UserError where the file is absent or damaged."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        missing = [key for key in needed if key not in content]
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); put a good one back, or add --restart") from error
+    if missing or not isinstance(content, dict):
+        raise UserError(f"{path}: has no {', '.join(missing)}; put a good one back, or add --restart")
+    return content
 
 
 def _version(package: str) -> Optional[str]:

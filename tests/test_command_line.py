@@ -6,12 +6,12 @@ import inspect
 import os
 import subprocess
 import sys
-import types
 from pathlib import Path
 from typing import Optional, Tuple
 
 import pytest
 
+from algorithms.dipole import DIPOLEConfig
 from envs.errors import UserError
 from harness.command_line import config_to_yaml, exit_on_user_error, load_config, parse_config, run_command
 
@@ -368,16 +368,21 @@ def test_help_is_complete(capsys, flag):
 # ---- Commands ----
 
 
-def test_run_command_trains_and_restart_removes_the_run_first(monkeypatch):
+def test_run_command_trains_and_hands_restart_on(monkeypatch):
     calls = []
-    run = types.SimpleNamespace(remove_run=lambda config: calls.append(("remove", config)))
-    monkeypatch.setitem(sys.modules, "harness.run_folder", run)
-    monkeypatch.setattr(sys, "argv", ["toy.py", "--task", "a"])
-    run_command(ToyConfig, lambda config: calls.append(("train", config)))
-    assert calls == [("train", ToyConfig(task="a"))]
-    monkeypatch.setattr(sys, "argv", ["toy.py", "--task", "a", "--restart"])
-    run_command(ToyConfig, lambda config: calls.append(("train", config)))
-    assert calls[1:] == [("remove", ToyConfig(task="a")), ("train", ToyConfig(task="a"))]
+    monkeypatch.setattr(sys, "argv", ["dipole.py", "--seed", "3"])
+    run_command(DIPOLEConfig, lambda config, restart: calls.append((config.seed, restart)))
+    monkeypatch.setattr(sys, "argv", ["dipole.py", "--seed", "3", "--restart"])
+    run_command(DIPOLEConfig, lambda config, restart: calls.append((config.seed, restart)))
+    assert calls == [(3, False), (3, True)]
+
+
+def test_run_fields_are_checked_before_training(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["dipole.py", "--eval_interval", "0"])
+    with pytest.raises(SystemExit) as exit:
+        run_command(DIPOLEConfig, lambda config, restart: pytest.fail("trained"))
+    assert exit.value.code == 2
+    assert "eval_interval is 0, it must be at least 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,17 @@
 """ExORL: rewards against dm_control's online ones, files to HDF5 to Task, local collection, wrong input."""
 
 import dataclasses
+import functools
 import io
 import json
 import os
 import pickle
 import re
 import shutil
+import time
 import zipfile
 from pathlib import Path
+from typing import Callable
 
 import h5py
 import numpy as np
@@ -76,6 +79,16 @@ def refuses(root: Path, message: str, collector: str = "rnd") -> None:
 # ---- rewards and environment ----
 
 
+def start_near_the_target(domain: str, task: str, *environments) -> None:
+    """The maze's episodes start far from three of its targets, where the reward is 0 to every digit."""
+    if domain == "point_mass_maze":
+        x, y = {"left": -0.15, "right": 0.15}[task.split("_")[2]], {"top": 0.15, "bottom": -0.15}[task.split("_")[1]]
+        for environment in environments:
+            with environment.physics.reset_context():
+                environment.physics.set_state(np.array([x - 0.02, y - 0.01, 0.0, 0.0]))
+
+
+@functools.cache
 def seed_near_the_target(domain: str, task: str) -> int:
     """A seed whose episode starts where the reward varies: jaco's falls to nothing within 15 cm of its target."""
     if domain != "jaco":
@@ -102,6 +115,7 @@ def test_relabelled_rewards_equal_the_online_ones(domain, task):
     if domain != "jaco":  # its contacts make the last bit of a control grow into another episode
         theirs = action_scale.Wrapper(theirs, -1.0, 1.0)
     theirs.reset()
+    start_near_the_target(domain, task, ours._environment, theirs)
     generator = np.random.default_rng(0)
     actions = generator.uniform(-1, 1, (STEPS, DOMAINS[domain].action_dim)).astype(np.float32)
     if "balance" not in task:
@@ -165,6 +179,29 @@ def test_the_fast_rewards_equal_the_references(domain):
     assert (fast.std(axis=1) > 0.05).all() and fast.max() > 0.5
     relabelled = relabel(domain, widths.tasks, states, actions)
     assert all(np.abs(relabelled[task] - row).max() < TOLERANCE for task, row in zip(widths.tasks, fast, strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("domain, ratio", [("walker", 15), ("quadruped", 15), ("cheetah", 8)])
+def test_the_fast_rewards_are_fast(domain, ratio):
+    # docs/exorl.md quotes what this prints. All tasks of the domain at once, both ways; the best of five runs each.
+    widths = DOMAINS[domain]
+    environments = [load_environment(domain, task) for task in widths.tasks]
+    episode = collect_episode(ExORLEnvironment(domain, widths.tasks[0]), "random", 0, 0, 1000)
+    states, actions = np.tile(episode["physics"], (10, 1)), np.tile(episode["action"], (10, 1))
+
+    def states_per_second(label: Callable[[], np.ndarray]) -> float:
+        seconds = []
+        for _ in range(5):
+            start = time.process_time()
+            label()
+            seconds.append(time.process_time() - start)
+        return len(states) / min(seconds)
+
+    reference = states_per_second(lambda: reference_rewards(environments, states, actions))
+    fast = states_per_second(lambda: fast_rewards(domain, environments, states))
+    print(f"{domain}: reference {reference:.0f} states/s, fast {fast:.0f} states/s, ratio {fast / reference:.1f}")
+    assert fast > ratio * reference
 
 
 @pytest.mark.parametrize("value", [np.nan, 1e11])
@@ -243,12 +280,37 @@ def test_rewards_of_exorls_own_tasks_follow_their_definitions():
     corners = {"top_left": (-1, 1), "top_right": (1, 1), "bottom_left": (-1, -1), "bottom_right": (1, -1)}
     for corner, signs in corners.items():
         task = f"reach_{corner}"
+        environment = ExORLEnvironment("point_mass_maze", task)
+        environment.reset(seed=0)
+        start_near_the_target("point_mass_maze", task, environment._environment)
+        for action in np.random.default_rng(0).uniform(-1, 1, (20, 2)):
+            observation, reward, _, _, _ = environment.step(action)
+            distance = np.linalg.norm(observation[:2] - np.array([0.15 * signs[0], 0.15 * signs[1]]))
+            near = 0.1 ** (max(distance - 0.015, 0) / 0.015) ** 2
+            assert reward == pytest.approx(near * (np.mean(1 - action**2) + 4) / 5, abs=1e-5)
         environment = ExORLEnvironment("jaco", task)
         observation, _ = environment.reset(seed=seed_near_the_target("jaco", task))
         for action in np.random.default_rng(0).uniform(-1, 1, (20, 9)):
             observation, reward, _, _, _ = environment.step(action)
             distance = np.linalg.norm(observation[30:33] - np.array([0.09 * signs[0], 0.09 * signs[1], 0.001]))
             assert reward == pytest.approx(0.1 ** (max(distance - 0.05, 0) / 0.05) ** 2, abs=1e-5)
+
+
+def test_the_maze_starts_top_left_behind_walls():
+    environment = ExORLEnvironment("point_mass_maze", "reach_top_right")
+    starts = np.array([environment.reset(seed=seed)[0] for seed in range(50)])
+    assert (starts[:, :2] >= (-0.29, 0.15)).all() and (starts[:, :2] <= (-0.15, 0.29)).all()
+    assert np.ptp(starts[:, 0]) > 0.1 and np.ptp(starts[:, 1]) > 0.1 and not starts[:, 2:].any()
+
+    def push(start: tuple, action: tuple) -> np.ndarray:
+        with environment._physics.reset_context():
+            environment._physics.set_state(np.array([*start, 0.0, 0.0]))
+        return [environment.step(np.array(action, np.float32))[0] for _ in range(300)][-1]
+
+    assert push((-0.15, 0.15), (1, 0))[0] == pytest.approx(-0.02, abs=2e-3)  # wall of half thickness 1 cm, mass of 1 cm
+    assert push((-0.15, 0.15), (0, -1))[1] == pytest.approx(0.02, abs=2e-3)
+    assert push((-0.15, 0.25), (1, 0))[0] > 0.2  # past the wall's end
+    assert push((-0.25, 0.15), (0, -1))[1] < -0.2
 
 
 def test_actions_beyond_the_limits_count_as_the_limits():
@@ -294,6 +356,21 @@ def test_conversion_keeps_the_arrays(tmp_path, buffer, cartpole_episodes, zipped
         assert "skill" not in file
         assert file.attrs["source"] == "official"
     assert sorted(p.name for p in path.parent.iterdir() if p.is_file() and p.suffix != ".zip") == ["rnd.h5"]
+
+
+def test_the_mazes_released_reward_has_four_columns(tmp_path):
+    environment = ExORLEnvironment("point_mass_maze", "reach_top_left")
+    episode = collect_episode(environment, "random", 0, 0, STEPS)
+    columns = np.arange(4 * (STEPS + 1), dtype=np.float32).reshape(-1, 4)
+    path = tmp_path / "point_mass_maze" / "rnd" / "buffer" / short_name(0)
+    write_episode(path, {**episode, "reward": columns})
+    task = load_task("exorl/rnd/point_mass_maze_reach_top_left", str(tmp_path))
+    with h5py.File(task.identity["path"]) as file:
+        assert np.array_equal(file["reward"][:], columns)
+        assert np.abs(file["reward_reach_top_left"][1:] - episode["reward"][1:, 0]).max() < TOLERANCE
+    write_episode(path, episode)
+    with pytest.raises(UserError, match=r"reward has shape \(61, 1\), expected \(61, 4\)"):
+        convert(tmp_path, "point_mass_maze", "rnd")
 
 
 def test_episodes_are_sorted_by_number(tmp_path, cartpole_episodes):
@@ -586,6 +663,17 @@ def test_an_absent_local_set_is_collected_when_asked_for(tmp_path, short_episode
         relabelled = file["reward_" + task.identity["generation"]["reward_task"]][:].reshape(2, -1)[:, 1:]
     assert np.abs(stored - relabelled).max() < TOLERANCE
     assert load_task(name, str(tmp_path), collect_episodes=9).identity["episodes"] == 2
+
+
+@pytest.mark.parametrize("name, steps", [("jaco_reach_top_right", 250), ("point_mass_maze_reach_bottom_left", 1000)])
+def test_domains_of_exorls_own_are_collected(tmp_path, name, steps):
+    task = load_task(f"exorl/local_random/{name}", str(tmp_path), collect_episodes=1)
+    assert task.identity["episodes"] == 1 and task.identity["transitions"] == len(task.dataset) == steps
+    domain, first = TASKS[name][0], DOMAINS[TASKS[name][0]].tasks[0]
+    assert list(files_of(tmp_path / domain / "local_random")) == [f"episode_000000_{steps}.npz"]
+    with h5py.File(task.identity["path"]) as file:
+        assert file["episode_length"][:].tolist() == [steps] and file["reward"].shape == (steps + 1,)
+        assert np.abs(file["reward"][1:] - file[f"reward_{first}"][1:]).max() < TOLERANCE
 
 
 def test_an_unfinished_collection_is_refused_and_finished_when_asked_for(tmp_path, short_episodes):

@@ -19,7 +19,8 @@ from envs.errors import UserError
 from envs.files import replacing
 from harness.command_line import load_config
 from harness.run import run
-from harness.run_folder import RUN_FILES, CsvLog, remove_run, run_path, write_text
+from harness.run_fields import check_run_fields
+from harness.run_folder import RUN_FILES, CsvLog, RunFolder, remove_run, run_path, write_text
 from tests.test_agents import assert_equal_states
 from tests.toy import PointEnv, toy_task
 from tests.toy_run import CONFIG, toy_config, toy_run
@@ -230,11 +231,86 @@ def test_restart_deletes_the_run_and_nothing_else(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "field, value", [("eval_interval", 0), ("threads", -1), ("device", "gpu"), ("wandb_mode", "on")]
+    "field, value",
+    [
+        ("eval_interval", 0),
+        ("threads", -1),
+        ("threads", 2**40),
+        ("seed", 2**70),
+        ("device", "gpu"),
+        ("wandb_mode", "on"),
+        ("label", "../other"),
+        ("learning_rate", -1.0),
+        ("actor_hidden_dims", (8, 0)),
+        ("discount", 1.5),
+    ],
 )
 def test_run_fields_out_of_range_are_refused_by_name(tmp_path, field, value):
-    with pytest.raises(UserError, match=field):
-        toy_run(toy_config(tmp_path, **{field: value}))
+    with pytest.raises(UserError, match=f"config: {field} is"):
+        check_run_fields(toy_config(tmp_path, **{field: value}))
+
+
+@pytest.mark.parametrize("name", ["environment.json", "result.json", "config.yaml", "eval.csv"])
+@pytest.mark.parametrize("content", ["", "{}", "[1]", "x,y\n1,2\n"])
+def test_damaged_run_files_are_refused_by_name(tmp_path, name, content):
+    config = toy_config(tmp_path)
+    toy_run(config)
+    (run_path(config) / name).write_text(content)
+    if name == "eval.csv" and content == "":
+        return  # no evaluation yet
+    with pytest.raises(UserError, match=name) as error:
+        toy_run(config)
+    assert "--restart" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_checkpoint_without_its_config_is_refused(tmp_path):
+    config = toy_config(tmp_path)
+    toy_run(config)
+    (run_path(config) / "config.yaml").unlink()
+    with pytest.raises(UserError, match="without config.yaml"):
+        toy_run(dataclasses.replace(config, discount=0.5))
+
+
+def test_a_second_process_on_a_run_is_refused(tmp_path):
+    config = toy_config(tmp_path)
+    with RunFolder(config, toy_task().identity).lock(), pytest.raises(UserError, match="another process"):
+        toy_run(config)
+    toy_run(config)
+
+
+def test_divergence_keeps_the_last_checkpoint(tmp_path):
+    """A learning rate that overflows is found at the next log row and no checkpoint of it is written."""
+    config = toy_config(tmp_path, learning_rate=1e3, log_interval=1, eval_interval=60, checkpoint_interval=1)
+    task = toy_task()
+    agent = DIPOLE(config, task.observation_dim, task.action_dim)
+    with torch.no_grad():
+        agent.value.biases[-1].fill_(1e30)
+    with pytest.raises(UserError, match="learning_rate"):
+        run(config, agent, task)
+    path = run_path(config) / "checkpoint.pt"
+    assert not path.exists() or all(
+        torch.isfinite(tensor).all() for tensor in torch.load(path, weights_only=True)["agent"]["networks"].values()
+    )
+
+
+def test_restart_is_refused_before_it_deletes(tmp_path):
+    config = toy_config(tmp_path)
+    toy_run(config)
+    task = toy_task()
+    wrong = dataclasses.replace(config, eval_interval=0)
+    with pytest.raises(UserError, match="eval_interval"):
+        run(wrong, DIPOLE(wrong, task.observation_dim, task.action_dim), task, restart=True)
+    assert (run_path(config) / "checkpoint.pt").exists()
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    stale, foreign = tmp_path / f".a.txt.{process.pid}.tmp", tmp_path / f".a.txt.{os.getpid()}.tmp"
+    stale.write_text("half")
+    write_text(tmp_path / "a.txt", "whole")
+    assert not stale.exists() and not foreign.exists()
+    assert (tmp_path / "a.txt").read_text() == "whole"
 
 
 def test_csv_header_grows_and_cut_rows_are_dropped(tmp_path):
@@ -284,12 +360,27 @@ def test_final_report_compares_data_control_and_grid(tmp_path, capsys):
     config = toy_config(tmp_path, final_report=("greediness=0,1", "num_candidates=1,2"))
     toy_run(config)
     printed = capsys.readouterr().out
-    assert (tmp_path / "behaviour_cloning" / "toy" / "point" / "seed_0" / "result.json").exists()
+    assert (tmp_path / "dipole_behaviour_cloning" / "toy" / "point" / "seed_0" / "result.json").exists()
     assert len(rows_of(run_path(config) / "greediness.csv")) == 4
-    assert printed.index("behaviour_cloning") < printed.index("dipole\n") < printed.index("greediness.png")
+    lines = [line.split() for line in printed.splitlines()]
+    assert [line[0] for line in lines if line and line[0].startswith("dipole")] == ["dipole_behaviour_cloning"] * 2 + [
+        "dipole"
+    ] * 4
+    assert "greediness.png" in printed
     toy_run(config)  # a finished run reports again without training
     with pytest.raises(UserError, match="did you mean greediness"):
         toy_run(toy_config(tmp_path, label="wrong", final_report=("omega=1",)))
+
+
+def test_the_control_of_another_run_is_refused_before_training(tmp_path):
+    report = ("num_candidates=1",)
+    toy_run(toy_config(tmp_path, final_report=report))
+    (run_path(toy_config(tmp_path)) / "config.yaml").unlink()
+    for name in ("checkpoint.pt", "result.json"):
+        (run_path(toy_config(tmp_path)) / name).unlink()
+    with pytest.raises(UserError, match="dipole_behaviour_cloning.*another discount"):
+        toy_run(toy_config(tmp_path, final_report=report, discount=0.5))
+    assert not (run_path(toy_config(tmp_path)) / "checkpoint.pt").exists()
 
 
 def wandb_records(path: Path) -> list:

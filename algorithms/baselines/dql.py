@@ -368,8 +368,12 @@ class DQL(nn.Module):
         for target, online in ((self.target_critic, self.critic), (self.ema_actor, self.actor)):
             target.load_state_dict(online.state_dict())
             target.requires_grad_(False)
-        self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), lr=config.critic_learning_rate, fused=True)
-        self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), lr=config.actor_learning_rate, fused=True)
+        self.critic_optimizer = torch.optim.Adam(
+            self.critic.parameters(), lr=config.critic_learning_rate, fused=True, capturable=True
+        )
+        self.actor_optimizer = torch.optim.Adam(
+            self.actor.parameters(), lr=config.actor_learning_rate, fused=True, capturable=True
+        )
 
     def update(self, batch: dict) -> dict:
         """The critics' gradient step, the policy's with the new critics, then the targets'; detached 0-d metrics."""
@@ -489,14 +493,14 @@ class DQL(nn.Module):
         return agent
 
 
-def train(config: DQLConfig) -> dict:
-    """Trains on the task's data set and evaluates in its environment; returns the run's result."""
+def train(config: DQLConfig, restart: bool = False) -> dict:
+    """Trains on the task's data set and evaluates in its environment, anew with `restart`; returns the result."""
     from envs import load_task
     from harness.run import run
 
     task = load_task(config.task, config.data_dir, config.collect_episodes)
     agent = DQL(config, task.observation_dim, task.action_dim)
-    return run(config, agent, task)
+    return run(config, agent, task, restart)
 
 
 def main() -> None:

@@ -217,7 +217,7 @@ class IFQL(nn.Module):
         self.value = network(1, observation_dim, config.value_hidden_dims, 1, config.value_layer_norm)
         self.flow = network(1, critic_dim + 1, config.actor_hidden_dims, action_dim, config.actor_layer_norm)
         trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.Adam(trainable, lr=config.learning_rate, fused=True)
+        self.optimizer = torch.optim.Adam(trainable, lr=config.learning_rate, fused=True, capturable=True)
 
     def update(self, batch: dict) -> dict:
         """The target critics' step and one gradient step of all networks on a minibatch; detached 0-d metrics."""
@@ -313,14 +313,14 @@ class IFQL(nn.Module):
         return agent
 
 
-def train(config: IFQLConfig) -> dict:
-    """Trains on the task's data set and evaluates in its environment; returns the run's result."""
+def train(config: IFQLConfig, restart: bool = False) -> dict:
+    """Trains on the task's data set and evaluates in its environment, anew with `restart`; returns the result."""
     from envs import load_task
     from harness.run import run
 
     task = load_task(config.task, config.data_dir, config.collect_episodes)
     agent = IFQL(config, task.observation_dim, task.action_dim)
-    return run(config, agent, task)
+    return run(config, agent, task, restart)
 
 
 def main() -> None:

@@ -220,7 +220,7 @@ class IQL(nn.Module):
         self.policy = network(1, observation_dim, config.actor_hidden_dims, action_dim, config.actor_layer_norm)
         scale_output(self.policy, POLICY_OUTPUT_VARIANCE)
         trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.Adam(trainable, lr=config.learning_rate, fused=True)
+        self.optimizer = torch.optim.Adam(trainable, lr=config.learning_rate, fused=True, capturable=True)
 
     def update(self, batch: dict) -> dict:
         """The target critics' step and one gradient step of all networks on a minibatch; detached 0-d metrics."""
@@ -322,14 +322,14 @@ class IQL(nn.Module):
         return agent
 
 
-def train(config: IQLConfig) -> dict:
-    """Trains on the task's data set and evaluates in its environment; returns the run's result."""
+def train(config: IQLConfig, restart: bool = False) -> dict:
+    """Trains on the task's data set and evaluates in its environment, anew with `restart`; returns the result."""
     from envs import load_task
     from harness.run import run
 
     task = load_task(config.task, config.data_dir, config.collect_episodes)
     agent = IQL(config, task.observation_dim, task.action_dim)
-    return run(config, agent, task)
+    return run(config, agent, task, restart)
 
 
 def main() -> None:

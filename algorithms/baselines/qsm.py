@@ -372,7 +372,7 @@ class QSM(nn.Module):
         else:
             self.actor = FQLDenoiser(*actor_settings, generator)
         self.trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.Adam(self.trainable, lr=config.learning_rate, fused=True)
+        self.optimizer = torch.optim.Adam(self.trainable, lr=config.learning_rate, fused=True, capturable=True)
 
     def update(self, batch: dict) -> dict:
         """One gradient step of all networks on a minibatch, and the target critics' step; detached 0-d metrics."""
@@ -480,14 +480,14 @@ class QSM(nn.Module):
         return agent
 
 
-def train(config: QSMConfig) -> dict:
-    """Trains on the task's data set and evaluates in its environment; returns the run's result."""
+def train(config: QSMConfig, restart: bool = False) -> dict:
+    """Trains on the task's data set and evaluates in its environment, anew with `restart`; returns the result."""
     from envs import load_task
     from harness.run import run
 
     task = load_task(config.task, config.data_dir, config.collect_episodes)
     agent = QSM(config, task.observation_dim, task.action_dim)
-    return run(config, agent, task)
+    return run(config, agent, task, restart)
 
 
 def main() -> None:

@@ -215,7 +215,7 @@ class ReBRAC(nn.Module):
         self.target_policy.requires_grad_(False)
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))  # on the device, for CUDA graphs
         trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.Adam(trainable, lr=config.learning_rate, fused=True)
+        self.optimizer = torch.optim.Adam(trainable, lr=config.learning_rate, fused=True, capturable=True)
 
     def update(self, batch: dict) -> dict:
         """The targets' step and one gradient step on a minibatch, as the schedule has them; detached 0-d metrics."""
@@ -310,14 +310,14 @@ class ReBRAC(nn.Module):
         return agent
 
 
-def train(config: ReBRACConfig) -> dict:
-    """Trains on the task's data set and evaluates in its environment; returns the run's result."""
+def train(config: ReBRACConfig, restart: bool = False) -> dict:
+    """Trains on the task's data set and evaluates in its environment, anew with `restart`; returns the result."""
     from envs import load_task
     from harness.run import run
 
     task = load_task(config.task, config.data_dir, config.collect_episodes)
     agent = ReBRAC(config, task.observation_dim, task.action_dim)
-    return run(config, agent, task)
+    return run(config, agent, task, restart)
 
 
 def main() -> None:

@@ -1,0 +1,45 @@
+"""What the harness asks of a config's values before anything is loaded or written."""
+
+import math
+import os
+from typing import Any
+
+from envs.errors import UserError
+from harness.devices import choose_device
+
+# Smallest and largest value of the fields that every algorithm shares, and of method fields where a config has them.
+RANGES = {
+    "offline_steps": (1, math.inf),
+    "log_interval": (1, math.inf),
+    "checkpoint_interval": (1, math.inf),
+    "eval_interval": (1, math.inf),
+    "eval_episodes": (1, math.inf),
+    "eval_environments": (1, math.inf),
+    "eval_workers": (0, 4 * (os.cpu_count() or 1)),
+    "threads": (0, os.cpu_count() or 1),
+    "collect_episodes": (0, math.inf),
+    "seed": (0, 2**32 - 1),
+    "batch_size": (1, math.inf),
+    "actor_hidden_dims": (1, math.inf),
+    "value_hidden_dims": (1, math.inf),
+    "learning_rate": (0, 1e3),
+    "discount": (0, 1),
+    "target_rate": (0, 1),
+    "expectile": (0, 1),
+}
+WANDB_MODES = ("disabled", "offline", "online")
+
+
+def check_run_fields(config: Any) -> None:
+    """Raises UserError for values outside their ranges."""
+    for field, (low, high) in RANGES.items():
+        values = getattr(config, field, ())
+        for value in values if isinstance(values, tuple) else (values,):
+            if not low <= value <= high:
+                bound = f"at least {low}" if value < low else f"at most {high:g}"
+                raise UserError(f"config: {field} is {value}, it must be {bound}")
+    if config.wandb_mode not in WANDB_MODES:
+        raise UserError(f"config: wandb_mode is {config.wandb_mode!r}, choose one of {', '.join(WANDB_MODES)}")
+    if config.label is not None and (config.label in ("", ".", "..") or {"/", os.sep} & set(config.label)):
+        raise UserError(f"config: label is {config.label!r}, it names one folder, so leave out slashes")
+    choose_device(config.device)
