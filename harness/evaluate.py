@@ -291,7 +291,7 @@ def evaluate_command(argv: Sequence[str]) -> None:
     agent = algorithm.agent_class.load(run_dir).to(choose_device(arguments.device))
     if arguments.video_episodes:
         choose_graphics()  # before the task imports MuJoCo, which reads the choice then
-    task = load_task(config.task, arguments.data_dir or config.data_dir, collect_episodes=0)
+    task = load_task(config.task, arguments.data_dir or config.data_dir)
     if arguments.video_episodes:
         check_graphics()  # before the sweep, which may take long
     episodes = arguments.episodes or config.eval_episodes

@@ -402,9 +402,9 @@ def test_other_exceptions_keep_their_traceback():
 def test_mistake_in_a_real_command_prints_one_line(tmp_path):
     script = tmp_path / "toy.py"
     script.write_text(
-        "from tests.test_command_line import ToyConfig\n"
+        "from algorithms.dipole import DIPOLEConfig\n"
         "from harness.command_line import run_command\n"
-        "run_command(ToyConfig, lambda config: print('steps', config.offline_steps))\n"
+        "run_command(DIPOLEConfig, lambda config, restart: print('steps', config.offline_steps))\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
 
@@ -414,5 +414,5 @@ def test_mistake_in_a_real_command_prints_one_line(tmp_path):
     done = command("--offline_steps", "1e3")
     assert (done.returncode, done.stdout, done.stderr) == (0, "steps 1000\n", "")
     done = command("--omega", "1")
-    line = "error: command line: --omega is not a field of ToyConfig, did you mean --greediness?\n"
+    line = "error: command line: --omega is not a field of DIPOLEConfig, did you mean --greediness?\n"
     assert (done.returncode, done.stdout, done.stderr) == (2, "", line)

@@ -28,6 +28,7 @@ from harness.evaluate import (
 )
 from harness.evaluation import GRID_SEED
 from harness.plots import plot_greediness, plot_learning_curve
+from harness.run_folder import CHECKPOINT_FORMAT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +132,7 @@ def run_dir(tmp_path, monkeypatch):
     folder.mkdir()
     (folder / "config.yaml").write_text(config_to_yaml(ToyConfig()))
     (folder / "environment.json").write_text(json.dumps({"algorithm": "toy"}))
-    torch.save({}, folder / "checkpoint.pt")
+    torch.save({"format": CHECKPOINT_FORMAT, "algorithm": "toy"}, folder / "checkpoint.pt")
     algorithm = SimpleNamespace(name="toy", config_class=ToyConfig, agent_class=Toy)
     loaded = []
     monkeypatch.setattr(harness.evaluate, "load_algorithm", lambda name: {"toy": algorithm}[name])
@@ -225,7 +226,7 @@ def test_remark_tells_where_greediness_makes_no_difference():
     different = [toy_row(0, 1.0, 32), toy_row(1, 2.0, 32)]
     assert greediness_remark(different, "return") is None
     assert greediness_remark(same[:1] + different[:1], "return") is None, "it was not swept"
-    assert greediness_remark(same, "return").startswith("Greediness makes no significant difference: the 95%")
+    assert greediness_remark(same, "return").startswith("Greediness makes no clear difference: the 95%")
     assert "difference at num_candidates 1 and flow_steps 10:" in greediness_remark(same + different, "return")
     unknown = [toy_row(greediness, 1.0, half_width=float("nan")) for greediness in (0, 1)]
     assert greediness_remark(unknown, "return") is None, "one episode says nothing"
@@ -261,7 +262,7 @@ def test_command_writes_table_and_figure(run_dir, monkeypatch, capsys):
     ]
     assert {row["episodes"] for row in rows} == {"4"}
     assert matplotlib.image.imread(run_dir.folder / "greediness.png").shape[2] == 4
-    assert run_dir.loaded == [1, ("toy/target", "here", 0)]
+    assert run_dir.loaded == [1, ("toy/target", "here")]
     assert not list(run_dir.folder.glob("*.tmp"))
 
 
@@ -304,8 +305,10 @@ def test_wrong_arguments_end_in_one_line(run_dir, monkeypatch, capsys, arguments
     "damage, message",
     [
         (lambda folder: (folder / "checkpoint.pt").unlink(), "holds no checkpoint.pt"),
-        (lambda folder: (folder / "environment.json").write_text("{}"), "environment.json: names no algorithm"),
-        (lambda folder: (folder / "environment.json").write_text("{"), "environment.json: names no algorithm"),
+        (lambda folder: (folder / "environment.json").write_text("{}"), "environment.json: has no algorithm"),
+        (lambda folder: (folder / "environment.json").write_text("{"), "environment.json: cannot be read"),
+        (lambda folder: (folder / "environment.json").write_text("[]"), "environment.json: has no algorithm"),
+        (lambda folder: (folder / "checkpoint.pt").write_text("x"), "checkpoint.pt: is damaged"),
         (lambda folder: folder.rename(folder.parent / "moved"), "there is no such folder"),
     ],
 )
@@ -355,5 +358,5 @@ def test_greediness_figure_differs_with_every_part_of_its_data(tmp_path):
 
 def test_report_adds_the_remark_and_names_the_file(tmp_path):
     report = write_report([toy_row(0, 1.0), toy_row(1, 1.05)], tmp_path, toy_task())
-    assert "Greediness makes no significant difference" in report
+    assert "Greediness makes no clear difference" in report
     assert f"written: {tmp_path / 'greediness.csv'}" in report

@@ -39,3 +39,8 @@ def test_ci_runs_the_test_command_of_the_readme():
     command = "pip install -r requirements-dev.txt && python -m pytest"
     assert command in README.splitlines()
     assert command in (ROOT / ".ci" / "run").read_text()
+
+
+def test_no_page_holds_a_placeholder():
+    pages = [ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")]
+    assert not [page.name for page in pages if re.search(r"@[A-Z_]+@", page.read_text())]
