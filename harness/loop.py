@@ -120,7 +120,7 @@ class Loop:
     def run(self) -> dict:
         config = self.config
         environments = min(config.eval_environments, config.eval_episodes)
-        wandb_log = WandbLog(config, self.folder.path, self.folder.label, self.folder.run_id())
+        wandb_log = WandbLog(config, self.folder.path)
         progress = tqdm(
             total=config.offline_steps, initial=self.step, desc="training", unit="update", disable=None, smoothing=0.1
         )

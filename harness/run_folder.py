@@ -133,7 +133,7 @@ class RunFolder:
 
     def __init__(self, config: Any, identity: dict):
         """Opens the folder of `config`, new or begun, for data of that identity."""
-        self.config, self.identity, self.label = config, identity, label_of(config)
+        self.config, self.identity = config, identity
         self.path = run_path(config)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -187,10 +187,6 @@ class RunFolder:
         """What environment.json holds. Raises UserError where it is damaged or absent."""
         return read_json(self.path / "environment.json", needed=("data", "run_id"))
 
-    def run_id(self) -> str:
-        """A name for this run that no other run has, wherever it lies."""
-        return self.stored_environment()["run_id"]
-
     def result(self) -> Optional[dict]:
         """What result.json holds, None while the run is not finished."""
         path = self.path / "result.json"
@@ -203,7 +199,7 @@ class RunFolder:
         versions |= {package: _version(package) for package in PACKAGES}
         environment = {
             "algorithm": algorithm_name(self.config),
-            "run_id": self.run_id() if begun else secrets.token_hex(8),
+            "run_id": self.stored_environment()["run_id"] if begun else secrets.token_hex(8),  # names it in W&B
             "data": self.identity,
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
             "threads": torch.get_num_threads(),

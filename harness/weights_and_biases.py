@@ -4,14 +4,16 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Optional
 
+from harness.run_folder import label_of, read_json
+
 
 class WandbLog:
     """Sends rows to W&B (online) or writes them below the run's folder (offline); does nothing when disabled.
 
-    The id is that of the run's folder, so that a continued run continues there too.
+    The id is the one in the folder's environment.json, so that a continued run continues there too.
     """
 
-    def __init__(self, config: Any, folder: Path, label: str, run_id: str):
+    def __init__(self, config: Any, folder: Path):
         self.run: Optional[Any] = None
         if config.wandb_mode == "disabled":
             return
@@ -19,9 +21,9 @@ class WandbLog:
 
         self.run = wandb.init(
             project=config.wandb_project,
-            name=f"{label}/{config.task}/seed_{config.seed}",
-            group=label,
-            id=run_id,
+            name=f"{label_of(config)}/{config.task}/seed_{config.seed}",
+            group=label_of(config),
+            id=read_json(folder / "environment.json", needed=("run_id",))["run_id"],
             resume="allow",
             dir=folder,
             config=dataclasses.asdict(config),

@@ -21,6 +21,7 @@ import harness.video
 from envs.errors import UserError
 from harness.command_line import config_to_yaml
 from harness.evaluation import GRID_SEED, evaluate
+from harness.run_folder import CHECKPOINT_FORMAT
 from harness.video import (
     FRAME_SKIP,
     FRAMES_PER_SECOND,
@@ -293,7 +294,7 @@ def run_dir(tmp_path, monkeypatch):
     folder.mkdir()
     (folder / "config.yaml").write_text(config_to_yaml(ToyConfig()))
     (folder / "environment.json").write_text(json.dumps({"algorithm": "toy"}))
-    torch.save({}, folder / "checkpoint.pt")
+    torch.save({"format": CHECKPOINT_FORMAT, "algorithm": "toy"}, folder / "checkpoint.pt")
     algorithm = SimpleNamespace(name="toy", config_class=ToyConfig, agent_class=Toy)
     calls = []
     task = dataclasses.replace(toy_task("return"), make_env=Swing)
@@ -327,7 +328,8 @@ def test_videos_reach_the_runs_wandb(tmp_path, monkeypatch):
     logged = []
     run = SimpleNamespace(log=logged.append, finish=lambda: logged.append("finished"))
     monkeypatch.setattr(wandb, "init", lambda **options: run)
-    fields = {"wandb_project": "dipole", "label": None}
+    (tmp_path / "environment.json").write_text('{"run_id": "1"}')
+    fields = {"wandb_project": "dipole", "label": "toy", "task": "suite/name", "seed": 0}
     log_videos(SimpleNamespace(wandb_mode="disabled", **fields), tmp_path, [tmp_path / "seed_7.mp4"])
     assert logged == []
     monkeypatch.setattr(harness.weights_and_biases.dataclasses, "asdict", lambda config: {})
