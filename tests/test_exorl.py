@@ -8,10 +8,8 @@ import os
 import pickle
 import re
 import shutil
-import time
 import zipfile
 from pathlib import Path
-from typing import Callable
 
 import h5py
 import numpy as np
@@ -179,29 +177,6 @@ def test_the_fast_rewards_equal_the_references(domain):
     assert (fast.std(axis=1) > 0.05).all() and fast.max() > 0.5
     relabelled = relabel(domain, widths.tasks, states, actions)
     assert all(np.abs(relabelled[task] - row).max() < TOLERANCE for task, row in zip(widths.tasks, fast, strict=True))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("domain, ratio", [("walker", 15), ("quadruped", 15), ("cheetah", 8)])
-def test_the_fast_rewards_are_fast(domain, ratio):
-    # docs/exorl.md quotes what this prints. All tasks of the domain at once, both ways; the best of five runs each.
-    widths = DOMAINS[domain]
-    environments = [load_environment(domain, task) for task in widths.tasks]
-    episode = collect_episode(ExORLEnvironment(domain, widths.tasks[0]), "random", 0, 0, 1000)
-    states, actions = np.tile(episode["physics"], (10, 1)), np.tile(episode["action"], (10, 1))
-
-    def states_per_second(label: Callable[[], np.ndarray]) -> float:
-        seconds = []
-        for _ in range(5):
-            start = time.process_time()
-            label()
-            seconds.append(time.process_time() - start)
-        return len(states) / min(seconds)
-
-    reference = states_per_second(lambda: reference_rewards(environments, states, actions))
-    fast = states_per_second(lambda: fast_rewards(domain, environments, states))
-    print(f"{domain}: reference {reference:.0f} states/s, fast {fast:.0f} states/s, ratio {fast / reference:.1f}")
-    assert fast > ratio * reference
 
 
 @pytest.mark.parametrize("value", [np.nan, 1e11])
