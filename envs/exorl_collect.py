@@ -14,7 +14,7 @@ from tqdm import tqdm
 from envs.errors import UserError
 from envs.exorl_domains import DOMAINS, LOCAL_PREFIX, POLICIES, check_domain
 from envs.exorl_environment import ExORLEnvironment
-from envs.files import replacing
+from envs.files import make_folder, replacing
 from envs.names import nearest_names
 
 GENERATOR_VERSION = 1  # raise it when the same seed no longer gives the same episodes
@@ -152,7 +152,7 @@ def _open_set(folder: Path, record: dict) -> None:
                 f"{record[key]}: choose another --data_dir or delete {folder}"
             )
         record = {**record, "episodes": max(record["episodes"], existing["episodes"])}
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, "data_dir")
     text = json.dumps(record, indent=2) + "\n"
     with replacing(folder / SIDECAR) as temporary:
         temporary.write_text(text)

@@ -5,6 +5,8 @@ import os
 from pathlib import Path
 from typing import Iterator
 
+from envs.errors import UserError
+
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -34,3 +36,11 @@ def _is_alive(process_id: str) -> bool:
     except (ValueError, PermissionError):
         return True
     return True
+
+
+def make_folder(path: Path, field: str) -> None:
+    """Makes `path` and its parents. Raises UserError that names the config field or flag to change where it cannot."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be created ({error.strerror}); set {field} elsewhere") from error

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from envs import load_task
 from envs.errors import UserError
-from envs.files import replacing
+from envs.files import make_folder, replacing
 from harness.algorithms import load_algorithm
 from harness.command_line import exit_on_user_error, load_config, nearest_field, parse_config
 from harness.devices import choose_device
@@ -283,10 +283,7 @@ def evaluate_command(argv: Sequence[str]) -> None:
     if config.threads:
         torch.set_num_threads(config.threads)
     folder = arguments.out or run_dir
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be created ({error.strerror}), give another folder with --out") from error
+    make_folder(folder, "--out")
     read_checkpoint(run_dir / "checkpoint.pt", algorithm.name)  # says what is wrong with a bad one
     agent = algorithm.agent_class.load(run_dir).to(choose_device(arguments.device))
     if arguments.video_episodes:

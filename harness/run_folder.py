@@ -22,7 +22,7 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence
 import torch
 
 from envs.errors import UserError
-from envs.files import replacing
+from envs.files import make_folder, replacing
 from harness.command_line import config_to_yaml, load_config
 
 CHECKPOINT_FORMAT = 1  # raised when the layout of checkpoint.pt changes
@@ -135,10 +135,7 @@ class RunFolder:
         """Opens the folder of `config`, new or begun, for data of that identity."""
         self.config, self.identity = config, identity
         self.path = run_path(config)
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"{self.path}: cannot be created ({error.strerror}); set run_dir elsewhere") from error
+        make_folder(self.path, "run_dir")
         if not os.access(self.path, os.W_OK):
             raise UserError(f"{self.path}: cannot be written to; change its permissions or set run_dir elsewhere")
         self._refuse_other_run()

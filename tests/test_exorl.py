@@ -728,3 +728,9 @@ def test_an_archive_that_is_read_stays_as_it_is(tmp_path, buffer):
     assert archive_path.read_bytes() == before
     assert sorted(path.name for path in archive_path.parent.iterdir()) == ["rnd.h5", "rnd.zip"]
     assert zipfile.is_zipfile(io.BytesIO(before))
+
+
+def test_a_data_dir_that_cannot_be_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be created.*data_dir"):
+        load_task("exorl/local_random/cartpole_swingup", str(tmp_path / "file"), collect_episodes=1)
