@@ -14,7 +14,7 @@ from tqdm import tqdm
 from envs.errors import UserError
 from envs.exorl_domains import DOMAINS, LOCAL_PREFIX, POLICIES, check_domain
 from envs.exorl_environment import ExORLEnvironment
-from envs.files import make_folder, replacing
+from envs.files import make_folder, remove_abandoned, replacing, write_text
 from envs.names import nearest_names
 
 GENERATOR_VERSION = 1  # raise it when the same seed no longer gives the same episodes
@@ -154,9 +154,9 @@ def _open_set(folder: Path, record: dict) -> None:
         record = {**record, "episodes": max(record["episodes"], existing["episodes"])}
     make_folder(folder, "data_dir")
     text = json.dumps(record, indent=2) + "\n"
-    with replacing(folder / SIDECAR) as temporary:
-        temporary.write_text(text)
+    write_text(folder / SIDECAR, text)
     (folder / "buffer").mkdir(exist_ok=True)
+    remove_abandoned(folder / "buffer")
 
 
 def collect(root: Path, domain: str, policy: str, episodes: int, seed: int = 0, workers: int = 1) -> Path:

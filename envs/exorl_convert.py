@@ -21,7 +21,7 @@ from envs.errors import UserError
 from envs.exorl_collect import read_sidecar
 from envs.exorl_domains import DOMAINS, LOCAL_PREFIX, check_collector, check_domain
 from envs.exorl_relabel import relabel
-from envs.files import replacing
+from envs.files import remove_abandoned, replacing
 
 FORMAT = "exorl"
 FORMAT_VERSION = 1  # raise it when a file of the old version can no longer be read as it is
@@ -208,6 +208,7 @@ def convert(root: Path, domain: str, collector: str, compression: Optional[str] 
     with open_source(folder) as source:
         if source is None:
             raise UserError(f"no episodes to convert: neither {folder / 'buffer'} nor {folder}.zip exists")
+        remove_abandoned(path.parent)
         with replacing(path) as temporary, h5py.File(temporary, "w") as file:
             _write_file(file, domain, collector, source, compression)
     return path

@@ -13,11 +13,8 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yields a temporary path in the same folder, whose file replaces `path` when the block ends without an error.
 
     Otherwise it is removed and the old file stays. The process id in its name keeps processes that write the same file
-    apart; what a killed process left is removed by the next.
+    apart. What a killed process left stays until `remove_abandoned`.
     """
-    for stale in path.parent.glob(f".{path.name}.*.tmp"):
-        if not _is_alive(stale.suffixes[-2].removeprefix(".")):
-            stale.unlink(missing_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
@@ -26,6 +23,22 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces `path` by `text`, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(text)
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Removes the temporary files that processes which no longer run left in `folder`.
+
+    For the opening of a folder, not for each write: it lists the whole folder, which may hold thousands of episodes.
+    """
+    for stale in folder.glob(".*.*.tmp"):
+        if not _is_alive(stale.suffixes[-2].removeprefix(".")):
+            stale.unlink(missing_ok=True)
 
 
 def _is_alive(process_id: str) -> bool:

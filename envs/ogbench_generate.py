@@ -19,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from envs.errors import UserError
-from envs.files import replacing
+from envs.files import remove_abandoned, replacing, write_text
 from envs.ogbench_collect import GENERATOR_VERSION, Collector, Episode, episode_steps, make_collector, parameters
 from envs.ogbench_names import (
     DEFAULT_DATA_DIR,
@@ -177,8 +177,9 @@ def _open_folder(generation: Generation) -> None:
         _refuse_differing(read_record(path), generation.record, path, fix, counts)
     with _written_to(generation.root):
         generation.folder.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary:
-            temporary.write_text(_as_text(generation.record))
+        write_text(path, _as_text(generation.record))
+        for folder in (generation.root, generation.folder):
+            remove_abandoned(folder)
 
 
 def _as_text(record: dict) -> str:

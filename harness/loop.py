@@ -148,7 +148,7 @@ class Loop:
                     wandb_log.log("training", row)
                     progress.set_postfix({name: f"{row[name]:.4g}" for name in list(metrics)[:1]}, refresh=False)
                 if self.due(config.checkpoint_interval):
-                    self.refuse_non_finite(metrics)
+                    self.finite(metrics)
                     self.save()
                 if signals.received:
                     self.stop(signals.received)
@@ -180,19 +180,23 @@ class Loop:
         print(f"\nstopped after {self.step} updates; the same command continues from here", flush=True)
         raise SystemExit(128 + number)
 
-    def refuse_non_finite(self, metrics: dict) -> None:
-        """Raises UserError where training has diverged, so that no checkpoint of it replaces a good one."""
-        for name, metric in metrics.items():
-            if not math.isfinite(float(metric)):
+    def finite(self, metrics: dict) -> dict:
+        """The metrics as plain numbers; the loop waits for the device here.
+
+        Raises UserError where training has diverged, so that no checkpoint of it replaces a good one.
+        """
+        values = {name: float(metric) for name, metric in metrics.items()}
+        for name, value in values.items():
+            if not math.isfinite(value):
                 raise UserError(
-                    f"{self.folder.path}: {name} is {float(metric)} after {self.step} updates; the last checkpoint is "
-                    "kept, try a smaller learning_rate"
+                    f"{self.folder.path}: {name} is {value} after {self.step} updates; the last checkpoint is kept, "
+                    "try a smaller learning_rate"
                 )
+        return values
 
     def log_row(self, metrics: dict) -> dict:
-        """One row of train.csv; the only place where the loop waits for the device."""
-        self.refuse_non_finite(metrics)
-        row = {name: float(metric) for name, metric in metrics.items()}
+        """One row of train.csv."""
+        row = self.finite(metrics)
         if self.validation is not None:
             generator = seeded_generator(self.device, self.config.seed, VALIDATION_STREAM, self.step)
             batch = self.validation.sample(self.config.batch_size, generator, self.agent.batch_fields)

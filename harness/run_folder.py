@@ -22,7 +22,7 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence
 import torch
 
 from envs.errors import UserError
-from envs.files import make_folder, replacing
+from envs.files import make_folder, remove_abandoned, replacing, write_text
 from harness.command_line import config_to_yaml, load_config
 
 CHECKPOINT_FORMAT = 1  # raised when the layout of checkpoint.pt changes
@@ -79,11 +79,6 @@ def remove_run(config: Any) -> None:
     print(f"restart: deleting {', '.join(file.name for file in files)} ({size / 1e6:.1f} MB) in {path}")
     for file in files:
         file.unlink()
-
-
-def write_text(path: Path, text: str) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(text)
 
 
 class CsvLog:
@@ -150,6 +145,7 @@ class RunFolder:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 raise UserError(f"{self.path}: another process is running this; wait for it or stop it") from error
+            remove_abandoned(self.path)
             yield
 
     def _refuse_other_run(self) -> None:

@@ -16,11 +16,11 @@ import torch
 
 from algorithms.dipole import DIPOLE
 from envs.errors import UserError
-from envs.files import replacing
+from envs.files import remove_abandoned, replacing, write_text
 from harness.command_line import load_config
 from harness.run import run
 from harness.run_fields import check_run_fields
-from harness.run_folder import RUN_FILES, CsvLog, RunFolder, remove_run, run_path, write_text
+from harness.run_folder import RUN_FILES, CsvLog, RunFolder, remove_run, run_path
 from tests.test_agents import assert_equal_states
 from tests.toy import PointEnv, toy_task
 from tests.toy_run import CONFIG, toy_config, toy_run
@@ -309,6 +309,7 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
     stale, foreign = tmp_path / f".a.txt.{process.pid}.tmp", tmp_path / f".a.txt.{os.getpid()}.tmp"
     stale.write_text("half")
     write_text(tmp_path / "a.txt", "whole")
+    remove_abandoned(tmp_path)
     assert not stale.exists() and not foreign.exists()
     assert (tmp_path / "a.txt").read_text() == "whole"
 
