@@ -1,18 +1,20 @@
-"""Collects episodes with a random policy in ExORL's own file format, marked as locally generated."""
+"""Collects episodes in ExORL's own file format, marked as locally generated; the random policies are here."""
 
+import dataclasses
+import importlib.util
 import json
 import multiprocessing
 import signal
 from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
-from typing import Dict, List, Optional
+from typing import Dict, List, Optional, Sequence
 
 import numpy as np
 from tqdm import tqdm
 
 from envs.errors import UserError
-from envs.exorl_domains import DOMAINS, LOCAL_PREFIX, POLICIES, check_domain
+from envs.exorl_domains import DOMAINS, LEARNED_POLICY, LOCAL_PREFIX, POLICIES, check_domain
 from envs.exorl_environment import ExORLEnvironment
 from envs.files import make_folder, remove_abandoned, replacing, write_text
 from envs.names import nearest_names
@@ -20,6 +22,7 @@ from envs.names import nearest_names
 GENERATOR_VERSION = 1  # raise it when the same seed no longer gives the same episodes
 REPEAT_PROBABILITY = 0.7  # sticky_random: chance that a step repeats the action before it
 SIDECAR = "generation.json"
+LEARNING_LIBRARIES = ("stable-baselines3", "torch")  # what the learned policy's behaviour depends on besides
 EPISODES_PER_WORKER = 10  # starting a process costs about as much as collecting this many
 
 
@@ -78,13 +81,29 @@ def collect_episode(
         observations.append(observation)
         rewards.append(reward)
         physics.append(environment.physics_state())
+    return as_episode(observations, actions, rewards, physics)
+
+
+def as_episode(
+    observations: Sequence[np.ndarray],
+    actions: Sequence[np.ndarray],
+    rewards: Sequence[float],
+    physics: Sequence[np.ndarray],
+) -> Dict[str, np.ndarray]:
+    """ExORL's arrays of an episode, see `collect_episode`: `actions` lack the dummy row, the others have it."""
     return {
         "observation": np.stack(observations),
-        "action": np.concatenate([np.zeros_like(actions[:1]), actions]),
+        "action": np.stack([np.zeros_like(actions[0]), *actions]),
         "reward": np.array(rewards, np.float32)[:, None],
-        "discount": np.ones((steps + 1, 1), np.float32),
+        "discount": np.ones((len(rewards), 1), np.float32),
         "physics": np.stack(physics),
     }
+
+
+def write_episode(buffer: Path, domain: str, index: int, episode: Dict[str, np.ndarray]) -> None:
+    """Writes episode number `index` to the folder `buffer`, whole or not at all."""
+    with replacing(buffer / episode_file(domain, index)) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, **episode)
 
 
 class _Collector:
@@ -97,9 +116,7 @@ class _Collector:
     def __call__(self, index: int) -> None:
         steps = DOMAINS[self.domain].episode_steps
         episode = collect_episode(self.environment, self.policy, self.seed, index, steps)
-        path = self.buffer / _episode_file(self.domain, index)
-        with replacing(path) as temporary, open(temporary, "wb") as file:
-            np.savez_compressed(file, **episode)
+        write_episode(self.buffer, self.domain, index, episode)
 
 
 _collector: Optional[_Collector] = None  # of a worker process, set once when it starts
@@ -115,19 +132,19 @@ def _collect_in_worker(index: int) -> None:
     _collector(index)
 
 
-def _episode_file(domain: str, index: int) -> str:
+def episode_file(domain: str, index: int) -> str:
     return f"episode_{index:06d}_{DOMAINS[domain].episode_steps}.npz"
 
 
 def missing_episodes(folder: Path, episodes: int) -> List[int]:
     """The episodes of 0 to `episodes` - 1 that the set in `folder` lacks; a file that is there is complete."""
     domain = folder.parent.name
-    return [index for index in range(episodes) if not (folder / "buffer" / _episode_file(domain, index)).exists()]
+    return [index for index in range(episodes) if not (folder / "buffer" / episode_file(domain, index)).exists()]
 
 
 def _describe(domain: str, policy: str, seed: int, episodes: int) -> dict:
     """What the episodes depend on; two collections with equal records, `episodes` apart, agree bit for bit."""
-    return {
+    record = {
         "source": "locally generated",
         "generator_version": GENERATOR_VERSION,
         "domain": domain,
@@ -138,6 +155,12 @@ def _describe(domain: str, policy: str, seed: int, episodes: int) -> dict:
         "libraries": {name: version(name) for name in ("dm_control", "mujoco", "numpy")},
         "episodes": episodes,
     }
+    if policy == LEARNED_POLICY:
+        from envs.exorl_rnd import RNDParameters
+
+        record["parameters"] = dataclasses.asdict(RNDParameters())
+        record["libraries"] |= {name: version(name) for name in LEARNING_LIBRARIES}
+    return json.loads(json.dumps(record))  # as it is read back: tuples become lists
 
 
 def _open_set(folder: Path, record: dict) -> None:
@@ -151,19 +174,29 @@ def _open_set(folder: Path, record: dict) -> None:
                 f"{folder / SIDECAR}: {key} of the episodes there is {existing.get(key, 'absent')}, asked for "
                 f"{record[key]}: choose another --data_dir or delete {folder}"
             )
-        record = {**record, "episodes": max(record["episodes"], existing["episodes"])}
+        record = {**existing, **record, "episodes": max(record["episodes"], existing["episodes"])}
     make_folder(folder, "data_dir")
     text = json.dumps(record, indent=2) + "\n"
     write_text(folder / SIDECAR, text)
     (folder / "buffer").mkdir(exist_ok=True)
-    remove_abandoned(folder / "buffer")
+    for place in (folder, folder / "buffer"):
+        remove_abandoned(place)
+
+
+def _collect_learned(folder: Path, episodes: int, seed: int) -> None:
+    from envs.exorl_rnd import RNDParameters, collect_rnd
+
+    hours = collect_rnd(folder, episodes, seed, RNDParameters())
+    write_text(folder / SIDECAR, json.dumps({**read_sidecar(folder), "hours": round(hours, 6)}, indent=2) + "\n")
 
 
 def collect(root: Path, domain: str, policy: str, episodes: int, seed: int = 0, workers: int = 1) -> Path:
     """Makes `<root>/<domain>/local_<policy>/` with `episodes` episodes and returns it; episodes there are kept.
 
-    The files are bit-identical for any number of workers and however often the collection was interrupted.
-    Raises UserError for an unknown domain or policy, and where the folder holds a set of another making.
+    The files are bit-identical for any number of workers and however often the collection was interrupted. The
+    learned policy needs its episodes in order, so that it takes one worker whatever `workers` says.
+    Raises UserError for an unknown domain or policy, where the folder holds a set of another making, and where the
+    learned policy's library is missing.
     """
     check_domain(domain)
     if policy not in POLICIES:
@@ -171,10 +204,16 @@ def collect(root: Path, domain: str, policy: str, episodes: int, seed: int = 0, 
     for name, value, least in (("episodes", episodes, 1), ("seed", seed, 0), ("workers", workers, 1)):
         if value < least:
             raise UserError(f"{name}: expected at least {least}, got {value}")
+    if policy == LEARNED_POLICY and importlib.util.find_spec("stable_baselines3") is None:
+        raise UserError(f"{policy}: stable-baselines3 is not installed: run `pip install -r requirements-collect.txt`")
     folder = root / domain / (LOCAL_PREFIX + policy)
     _open_set(folder, _describe(domain, policy, seed, episodes))
     buffer = folder / "buffer"
     missing = missing_episodes(folder, episodes)
+    if policy == LEARNED_POLICY:
+        if missing:
+            _collect_learned(folder, episodes, seed)
+        return folder
     job = (domain, policy, seed, buffer)
     workers = min(workers, -(-len(missing) // EPISODES_PER_WORKER))
     bar = {"desc": f"collect {domain}", "unit": "episode", "total": episodes, "initial": episodes - len(missing)}

@@ -10,7 +10,8 @@ from envs.names import nearest_names
 DEFAULT_DATA_DIR = "~/.exorl/data"
 LOCAL_PREFIX = "local_"  # marks a set that was generated here and is not ExORL's
 OFFICIAL_COLLECTORS = ("aps", "diayn", "disagreement", "icm", "icm_apt", "proto", "random", "rnd", "smm")
-POLICIES = ("random", "sticky_random")  # what exorl_collect can collect with
+LEARNED_POLICY = "rnd"  # of exorl_rnd
+POLICIES = ("random", "sticky_random", LEARNED_POLICY)  # what exorl_collect can collect with
 
 
 @dataclass(frozen=True)
