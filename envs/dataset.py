@@ -9,14 +9,14 @@ from envs.errors import UserError
 
 # A squashed policy cannot reach ±1, and its density there is infinite (FQL's released code, envs/env_utils.py).
 ACTION_LIMIT = 1.0 - 1e-5
-FINITE_CHECK_ROWS = 1_000_000  # rows looked at together: bounds the memory of the check
+FINITE_CHECK_ROWS = 100_000  # rows looked at together: bounds the memory of the check
 
 
 class Dataset:
     """Named tensors, one row per stored state; row r's action, reward and mask belong to the transition r -> r+1.
 
     observations [R, O] float32
-    actions [R, A] float32, clipped here, and only here, to ±ACTION_LIMIT
+    actions [R, A] float32, clipped here to ±ACTION_LIMIT: into a copy, unless they keep within it
     rewards [R] float32
     masks [R] float32: 1 = bootstrap from the next observation
     valid [n] int64: ascending rows that have a successor; these are the transitions, so len(dataset) == n
@@ -24,6 +24,7 @@ class Dataset:
 
     The next observation is row r+1: it is indexed, never stored twice. Rows outside `valid` (the last state of an
     episode) are reached as next observations only.
+    Tensors of these types are not copied; observations may be a view of a memory-mapped file, masks an expanded number.
     Raises ValueError that names the field when shapes do not fit together.
     """
 
@@ -37,7 +38,7 @@ class Dataset:
         **columns: torch.Tensor,
     ):
         self.observations = torch.as_tensor(observations, dtype=torch.float32)
-        self.actions = torch.as_tensor(actions, dtype=torch.float32).clamp(-ACTION_LIMIT, ACTION_LIMIT)
+        self.actions = _clipped(torch.as_tensor(actions, dtype=torch.float32))
         self.rewards = torch.as_tensor(rewards, dtype=torch.float32)
         self.masks = torch.as_tensor(masks, dtype=torch.float32)
         self.valid = torch.as_tensor(valid, dtype=torch.int64)
@@ -55,7 +56,7 @@ class Dataset:
                 raise ValueError(f"{name}: expected shape {expected}, got {list(tensor.shape)}")
         if self.valid.ndim != 1 or len(self.valid) == 0:
             raise ValueError(f"valid: expected shape [n] with n > 0, got {list(self.valid.shape)}")
-        if self.valid[0] < 0 or self.valid[-1] > rows - 2 or bool((self.valid.diff() <= 0).any()):
+        if self.valid[0] < 0 or self.valid[-1] > rows - 2 or bool((self.valid[1:] <= self.valid[:-1]).any()):
             raise ValueError(f"valid: rows must ascend within 0 to {rows - 2}, the last row has no successor")
 
     def __len__(self) -> int:
@@ -75,8 +76,11 @@ class Dataset:
         Returns observations [B, O], actions [B, A], rewards [B], masks [B], next_observations [B, O] and the optional
         `fields`, see `take`.
         """
-        indices = torch.randint(len(self), (batch_size,), generator=generator, device=self.valid.device)
-        return self.take(indices, fields)
+        return self.take(self.draw(batch_size, generator), fields)
+
+    def draw(self, batch_size: int, generator: torch.Generator) -> torch.Tensor:
+        """The numbers [B] of the transitions that `sample` would take."""
+        return torch.randint(len(self), (batch_size,), generator=generator, device=self.valid.device)
 
     def take(self, indices: torch.Tensor, fields: Sequence[str] = ()) -> Dict[str, torch.Tensor]:
         """The transitions number `indices` [B] (0 to len(dataset) - 1) as a batch, see `sample`.
@@ -100,6 +104,12 @@ class Dataset:
             else:
                 raise ValueError(f"unknown field {field!r}: next_actions or one of {sorted(self.columns)}")
         return batch
+
+
+def _clipped(actions: torch.Tensor) -> torch.Tensor:
+    if actions.numel() == 0 or (actions.min() >= -ACTION_LIMIT and actions.max() <= ACTION_LIMIT):
+        return actions
+    return actions.clamp(-ACTION_LIMIT, ACTION_LIMIT)
 
 
 def refuse_non_finite(source: str, field: str, array: np.ndarray) -> None:

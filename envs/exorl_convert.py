@@ -1,91 +1,28 @@
-"""Converts ExORL's episode files, a folder or the released zip, into one HDF5 file with a reward column per task."""
+"""Converts ExORL's episode files into one HDF5 file with a reward column per task; goes on where it was interrupted."""
 
 import contextlib
-import hashlib
-import io
+import fcntl
 import json
 import os
-import re
-import zipfile
-import zlib
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import BinaryIO, Callable, Dict, Iterator, List, Optional, Tuple
+from pathlib import Path
+from typing import Dict, Iterator, Optional, Sequence, Tuple
 
 import h5py
 import numpy as np
 from tqdm import tqdm
 
-from envs.dataset import refuse_non_finite
 from envs.errors import UserError
-from envs.exorl_collect import read_sidecar
-from envs.exorl_domains import DOMAINS, LOCAL_PREFIX, check_collector, check_domain
-from envs.exorl_relabel import relabel
-from envs.files import remove_abandoned, replacing
+from envs.exorl_domains import DOMAINS, check_collector, check_domain
+from envs.exorl_relabel import Relabeller
+from envs.exorl_source import Episode, Source, open_source, read_episode
+from envs.files import remove_abandoned, replacing, write_text
 
 FORMAT = "exorl"
 FORMAT_VERSION = 1  # raise it when a file of the old version can no longer be read as it is
-EPISODE_NAME = re.compile(r"episode_(\d+)_(\d+)\.npz")
 COMPRESSIONS = ("lzf", "gzip")
+BLOCK_EPISODES = 100  # read, relabelled and written together: bounds the memory and what an interruption loses
 
-
-@dataclass(frozen=True)
-class Episode:
-    """One episode file: its name for messages, what its name says, its size in bytes and how to open it."""
-
-    name: str
-    index: int
-    length: int  # transitions; the arrays have one row more
-    size: int
-    open: Callable[[], BinaryIO]
-
-
-@dataclass(frozen=True)
-class Source:
-    """The episodes of one set, in order, and the record of their generation (None: downloaded)."""
-
-    path: Path
-    episodes: Tuple[Episode, ...]
-    generation: Optional[dict]
-
-    def fingerprint(self) -> str:
-        """sha256 of the episodes' file names and sizes: tells whether the files changed, without reading them."""
-        lines = "".join(f"{PurePosixPath(episode.name).name} {episode.size}\n" for episode in self.episodes)
-        return hashlib.sha256(lines.encode()).hexdigest()
-
-
-@contextlib.contextmanager
-def open_source(folder: Path) -> Iterator[Optional[Source]]:
-    """The episodes of `<root>/<domain>/<collector>`: its `buffer/`, else `<collector>.zip` beside it, else None.
-
-    Raises UserError that names the file for a file that is wrongly named, duplicated or missing in the numbering, for
-    a set without files, and where the folder's name and the record of a local generation disagree.
-    """
-    archive_path = folder.with_name(folder.name + ".zip")
-    if (folder / "buffer").is_dir():
-        generation = read_sidecar(folder)
-        episodes = _order_episodes(folder / "buffer", _folder_episodes(folder / "buffer"))
-        if generation is not None and len(episodes) < generation["episodes"]:
-            raise UserError(
-                f"{folder}: the collection stopped at {len(episodes)} of {generation['episodes']} episodes: "
-                f"finish it with `{collect_command(folder, generation)}`"
-            )
-        yield Source(folder / "buffer", episodes, generation)
-    elif archive_path.is_file():
-        if folder.name.startswith(LOCAL_PREFIX):
-            raise UserError(f"{archive_path}: only downloaded sets are read from a zip: unpack it to {folder}/")
-        with _open_archive(archive_path) as archive:
-            yield Source(archive_path, _order_episodes(archive_path, _archive_episodes(archive_path, archive)), None)
-    else:
-        yield None
-
-
-def collect_command(folder: Path, generation: dict) -> str:
-    """The command that makes, or finishes, the local set in `folder`."""
-    return (
-        f"python -m envs.exorl_tasks collect {folder.parent.name} --collector {generation['policy']} "
-        f"--episodes {generation['episodes']} --seed {generation['seed']} --data_dir {folder.parent.parent}"
-    )
+Columns = Dict[str, Tuple[Tuple[int, ...], type]]  # shape of a row and type by the data set's name
 
 
 def convert_command(path: Path) -> str:
@@ -95,101 +32,6 @@ def convert_command(path: Path) -> str:
     )
 
 
-def _folder_episodes(buffer: Path) -> List[Episode]:
-    episodes = []
-    with os.scandir(buffer) as entries:
-        for entry in entries:
-            if not entry.name.startswith("."):  # temporary files of a running collection, file managers' notes
-                opener = Path(entry.path).open
-                episodes.append(_name_episode(entry.path, entry.stat().st_size, lambda opener=opener: opener("rb")))
-    return episodes
-
-
-def _open_archive(path: Path) -> zipfile.ZipFile:
-    try:
-        return zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError) as error:
-        raise UserError(f"{path}: truncated or not a zip file ({error}): fetch it again") from error
-
-
-def _archive_episodes(path: Path, archive: zipfile.ZipFile) -> List[Episode]:
-    episodes = []
-    for member in archive.infolist():
-        inside = PurePosixPath(member.filename.replace("\\", "/"))
-        if inside.is_absolute() or ".." in inside.parts:
-            raise UserError(f"{path}: member {member.filename} lies outside the archive's folder: not ExORL's archive")
-        if not member.is_dir() and inside.parent.name == "buffer" and not inside.name.startswith("."):
-            name = f"{path}/{member.filename}"
-            episodes.append(
-                _name_episode(name, member.file_size, lambda member=member: io.BytesIO(archive.read(member)))
-            )
-    return episodes
-
-
-def _name_episode(name: str, size: int, opener: Callable[[], BinaryIO]) -> Episode:
-    match = EPISODE_NAME.fullmatch(PurePosixPath(name).name)
-    if match is None or int(match[2]) == 0:
-        raise UserError(f"{name}: not an episode, expected the name episode_<index>_<length>.npz: rename or remove it")
-    return Episode(name, int(match[1]), int(match[2]), size, opener)
-
-
-def _order_episodes(path: Path, episodes: List[Episode]) -> Tuple[Episode, ...]:
-    if not episodes:
-        # A zip that lost its end can open as the last complete npz inside it.
-        raise UserError(
-            f"{path}: holds no episodes (buffer/episode_<index>_<length>.npz), it is empty, truncated or another "
-            "archive: fetch it again"
-        )
-    ordered = sorted(episodes, key=lambda episode: (episode.index, episode.name))
-    for expected, episode in enumerate(ordered):
-        if episode.index < expected:
-            before = ordered[expected - 1]
-            raise UserError(f"{episode.name}: duplicates episode {episode.index} of {before.name}: remove one")
-        if episode.index > expected:
-            raise UserError(
-                f"{path}: episode_{expected:06d}_<length>.npz is missing, the next there is "
-                f"{PurePosixPath(episode.name).name}: fetch it again"
-            )
-    return tuple(ordered)
-
-
-def read_episode(domain: str, episode: Episode, reward_dim: int = 1) -> Dict[str, np.ndarray]:
-    """The episode's arrays, length + 1 rows each: observation, action, reward, discount, physics; other keys are left.
-
-    The reward has `reward_dim` columns: the domain's in released files, 1 in those collected here.
-    Raises UserError that names the file when it is damaged, and the array when its shape is not the domain's.
-    """
-    widths = DOMAINS[domain]
-    shapes = {
-        "observation": (widths.observation_dim,),
-        "action": (widths.action_dim,),
-        "reward": (reward_dim,),
-        "discount": (1,),
-        "physics": (widths.physics_dim,),
-    }
-    try:
-        with episode.open() as file:
-            content = np.load(file, allow_pickle=False)
-            if not isinstance(content, np.lib.npyio.NpzFile):
-                raise ValueError("a single array")
-            arrays = {key: content[key] for key in shapes if key in content}
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError) as error:
-        raise UserError(f"{episode.name}: truncated or not an npz of plain arrays ({error}): fetch it again") from error
-    for key, shape in shapes.items():
-        if key not in arrays:
-            raise UserError(f"{episode.name}: array {key} is missing: not a file of ExORL's {domain}")
-        expected = (episode.length + 1, *shape)
-        if arrays[key].shape != expected:
-            raise UserError(
-                f"{episode.name}: {key} has shape {arrays[key].shape}, expected {expected} from the file's name "
-                f"and the domain {domain}"
-            )
-        if arrays[key].dtype.kind != "f":
-            raise UserError(f"{episode.name}: {key} has dtype {arrays[key].dtype}, expected floating point")
-        refuse_non_finite(episode.name, key, arrays[key])
-    return arrays
-
-
 def convert(root: Path, domain: str, collector: str, compression: Optional[str] = None) -> Path:
     """Writes `<root>/<domain>/<collector>.h5` from the set's episode files and returns its path.
 
@@ -197,8 +39,10 @@ def convert(root: Path, domain: str, collector: str, compression: Optional[str] 
     reward [R] (point_mass_maze's as released: [R, 4]), discount [R] float32 and physics [R, P] float64 as ExORL stores
     them (row 0 of an episode is a dummy, row i's action led to state i), reward_<task> [R] float32 for every task of
     the domain (see exorl_relabel), episode_start [E] and episode_length [E] int64 (first row; transitions). Data sets
-    are contiguous and uncompressed unless `compression` ("lzf" | "gzip") is given. The file appears when it is
-    complete or not at all.
+    are contiguous and uncompressed unless `compression` ("lzf" | "gzip") is given.
+    The file appears when it is complete or not at all. What an interrupted conversion wrote stays in hidden files
+    beside it, and the next call goes on from there as long as the episodes already read are unchanged. A second
+    process waits for the first and takes its file.
     Raises UserError that names the file for absent, damaged or inconsistent episodes.
     """
     check_domain(domain)
@@ -208,48 +52,164 @@ def convert(root: Path, domain: str, collector: str, compression: Optional[str] 
     with open_source(folder) as source:
         if source is None:
             raise UserError(f"no episodes to convert: neither {folder / 'buffer'} nor {folder}.zip exists")
-        remove_abandoned(path.parent)
-        with replacing(path) as temporary, h5py.File(temporary, "w") as file:
-            _write_file(file, domain, collector, source, compression)
+        before = _modified(path)
+        with _locked(path.parent):
+            if _modified(path) == before:  # otherwise another process made it while this one waited
+                remove_abandoned(path.parent)
+                _Conversion(path, domain, source).run(compression)
     return path
 
 
-def _write_file(file: h5py.File, domain: str, collector: str, source: Source, compression: Optional[str]) -> None:
-    lengths = np.array([episode.length for episode in source.episodes], np.int64)
-    starts = np.concatenate([[0], np.cumsum(lengths + 1)[:-1]])
-    rows, widths = int((lengths + 1).sum()), DOMAINS[domain]
-    reward_dim = widths.reward_dim if source.generation is None else 1
+def _modified(path: Path) -> Optional[int]:
+    return path.stat().st_mtime_ns if path.exists() else None
 
-    def create(name: str, shape: Tuple[int, ...], dtype: type) -> h5py.Dataset:
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One process at a time; the lock ends with its process, however that ends."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+class _Conversion:
+    """The making of one HDF5 file, in steps of which each may be the last before the process is killed.
+
+    HDF5 lays the file out once, all data sets allocated, and is closed. The rows are then written at the data sets'
+    places in the file, so that a kill can leave rows missing but never a damaged structure. `progress` counts the
+    episodes that are safely on disk.
+    """
+
+    def __init__(self, path: Path, domain: str, source: Source):
+        self.path, self.domain, self.source = path, domain, source
+        self.partial = path.with_name(f".{path.name}.partial")
+        self.progress = path.with_name(f".{path.name}.progress")
+        self.lengths = np.array([episode.length for episode in source.episodes], np.int64)
+        self.starts = np.concatenate([[0], np.cumsum(self.lengths + 1)[:-1]])
+        self.reward_dim = DOMAINS[domain].reward_dim if source.generation is None else 1
+        self.columns = _columns(domain, self.reward_dim)
+
+    def run(self, compression: Optional[str]) -> None:
+        done = self._episodes_done()
+        if done == 0:
+            self._lay_out()
+        self._write_episodes(done)
         if compression is None:
-            return file.create_dataset(name, shape, dtype)
-        # One episode a chunk; only an uncompressed file is contiguous, to be memory-mapped.
-        chunks = (min(widths.episode_steps + 1, rows), *shape[1:])
-        return file.create_dataset(name, shape, dtype, chunks=chunks, compression=compression, shuffle=True)
+            # HDF5 changes the file's structure here, so a kill in these milliseconds has to mean a new start.
+            self.progress.unlink()
+            with h5py.File(self.partial, "r+") as file:
+                file.attrs.update(self._attributes())
+            with open(self.partial, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(self.partial, self.path)
+        else:
+            with replacing(self.path) as temporary:
+                self._compress(temporary, compression)
+            self.progress.unlink()
+            self.partial.unlink()
 
-    columns = {
-        "observation": create("observation", (rows, widths.observation_dim), np.float32),
-        "action": create("action", (rows, widths.action_dim), np.float32),
-        "reward": create("reward", (rows,) if reward_dim == 1 else (rows, reward_dim), np.float32),
-        "discount": create("discount", (rows,), np.float32),
-        "physics": create("physics", (rows, widths.physics_dim), np.float64),
+    def _episodes_done(self) -> int:
+        """Episodes that an interrupted conversion of these same files has written; 0 = begin anew."""
+        if not (self.partial.exists() and self.progress.exists()):
+            return 0
+        record = json.loads(self.progress.read_text())
+        return record["episodes"] if record == self._record(record["episodes"]) else 0
+
+    def _record(self, done: int) -> dict:
+        return {"version": FORMAT_VERSION, "episodes": done, "source": self.source.state(done)}
+
+    def _lay_out(self) -> None:
+        self.progress.unlink(missing_ok=True)
+        allocated = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        allocated.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        allocated.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+        rows = int((self.lengths + 1).sum())
+        with h5py.File(self.partial, "w") as file:
+            for name, (shape, dtype) in self.columns.items():
+                file.create_dataset(name, (rows, *shape), dtype, dcpl=allocated)
+            file.create_dataset("episode_start", data=self.starts)
+            file.create_dataset("episode_length", data=self.lengths)
+
+    def _write_episodes(self, done: int) -> None:
+        """Reads, relabels and writes the episodes from number `done` on, a block at a time."""
+        episodes, relabeller = self.source.episodes, Relabeller(self.domain, DOMAINS[self.domain].tasks)
+        with h5py.File(self.partial) as file:
+            offsets = {name: file[name].id.get_offset() for name in self.columns}
+        bar = tqdm(
+            total=len(episodes),
+            initial=done,
+            desc=f"convert {self.domain}/{self.path.stem}",
+            unit="episode",
+            disable=None,
+        )
+        with bar, open(self.partial, "r+b") as out:
+            for first in range(done, len(episodes), BLOCK_EPISODES):
+                block = self._read(episodes[first : first + BLOCK_EPISODES])
+                for task, rewards in relabeller(block["physics"], block["action"]).items():
+                    block[f"reward_{task}"] = rewards
+                for name, array in block.items():
+                    out.seek(offsets[name] + int(self.starts[first]) * array[0].nbytes)
+                    out.write(array.data)
+                out.flush()
+                os.fsync(out.fileno())
+                end = min(first + BLOCK_EPISODES, len(episodes))
+                write_text(self.progress, json.dumps(self._record(end)))
+                bar.update(end - first)
+
+    def _read(self, episodes: Sequence[Episode]) -> Dict[str, np.ndarray]:
+        """The arrays of consecutive episodes, one after the other, in the file's shapes and types."""
+        parts = [read_episode(self.domain, episode, self.reward_dim) for episode in episodes]
+        stacked = {}
+        for name in parts[0]:
+            shape, dtype = self.columns[name]
+            stacked[name] = np.concatenate([part[name] for part in parts], dtype=dtype, casting="same_kind")
+            stacked[name] = stacked[name].reshape(-1, *shape)
+        return stacked
+
+    def _compress(self, path: Path, compression: str) -> None:
+        """Writes a compressed copy of the complete `partial`, one full episode a chunk."""
+        with h5py.File(self.partial) as whole, h5py.File(path, "w") as file:
+            for name in self.columns:
+                column = whole[name]
+                chunk = min(DOMAINS[self.domain].episode_steps + 1, len(column))
+                copy = file.create_dataset(
+                    name,
+                    column.shape,
+                    column.dtype,
+                    chunks=(chunk, *column.shape[1:]),
+                    compression=compression,
+                    shuffle=True,
+                )
+                for start in range(0, len(column), chunk):
+                    copy[start : start + chunk] = column[start : start + chunk]
+            file.create_dataset("episode_start", data=self.starts)
+            file.create_dataset("episode_length", data=self.lengths)
+            file.attrs.update(self._attributes())
+
+    def _attributes(self) -> dict:
+        return {
+            "format": FORMAT,
+            "version": FORMAT_VERSION,
+            "domain": self.domain,
+            "collector": self.path.stem,
+            "episodes": len(self.lengths),
+            "transitions": int(self.lengths.sum()),
+            "source": "official" if self.source.generation is None else "locally generated",
+            "source_fingerprint": self.source.fingerprint(),
+            "generation": json.dumps(self.source.generation),
+        }
+
+
+def _columns(domain: str, reward_dim: int) -> Columns:
+    widths = DOMAINS[domain]
+    return {
+        "observation": ((widths.observation_dim,), np.float32),
+        "action": ((widths.action_dim,), np.float32),
+        "reward": (() if reward_dim == 1 else (reward_dim,), np.float32),
+        "discount": ((), np.float32),
+        "physics": ((widths.physics_dim,), np.float64),
+        **{f"reward_{task}": ((), np.float32) for task in widths.tasks},
     }
-    bar = tqdm(source.episodes, desc=f"convert {domain}/{collector}", unit="episode", disable=None)
-    for start, episode in zip(starts, bar, strict=True):
-        for name, array in read_episode(domain, episode, reward_dim).items():
-            columns[name][start : start + episode.length + 1] = array.reshape(-1, *columns[name].shape[1:])
-    for task, rewards in relabel(domain, widths.tasks, columns["physics"], columns["action"]).items():
-        create(f"reward_{task}", (rows,), np.float32)[:] = rewards
-    file.create_dataset("episode_start", data=starts)
-    file.create_dataset("episode_length", data=lengths)
-    file.attrs.update(
-        format=FORMAT,
-        version=FORMAT_VERSION,
-        domain=domain,
-        collector=collector,
-        episodes=len(lengths),
-        transitions=int(lengths.sum()),
-        source="official" if source.generation is None else "locally generated",
-        source_fingerprint=source.fingerprint(),
-        generation=json.dumps(source.generation),
-    )

@@ -6,13 +6,31 @@ import mujoco
 import numpy as np
 from dm_control import composer
 from dm_control.rl import control
-from tqdm import tqdm
 
 from envs.exorl_domains import DOMAINS
 from envs.exorl_environment import ActionScale, load_environment
 from envs.exorl_fast_relabel import READERS, fast_rewards
 
-BLOCK_ROWS = 10_000  # rows read together, so that `physics` may be an HDF5 data set larger than memory
+
+class Relabeller:
+    """Rewards of a domain's tasks, in as many calls as the states come in: loading the environments takes longest."""
+
+    def __init__(self, domain: str, task_names: Sequence[str]):
+        self.domain, self.task_names = domain, tuple(task_names)
+        self.environments = [load_environment(domain, name) for name in task_names]
+
+    def __call__(self, physics: np.ndarray, actions: np.ndarray) -> Dict[str, np.ndarray]:
+        """Rewards float32 [n] by task name, see `relabel`."""
+        expected = {"physics": DOMAINS[self.domain].physics_dim, "actions": DOMAINS[self.domain].action_dim}
+        for name, array in (("physics", physics), ("actions", actions)):
+            if array.shape != (len(physics), expected[name]):
+                shape = [len(physics), expected[name]]
+                raise ValueError(f"{name}: expected shape {shape}, got {list(array.shape)}")
+        if self.domain in READERS:
+            rewards = fast_rewards(self.domain, self.environments, physics)
+        else:
+            rewards = reference_rewards(self.environments, physics, actions)
+        return dict(zip(self.task_names, rewards.astype(np.float32), strict=True))
 
 
 def relabel(domain: str, task_names: Sequence[str], physics: np.ndarray, actions: np.ndarray) -> Dict[str, np.ndarray]:
@@ -21,24 +39,9 @@ def relabel(domain: str, task_names: Sequence[str], physics: np.ndarray, actions
     Row i's reward belongs to the state of row i: r(s'), ExORL's convention. It equals the online reward to float32
     rounding. ExORL's relabeller zeroes the control, which changes the rewards of the tasks that contain it
     (cartpole's balance and swingup, point_mass_maze); here the action that led to the state is set first.
-    `physics` and `actions` may be arrays or HDF5 data sets. Raises ValueError where the widths are not the domain's.
+    Raises ValueError where the widths are not the domain's.
     """
-    expected = {"physics": DOMAINS[domain].physics_dim, "actions": DOMAINS[domain].action_dim}
-    for name, array in (("physics", physics), ("actions", actions)):
-        if array.shape != (len(physics), expected[name]):
-            raise ValueError(f"{name}: expected shape {[len(physics), expected[name]]}, got {list(array.shape)}")
-    environments = [load_environment(domain, name) for name in task_names]
-    rewards = np.empty((len(environments), len(physics)), np.float32)
-    with tqdm(total=len(physics), desc=f"relabel {domain}", unit="state", disable=None) as progress:
-        for start in range(0, len(physics), BLOCK_ROWS):
-            block = slice(start, start + BLOCK_ROWS)
-            states = physics[block]
-            if domain in READERS:
-                rewards[:, block] = fast_rewards(domain, environments, states)
-            else:
-                rewards[:, block] = reference_rewards(environments, states, actions[block])
-            progress.update(len(states))
-    return dict(zip(task_names, rewards, strict=True))
+    return Relabeller(domain, task_names)(physics, actions)
 
 
 def reference_rewards(

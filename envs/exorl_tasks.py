@@ -9,46 +9,58 @@ import functools
 import json
 import os
 from pathlib import Path
-from typing import Dict, Optional, Sequence, Tuple
+from typing import Optional, Sequence, Tuple
 
 import h5py
 import numpy as np
 import torch
 
-from envs.dataset import Dataset, refuse_non_finite
+from envs.dataset import ACTION_LIMIT, Dataset, refuse_non_finite
 from envs.errors import UserError
 from envs.exorl_collect import collect, missing_episodes, read_sidecar
 from envs.exorl_convert import (
     COMPRESSIONS,
     FORMAT,
     FORMAT_VERSION,
-    collect_command,
     convert,
     convert_command,
-    open_source,
 )
 from envs.exorl_domains import DOMAINS, LOCAL_PREFIX, POLICIES, data_root, parse_name
 from envs.exorl_environment import ExORLEnvironment
+from envs.exorl_source import collect_command, open_source
 from envs.names import nearest_names
 from envs.task import Task, file_sha256
+from envs.untrusted import check_hdf5, one_line, plain_dataset
 
 DOWNLOAD_PAGE = "https://github.com/denisyarats/exorl"
 SUGGESTED_EPISODES = 100  # in the command that an error message names
+EPISODES = ("episode_start", "episode_length")
+ATTRIBUTES = {
+    "source": str,
+    "transitions": int,
+    "episodes": int,
+    "version": int,
+    "collector": str,
+    "domain": str,
+    "generation": json.loads,
+}
 
 
-def load(name: str, data_dir: Optional[str] = None, collect_episodes: int = 0) -> Task:
+def load(name: str, data_dir: Optional[str] = None, collect_episodes: int = 0, in_memory: bool = True) -> Task:
     """Loads the task `<collector>/<domain>_<task>`, converting its episode files first if that was not done yet.
 
     The data lie in `<data_dir>/<domain>/`, by default under ~/.exorl/data: `<collector>.h5`, made from
     `<collector>/buffer/` or `<collector>.zip`. A `local_*` set that is absent is collected first when
     collect_episodes > 0. Rewards are r(s') of this task, masks are all 1 (nothing terminates), the score is the
-    undiscounted return. Raises UserError for unknown names and for data that is absent, broken or out of date.
+    undiscounted return. in_memory = False leaves the observations, the largest part, in the file, mapped into memory:
+    the system holds as much of them as it has room for. Raises UserError for unknown names and for data that is
+    absent, broken or out of date.
     """
     collector, domain, task = parse_name(name)
     folder = data_root(data_dir) / domain / collector
     path = folder.with_name(collector + ".h5")
     _prepare(folder, path, collect_episodes)
-    dataset, identity = _read(path, task)
+    dataset, identity = _read(path, task, in_memory)
     return Task(
         name=f"exorl/{name}",
         dataset=dataset,
@@ -78,9 +90,9 @@ def _prepare(folder: Path, path: Path, collect_episodes: int) -> None:
     if not path.exists():
         convert(root, domain, collector)
     with _open(path) as file:
-        if fingerprint is not None and file.attrs["source_fingerprint"] != fingerprint:
+        if fingerprint is not None and file.attrs.get("source_fingerprint") != fingerprint:
             raise UserError(
-                f"{path}: converted from {file.attrs['episodes']} episodes, but the {episodes} episode files in "
+                f"{path}: converted from {file.attrs.get('episodes')} episodes, but the {episodes} episode files in "
                 f"{folder} are not the same ones: run `{convert_command(path)}`"
             )
 
@@ -103,11 +115,11 @@ def _absent(folder: Path, path: Path) -> UserError:
 
 def _open(path: Path) -> h5py.File:
     try:
+        check_hdf5(path)
         file = h5py.File(path, "r")
-    except OSError as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path}: cannot be read as HDF5 ({reason}): run `{convert_command(path)}`") from error
-    found = (file.attrs.get("format"), file.attrs.get("version"))
+        found = (file.attrs.get("format"), file.attrs.get("version"))
+    except Exception as error:  # h5py raises many types for a damaged file
+        raise UserError(f"{path}: cannot be read as HDF5 ({one_line(error)}): run `{convert_command(path)}`") from error
     if found != (FORMAT, FORMAT_VERSION):
         file.close()
         raise UserError(
@@ -117,19 +129,32 @@ def _open(path: Path) -> h5py.File:
     return file
 
 
-def _read(path: Path, task: str) -> Tuple[Dataset, dict]:
+def _read(path: Path, task: str, in_memory: bool) -> Tuple[Dataset, dict]:
     """The data set of `task` and its identity. Physics stays on disk."""
     reward_name = f"reward_{task}"
     with _open(path) as file:
-        if reward_name not in file:
-            raise UserError(f"{path}: has no column {reward_name}: run `{convert_command(path)}`")
-        arrays = {name: file[name][:] for name in ("observation", "action", reward_name)}
-        starts, lengths = file["episode_start"][:], file["episode_length"][:]
-        attributes = dict(file.attrs)
-    for name, array in arrays.items():
+        try:
+            if reward_name not in file:
+                raise UserError(f"{path}: has no column {reward_name}: run `{convert_command(path)}`")
+            columns = {name: plain_dataset(file, name) for name in ("observation", "action", reward_name, *EPISODES)}
+            observations = columns["observation"][:] if in_memory else _map(path, columns["observation"])
+            actions, rewards, starts, lengths = (columns[name][:] for name in ("action", reward_name, *EPISODES))
+            attributes = {name: kind(file.attrs[name]) for name, kind in ATTRIBUTES.items()}
+        except UserError:
+            raise
+        except Exception as error:  # h5py raises many types for a damaged file
+            raise UserError(f"{path}: is damaged ({one_line(error)}): run `{convert_command(path)}`") from error
+    _check_episodes(path, starts, lengths, len(observations), attributes)
+    widths = DOMAINS[path.parent.name]
+    shapes = {"observation": (widths.observation_dim,), "action": (widths.action_dim,), reward_name: ()}
+    for name, array in zip(shapes, (observations, actions, rewards), strict=True):
+        if array.shape != (len(observations), *shapes[name]) or array.dtype != np.float32:
+            raise UserError(
+                f"{path}: {name} has shape {array.shape} and type {array.dtype}, which the converter does not write: "
+                f"run `{convert_command(path)}`"
+            )
         refuse_non_finite(str(path), name, array)
     sha256, hashed = file_sha256(path)
-    rewards = arrays[reward_name]
     returns = [rewards[s + 1 : s + 1 + n].sum(dtype=np.float64) for s, n in zip(starts, lengths, strict=True)]
     identity = {
         "suite": "exorl",
@@ -137,17 +162,41 @@ def _read(path: Path, task: str) -> Tuple[Dataset, dict]:
         "sha256": sha256,
         "sha256_of": hashed,
         "source": attributes["source"],
-        "transitions": int(attributes["transitions"]),
-        "episodes": int(attributes["episodes"]),
-        "format_version": int(attributes["version"]),
+        "transitions": attributes["transitions"],
+        "episodes": attributes["episodes"],
+        "format_version": attributes["version"],
         "collector": attributes["collector"],
         "domain": attributes["domain"],
         "reward_task": task,
+        "score_range": [0.0, float(DOMAINS[attributes["domain"]].episode_steps)],  # a step's reward is in [0, 1]
         "episode_return_mean": float(np.mean(returns)),
         "episode_return_best": float(np.max(returns)),
-        "generation": json.loads(attributes["generation"]),
+        "generation": attributes["generation"],
     }
-    return _align(arrays["observation"], arrays["action"], rewards, starts, lengths), identity
+    return _align(observations, actions, rewards, starts, lengths), identity
+
+
+def _check_episodes(path: Path, starts: np.ndarray, lengths: np.ndarray, rows: int, attributes: dict) -> None:
+    """Raises UserError unless the episodes follow one another over all rows and are as many as the attributes say."""
+    counts = (path.parent.name, len(lengths), int(lengths.sum()))
+    follow = np.concatenate([[0], np.cumsum(lengths + 1)])
+    named = (attributes["domain"], attributes["episodes"], attributes["transitions"])
+    if (lengths < 1).any() or not np.array_equal(follow, [*starts.tolist(), rows]) or named != counts:
+        raise UserError(
+            f"{path}: is damaged (its episodes do not follow one another, or are not the {attributes['episodes']} of "
+            f"{attributes['domain']} that it names): run `{convert_command(path)}`"
+        )
+
+
+def _map(path: Path, column: h5py.Dataset) -> np.ndarray:
+    """The data set as an array that reads the file where it is touched; what is written to it stays in memory."""
+    offset = column.id.get_offset()
+    if offset is None:
+        raise UserError(
+            f"{path}: compressed, which cannot be memory-mapped: set in_memory to true, or run "
+            f"`{convert_command(path)}`, which does not compress"
+        )
+    return np.memmap(path, column.dtype, "c", offset, column.shape)
 
 
 def _align(
@@ -157,22 +206,25 @@ def _align(
 
     Transition i is (observation[i-1], action[i], reward[i], observation[i]), so row r takes action and reward of r+1.
     An episode's last state has neither: it repeats the action before it, so that next_actions holds no invented one.
+    `actions` and `rewards` are changed in place: at ten million rows a copy is felt.
     """
     last = starts + lengths
+    _shift(actions)
+    actions[last] = actions[last - 1]
+    _shift(rewards)
+    rewards[last] = 0
+    np.clip(actions, -ACTION_LIMIT, ACTION_LIMIT, out=actions)  # in place, where the data set would make a copy
     is_transition = np.ones(len(observations), bool)
     is_transition[last] = False
-    shifted_actions = np.concatenate([actions[1:], actions[-1:]])
-    shifted_actions[last] = actions[last]
-    shifted_rewards = np.append(rewards[1:], np.float32(0))
-    shifted_rewards[last] = 0
-    columns: Dict[str, np.ndarray] = {
-        "observations": observations,
-        "actions": shifted_actions,
-        "rewards": shifted_rewards,
-        "masks": np.ones(len(observations), np.float32),
-        "valid": np.flatnonzero(is_transition),
-    }
-    return Dataset(**{name: torch.from_numpy(column) for name, column in columns.items()})
+    columns = [torch.from_numpy(array) for array in (observations, actions, rewards)]
+    masks = torch.ones(()).expand(len(observations))  # one number, whatever the rows
+    return Dataset(*columns, masks, torch.from_numpy(np.flatnonzero(is_transition)))
+
+
+def _shift(column: np.ndarray) -> None:
+    """Moves every row [R, ...] one up in place; the last stays."""
+    flat, width = column.reshape(-1), column[0].size
+    flat[:-width] = flat[width:]  # along one axis numpy moves overlapping memory without a copy of all of it
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> None:
@@ -181,11 +233,13 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
 
     parser = argparse.ArgumentParser(prog="python -m envs.exorl_tasks", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    collecting = commands.add_parser("collect", help="collect episodes with a random policy")
+    collecting = commands.add_parser("collect", help="collect episodes with a random or novelty-seeking policy")
     collecting.add_argument("domain", help=", ".join(DOMAINS))
     collecting.add_argument("--collector", required=True, help=f"policy: {', '.join(POLICIES)}")
     collecting.add_argument("--episodes", type=int, required=True, help="episodes in the whole set")
-    collecting.add_argument("--workers", type=int, default=1, help="processes; the files do not depend on it")
+    collecting.add_argument(
+        "--workers", type=int, default=1, help="processes; the files do not depend on it; rnd takes one"
+    )
     collecting.add_argument("--seed", type=int, default=0, help="the same seed gives the same files")
     converting = commands.add_parser("convert", help="turn episode files into one HDF5 file")
     converting.add_argument("domain", help=", ".join(DOMAINS))

@@ -47,7 +47,7 @@ def cartpole_episodes() -> list:
 
 
 @pytest.fixture
-def buffer(tmp_path, cartpole_episodes) -> Path:
+def buffer(tmp_path, cartpole_episodes, short_episodes) -> Path:
     """The folder of a downloaded set of three short cartpole episodes, `<tmp_path>/cartpole/rnd/buffer`."""
     folder = tmp_path / "cartpole" / "rnd" / "buffer"
     for index, episode in enumerate(cartpole_episodes):
@@ -71,7 +71,9 @@ def refuses(root: Path, message: str, collector: str = "rnd") -> None:
     with pytest.raises(UserError, match=message) as caught:
         convert(root, "cartpole", collector)
     assert "\n" not in str(caught.value)
-    assert not [path for path in (root / "cartpole").iterdir() if path.is_file() and path.suffix != ".zip"]
+    files = [path.name for path in (root / "cartpole").iterdir() if path.is_file()]
+    # Hidden: where the next conversion goes on, see test_exorl_scale.py.
+    assert not [name for name in files if not name.startswith(".") and not name.endswith(".zip")]
 
 
 # ---- rewards and environment ----
@@ -333,7 +335,9 @@ def test_conversion_keeps_the_arrays(tmp_path, buffer, cartpole_episodes, zipped
     assert sorted(p.name for p in path.parent.iterdir() if p.is_file() and p.suffix != ".zip") == ["rnd.h5"]
 
 
-def test_the_mazes_released_reward_has_four_columns(tmp_path):
+def test_the_mazes_released_reward_has_four_columns(tmp_path, monkeypatch):
+    shorter = dataclasses.replace(DOMAINS["point_mass_maze"], episode_steps=STEPS)
+    monkeypatch.setitem(DOMAINS, "point_mass_maze", shorter)
     environment = ExORLEnvironment("point_mass_maze", "reach_top_left")
     episode = collect_episode(environment, "random", 0, 0, STEPS)
     columns = np.arange(4 * (STEPS + 1), dtype=np.float32).reshape(-1, 4)
@@ -348,13 +352,13 @@ def test_the_mazes_released_reward_has_four_columns(tmp_path):
         convert(tmp_path, "point_mass_maze", "rnd")
 
 
-def test_episodes_are_sorted_by_number(tmp_path, cartpole_episodes):
+def test_episodes_are_sorted_by_number(tmp_path, cartpole_episodes, short_episodes):
     buffer = tmp_path / "cartpole" / "rnd" / "buffer"
     for index in range(11):  # as text, 10 comes before 2
-        episode = {key: array[: 3 + index] for key, array in cartpole_episodes[0].items()}
-        write_episode(buffer / f"episode_{index}_{2 + index}.npz", episode)
+        discount = np.full((STEPS + 1, 1), index, np.float32)
+        write_episode(buffer / f"episode_{index}_{STEPS}.npz", {**cartpole_episodes[0], "discount": discount})
     with h5py.File(convert(tmp_path, "cartpole", "rnd")) as file:
-        assert file["episode_length"][:].tolist() == list(range(2, 13))
+        assert file["discount"][:: STEPS + 1].tolist() == list(range(11))
 
 
 def test_the_task_holds_what_the_environment_gave(tmp_path, buffer, cartpole_episodes):
@@ -382,6 +386,7 @@ def test_the_task_holds_what_the_environment_gave(tmp_path, buffer, cartpole_epi
     assert task.identity["episode_return_mean"] == pytest.approx(np.mean(returns), abs=1e-4)
     assert task.identity["episode_return_best"] == pytest.approx(np.max(returns), abs=1e-4)
     assert task.identity["transitions"] == 3 * STEPS and task.identity["source"] == "official"
+    assert task.identity["score_range"] == [0.0, STEPS]  # a reward of 1 at every step of an episode
     assert json.loads(json.dumps(task.identity)) == task.identity
     environment = pickle.loads(pickle.dumps(task.make_env))()
     assert environment.reset(seed=0)[0].shape == (5,)
@@ -478,9 +483,18 @@ def test_a_duplicated_episode_is_named(tmp_path, buffer):
     refuses(tmp_path, r"episode_1_60.npz: duplicates episode 1 of .*episode_000001_60.npz")
 
 
-def test_a_length_that_is_not_the_arrays_is_named(tmp_path, buffer):
-    (buffer / short_name(1)).rename(buffer / short_name(1, 59))
-    refuses(tmp_path, r"episode_000001_59.npz: observation has shape \(61, 5\), expected \(60, 5\)")
+def test_a_length_that_is_not_the_arrays_is_named(tmp_path, buffer, cartpole_episodes):
+    write_episode(buffer / short_name(1), {key: array[:-1] for key, array in cartpole_episodes[1].items()})
+    refuses(tmp_path, r"episode_000001_60.npz: observation has shape \(60, 5\), expected \(61, 5\)")
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+@pytest.mark.parametrize("steps", [59, 61])
+def test_a_length_that_is_not_the_domains_is_named(tmp_path, buffer, steps, zipped):
+    (buffer / short_name(1)).rename(buffer / short_name(1, steps))
+    if zipped:
+        zip_buffer(buffer)
+    refuses(tmp_path, f"episode_000001_{steps}.npz: an episode of {steps} transitions by its name, cartpole's have 60")
 
 
 @pytest.mark.parametrize(
@@ -490,6 +504,7 @@ def test_a_length_that_is_not_the_arrays_is_named(tmp_path, buffer):
         ({"physics": np.zeros((STEPS + 1, 18))}, r"physics has shape \(61, 18\), expected \(61, 4\)"),
         ({"action": np.zeros((STEPS + 1, 1), int)}, "action has dtype int64"),
         ({"action": np.full((STEPS + 1, 1), np.nan)}, "action holds a NaN or infinity at row 0"),
+        ({"physics": np.full((STEPS + 1, 4), 1e11)}, r"physics holds a value beyond 1e\+10"),
         ({"reward": None}, "array reward is missing"),
     ],
 )
@@ -526,11 +541,11 @@ def test_an_interrupted_conversion_leaves_the_old_file(tmp_path, buffer, monkeyp
     def interrupt(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(exorl_convert, "relabel", interrupt)
+    monkeypatch.setattr(exorl_convert, "Relabeller", interrupt)
     with pytest.raises(KeyboardInterrupt):
         convert(tmp_path, "cartpole", "rnd")
     assert path.read_bytes() == before
-    assert [p.name for p in path.parent.iterdir() if p.is_file()] == ["rnd.h5"]
+    assert [p.name for p in path.parent.glob("[!.]*") if p.is_file()] == ["rnd.h5"]
 
 
 def test_a_source_that_changed_is_noticed(tmp_path, buffer, cartpole_episodes):

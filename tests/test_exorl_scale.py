@@ -1,0 +1,314 @@
+"""ExORL at scale: interrupted conversions, memory of loading, memory-mapped observations, the documented reader."""
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+import signal
+import threading
+import time
+import tracemalloc
+import zipfile
+from pathlib import Path
+from typing import Callable
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from envs import exorl_convert, load_task
+from envs.dataset import ACTION_LIMIT, Dataset
+from envs.errors import UserError
+from envs.exorl_convert import convert
+from envs.exorl_domains import DOMAINS
+
+STEPS, EPISODES = 20, 7
+
+
+def cartpole_episode(seed: int) -> dict:
+    """An episode's arrays of random numbers: conversion does not ask whether physics made them."""
+    generator = np.random.default_rng(seed)
+    widths, rows = DOMAINS["cartpole"], STEPS + 1
+    return {
+        "observation": generator.normal(size=(rows, widths.observation_dim)).astype(np.float32),
+        "action": generator.uniform(-1, 1, (rows, widths.action_dim)).astype(np.float32),
+        "reward": generator.random((rows, 1), np.float32),
+        "discount": np.ones((rows, 1), np.float32),
+        "physics": generator.normal(size=(rows, widths.physics_dim)),
+    }
+
+
+def write_episode(buffer: Path, index: int, seed: int) -> None:
+    np.savez(buffer / f"episode_{index:06d}_{STEPS}.npz", **cartpole_episode(seed))
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch) -> Path:
+    """A folder with the set cartpole/rnd of seven short episodes, which are converted two at a time."""
+    shorter = dataclasses.replace(DOMAINS["cartpole"], episode_steps=STEPS, tasks=("balance",))
+    monkeypatch.setitem(DOMAINS, "cartpole", shorter)
+    monkeypatch.setattr(exorl_convert, "BLOCK_EPISODES", 2)
+    buffer = tmp_path / "data" / "cartpole" / "rnd" / "buffer"
+    buffer.mkdir(parents=True)
+    for index in range(EPISODES):
+        write_episode(buffer, index, seed=index)
+    return tmp_path / "data"
+
+
+def whole_conversion(root: Path, compression=None) -> Path:
+    """What an uninterrupted conversion makes of the same episodes, in another folder."""
+    other = Path(shutil.copytree(root, root.parent / "other", ignore=shutil.ignore_patterns("*.h5*")))
+    return convert(other, "cartpole", "rnd", compression)
+
+
+def at_call(number: int, function: Callable, then: Callable) -> Callable:
+    """`function`, but its call number `number`, from 1, does `then` instead."""
+    calls = iter(range(1, 1_000_000))
+    return lambda *arguments, **options: (then if next(calls) == number else function)(*arguments, **options)
+
+
+def killed_conversion(root: Path, owner: object, function: str, call: int, compression=None) -> None:
+    """Converts in a process that is killed with -9 at call number `call` of `owner.function`."""
+    process = os.fork()
+    if process == 0:
+        try:
+            kill = at_call(call, getattr(owner, function), lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+            setattr(owner, function, kill)
+            convert(root, "cartpole", "rnd", compression)
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(process, 0)
+    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+
+
+def episodes_read(monkeypatch) -> list:
+    """The indices of the episodes that conversions in this process read from now on."""
+    read, reader = [], exorl_convert.read_episode
+
+    def record(domain, episode, *arguments):
+        read.append(episode.index)
+        return reader(domain, episode, *arguments)
+
+    monkeypatch.setattr(exorl_convert, "read_episode", record)
+    return read
+
+
+def visible(root: Path) -> list:
+    return sorted(path.name for path in (root / "cartpole").iterdir() if path.suffix == ".h5" and path.name[0] != ".")
+
+
+KILLS = [
+    (exorl_convert, "read_episode", 1, 0),
+    (exorl_convert, "read_episode", 6, 4),
+    (exorl_convert, "write_text", 1, 0),  # the block is written, but not counted yet
+    (exorl_convert, "write_text", 4, 6),
+    (exorl_convert._Conversion, "_lay_out", 1, 0),
+    (exorl_convert._Conversion, "_attributes", 1, 0),  # in the middle of HDF5's change of the file
+]
+
+
+@pytest.mark.parametrize("owner, function, call, done", KILLS)
+def test_a_killed_conversion_goes_on_where_it_stopped(root, monkeypatch, owner, function, call, done):
+    whole = whole_conversion(root).read_bytes()
+    killed_conversion(root, owner, function, call)
+    assert visible(root) == []
+    read = episodes_read(monkeypatch)
+    path = convert(root, "cartpole", "rnd")
+    assert read == list(range(done, EPISODES))
+    assert path.read_bytes() == whole
+    assert sorted(entry.name for entry in path.parent.iterdir()) == ["rnd", "rnd.h5"]
+
+
+def test_a_conversion_of_a_zip_goes_on(root, monkeypatch):
+    whole = whole_conversion(root)
+    buffer = root / "cartpole" / "rnd" / "buffer"
+    with zipfile.ZipFile(root / "cartpole" / "rnd.zip", "w") as archive:
+        for path in sorted(buffer.iterdir()):
+            archive.write(path, f"rnd/buffer/{path.name}")
+    shutil.rmtree(buffer.parent)
+    killed_conversion(root, exorl_convert, "read_episode", 4)
+    read = episodes_read(monkeypatch)
+    assert convert(root, "cartpole", "rnd").read_bytes() == whole.read_bytes()
+    assert read == [2, 3, 4, 5, 6]
+
+
+def test_a_compressed_conversion_goes_on(root, monkeypatch):
+    whole = whole_conversion(root, "lzf")
+    killed_conversion(root, exorl_convert._Conversion, "_compress", 1, "lzf")
+    read = episodes_read(monkeypatch)
+    path = convert(root, "cartpole", "rnd", "lzf")
+    assert read == []
+    with h5py.File(path) as file, h5py.File(whole) as expected:
+        assert file["physics"].compression == "lzf" and dict(file.attrs) == dict(expected.attrs)
+        assert list(file) == list(expected)
+        assert all(np.array_equal(file[name], expected[name]) for name in expected)
+    assert sorted(entry.name for entry in path.parent.iterdir()) == ["rnd", "rnd.h5"]
+
+
+def test_loading_finishes_a_killed_conversion(root):
+    killed_conversion(root, exorl_convert, "read_episode", 6)
+    task = load_task("exorl/rnd/cartpole_balance", str(root))
+    assert task.identity["episodes"] == EPISODES and len(task.dataset) == EPISODES * STEPS
+
+
+def test_a_half_made_file_is_not_taken_for_a_complete_one(root):
+    killed_conversion(root, exorl_convert, "read_episode", 6)
+    (root / "cartpole" / ".rnd.h5.partial").rename(root / "cartpole" / "rnd.h5")
+    with pytest.raises(UserError, match=r"rnd.h5: format None version None, .*run `python -m envs.exorl_tasks convert"):
+        load_task("exorl/rnd/cartpole_balance", str(root))
+
+
+def test_episodes_that_changed_since_are_read_again(root, monkeypatch):
+    killed_conversion(root, exorl_convert, "read_episode", 6)
+    changed = root / "cartpole" / "rnd" / "buffer" / f"episode_000001_{STEPS}.npz"
+    size = changed.stat().st_size
+    write_episode(changed.parent, 1, seed=99)
+    assert changed.stat().st_size == size
+    read = episodes_read(monkeypatch)
+    path = convert(root, "cartpole", "rnd")
+    assert read == list(range(EPISODES))
+    assert path.read_bytes() == whole_conversion(root).read_bytes()
+
+
+def test_more_episodes_than_before_begin_anew(root, monkeypatch):
+    killed_conversion(root, exorl_convert, "read_episode", 6)
+    write_episode(root / "cartpole" / "rnd" / "buffer", EPISODES, seed=EPISODES)
+    read = episodes_read(monkeypatch)
+    path = convert(root, "cartpole", "rnd")
+    assert read == list(range(EPISODES + 1))
+    assert path.read_bytes() == whole_conversion(root).read_bytes()
+
+
+def test_after_a_damaged_episode_was_mended_the_conversion_goes_on(root, monkeypatch):
+    damaged = root / "cartpole" / "rnd" / "buffer" / f"episode_000005_{STEPS}.npz"
+    content = damaged.read_bytes()
+    damaged.write_bytes(content[:-100])
+    with pytest.raises(UserError, match=f"episode_000005_{STEPS}.npz: truncated"):
+        convert(root, "cartpole", "rnd")
+    damaged.write_bytes(content)
+    read = episodes_read(monkeypatch)
+    path = convert(root, "cartpole", "rnd")
+    assert read == [4, 5, 6]
+    assert path.read_bytes() == whole_conversion(root).read_bytes()
+
+
+def test_a_second_process_waits_and_takes_the_firsts_file(root, monkeypatch):
+    read = episodes_read(monkeypatch)
+    path, waiting = root / "cartpole" / "rnd.h5", threading.Event()
+    locked = exorl_convert._locked
+
+    def announce(folder):
+        waiting.set()
+        return locked(folder)
+
+    with locked(path.parent):
+        monkeypatch.setattr(exorl_convert, "_locked", announce)
+        second = threading.Thread(target=convert, args=(root, "cartpole", "rnd"))
+        second.start()
+        assert waiting.wait(10)
+        time.sleep(0.05)
+        assert second.is_alive() and read == []
+        path.write_bytes(b"made by the first")
+    second.join(10)
+    assert not second.is_alive() and read == []
+    assert path.read_bytes() == b"made by the first"
+
+
+# ---- loading ----
+
+
+def test_loading_copies_nothing_large(tmp_path, monkeypatch):
+    monkeypatch.setattr("envs.dataset.FINITE_CHECK_ROWS", 1000)
+    episodes, steps = 50, 1000
+    rows, generator = episodes * (steps + 1), np.random.default_rng(0)
+    path = tmp_path / "walker" / "rnd.h5"
+    path.parent.mkdir()
+    with h5py.File(path, "w") as file:
+        file["observation"] = generator.normal(size=(rows, 24)).astype(np.float32)
+        file["action"] = generator.uniform(-1.2, 1.2, (rows, 6)).astype(np.float32)
+        file["reward_walk"] = generator.random(rows, np.float32)
+        file["episode_start"] = np.arange(episodes) * (steps + 1)
+        file["episode_length"] = np.full(episodes, steps)
+        file.attrs.update(format="exorl", version=1, source="official", episodes=episodes, transitions=episodes * steps)
+        file.attrs.update(collector="rnd", domain="walker", generation=json.dumps(None))
+
+    def peak(in_memory: bool) -> float:
+        """Bytes per row that numpy held at most while the data set was loaded; torch's are asserted on."""
+        tracemalloc.start()
+        try:
+            dataset = load_task("exorl/rnd/walker_walk", str(tmp_path), in_memory=in_memory).dataset
+            assert len(dataset) == episodes * steps and dataset.masks.untyped_storage().nbytes() == 4
+            assert dataset.actions.max() == torch.tensor(ACTION_LIMIT)
+            return tracemalloc.get_traced_memory()[1] / rows
+        finally:
+            tracemalloc.stop()
+
+    load_task("exorl/rnd/walker_walk", str(tmp_path))  # imports are not counted
+    monkeypatch.setattr(torch.Tensor, "clamp", None)  # it would copy the actions
+    columns = 4 * (24 + 6 + 1) + 8 + 1  # with `valid` and what it is made of
+    allowed = 2  # 100 kB: the blocks of the finite check, h5py's objects
+    assert columns <= peak(in_memory=True) < columns + allowed
+    assert columns - 4 * 24 <= peak(in_memory=False) < columns - 4 * 24 + allowed
+
+
+def test_a_data_set_on_the_same_device_shares_its_memory():
+    actions = torch.full((5, 1), ACTION_LIMIT)
+    masks = torch.ones(()).expand(5)
+    dataset = Dataset(torch.zeros(5, 2), actions, torch.zeros(5), masks, torch.arange(4)).to("cpu")
+    assert dataset.actions.data_ptr() == actions.data_ptr()
+    assert dataset.masks.data_ptr() == masks.data_ptr() and dataset.masks.untyped_storage().nbytes() == 4
+    assert dataset.take(torch.tensor([1, 2, 3]))["masks"].tolist() == [1, 1, 1]
+
+
+def test_mapped_and_loaded_data_are_the_same(root):
+    loaded = load_task("exorl/rnd/cartpole_balance", str(root))
+    path = Path(loaded.identity["path"])
+    before = path.read_bytes()
+    mapped = load_task("exorl/rnd/cartpole_balance", str(root), in_memory=False)
+    assert mapped.identity == loaded.identity
+    expected, found = (
+        task.dataset.sample(500, torch.Generator().manual_seed(0), fields=("next_actions",))
+        for task in (loaded, mapped)
+    )
+    assert list(expected) == list(found)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    mapped.dataset.observations.zero_()  # stays in memory
+    assert path.read_bytes() == before
+
+
+def test_values_that_are_not_finite_are_found_in_a_mapped_file(root):
+    with h5py.File(convert(root, "cartpole", "rnd"), "r+") as file:
+        file["observation"][4, 2] = np.nan
+    with pytest.raises(UserError, match="rnd.h5: observation holds a NaN or infinity at row 4"):
+        load_task("exorl/rnd/cartpole_balance", str(root), in_memory=False)
+
+
+def test_only_what_can_be_mapped_is_mapped(root):
+    convert(root, "cartpole", "rnd", "gzip")
+    with pytest.raises(UserError, match="rnd.h5: compressed, which cannot be memory-mapped: set in_memory to true"):
+        load_task("exorl/rnd/cartpole_balance", str(root), in_memory=False)
+    with pytest.raises(UserError, match="in_memory: false is for exorl data sets only, not for minari/D4RL/pen"):
+        load_task("minari/D4RL/pen/human-v2", str(root), in_memory=False)
+
+
+# ---- the documented reader ----
+
+
+def test_the_documented_reader_gives_transitions(root, monkeypatch):
+    text = (Path(__file__).parents[1] / "docs" / "exorl.md").read_text()
+    lines = re.search(r"\n\n((?:    .*\n)*    import h5py.*\n(?:    .*\n)+)", text)[1].replace("\n    ", "\n")
+    path = convert(root, "cartpole", "rnd")
+    monkeypatch.chdir(path.parent)
+    names = {}
+    exec(lines.strip().replace("reward_walk", "reward_balance"), names)
+    observations, actions, rewards, next_observations = names["transition"]
+    dataset = load_task("exorl/rnd/cartpole_balance", str(root)).dataset
+    everything = dataset.take(torch.arange(len(dataset)))
+    rows = [names["rows"].tolist().index(row) for row in names["batch"]]
+    assert len(rows) == 1024 and len(names["rows"]) == EPISODES * STEPS
+    assert np.array_equal(observations, everything["observations"][rows])
+    assert np.allclose(actions, everything["actions"][rows], atol=1.1e-5)
+    assert np.array_equal(rewards, everything["rewards"][rows])
+    assert np.array_equal(next_observations, everything["next_observations"][rows])
