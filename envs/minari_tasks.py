@@ -1,16 +1,20 @@
 """Minari's tasks: `load` reads any Minari data set of flat vectors and recovers the environment its metadata names."""
 
 import functools
+import json
+import math
 import os
 import tempfile
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import gymnasium
+import h5py
 import minari
 import numpy as np
 import torch
 from gymnasium import spaces
+from gymnasium.envs.registration import load_env_creator
 from minari import EpisodeData, MinariDataset
 from minari.dataset.minari_dataset import parse_dataset_id
 
@@ -18,11 +22,14 @@ from envs.dataset import Dataset, refuse_non_finite
 from envs.errors import UserError
 from envs.names import nearest_names
 from envs.task import Task, file_sha256
+from envs.untrusted import check_hdf5
 
 DEFAULT_DATA_DIR = "~/.minari/datasets"  # minari's own
 DATA_DIR_VARIABLE = "MINARI_DATASETS_PATH"  # minari's own
 MAIN_FILE = "main_data.hdf5"
 METADATA_FILE = "metadata.json"
+SPACES, ENVIRONMENT_SPECS = ("observation_space", "action_space"), ("env_spec", "eval_env_spec")
+LARGEST_WIDTH = 1_000_000  # numbers in one observation or action
 # Namespaces of Farama's server that hold data sets of vectors. A file is only as official as its metadata say.
 OFFICIAL_NAMESPACES = ("D4RL", "mujoco")
 # The rewards of D4RL's antmaze, 0 and 1 at the goal, are learned from as -1 and 0 (IQL's and FQL's released code).
@@ -180,25 +187,88 @@ def load(name: str, data_dir: Optional[str] = None, collect_episodes: int = 0) -
         action_dim=environment.action_space.shape[0],
         score_name="return",
         identity=_identity(name, data_path, minari_dataset.storage.metadata, len(dataset), returns),
+        reward_shift=_reward_shift(name),
     )
 
 
 def open_dataset(data_path: Path) -> MinariDataset:
     """The data set whose metadata.json is in data_path. Raises UserError where it cannot be read."""
+    check_metadata(data_path)
     try:
         dataset = MinariDataset(data_path)
-    except (ValueError, KeyError, TypeError, AssertionError, OSError) as error:
+    except Exception as error:  # minari, json, h5py and gymnasium raise many types for damaged files
         raise UserError(f"{data_path}: is no readable Minari data set ({_one_line(error)}): fetch it again") from error
     if dataset.storage.FORMAT != "hdf5":
         raise UserError(f"{data_path}: is stored as {dataset.storage.FORMAT}: only hdf5 is read, store it as that")
     return dataset
 
 
+def check_metadata(data_path: Path) -> None:
+    """Refuses metadata that would run code or allocate memory before anything else of it is looked at.
+
+    An env_spec names what gymnasium imports and calls, with arguments: `os:system` is as good to it as an environment.
+    Here it must be an environment class, and its wrappers wrapper classes, or what an installed package registered
+    under that id. Raises UserError.
+    """
+    path = data_path / METADATA_FILE
+    try:
+        size = path.stat().st_size + (data_path / MAIN_FILE).stat().st_size
+        metadata = json.loads(path.read_text(encoding="utf-8"))
+        episodes, largest = metadata["total_episodes"], 0
+        for name in SPACES:
+            largest = max(largest, _largest_length(json.loads(metadata.get(name, "null"))))
+        specs = [json.loads(metadata[name]) for name in ENVIRONMENT_SPECS if metadata.get(name) is not None]
+        calls = [(spec["entry_point"], spec["id"], gymnasium.Env) for spec in specs]
+        calls += [
+            (wrapper["entry_point"], None, gymnasium.Wrapper)
+            for spec in specs
+            for wrapper in spec["additional_wrappers"]
+        ]
+        refused = [entry_point for entry_point, name, kind in calls if not _is_harmless(entry_point, name, kind)]
+    except Exception as error:  # strangers' JSON may hold anything anywhere
+        raise UserError(f"{data_path}: is no readable Minari data set ({_one_line(error)}): fetch it again") from error
+    if refused:
+        raise UserError(
+            f"{path}: names {str(refused[0])[:80]!r} as its environment, which is none: such a file may run any "
+            f"program, fetch the data set from a source that you trust"
+        )
+    if not (isinstance(episodes, int) and 0 <= episodes <= size) or largest > LARGEST_WIDTH:
+        raise UserError(f"{path}: claims {episodes} episodes, or entries of {largest} numbers: fetch it again")
+
+
+def _largest_length(space: Any) -> int:
+    """The largest product of a `shape`, or `n`, anywhere in a serialised space: what building it would allocate."""
+    if isinstance(space, list):
+        return max(map(_largest_length, space), default=0)
+    if not isinstance(space, dict):
+        return 0
+    own = [math.prod(space.get("shape", ()))]
+    if space.get("type") == "MultiBinary":
+        own.append(math.prod(np.atleast_1d(space["n"]).tolist()))
+    return max(*own, 0, *map(_largest_length, space.values()))
+
+
+def _is_harmless(entry_point: Any, name: Any, kind: type) -> bool:
+    """Whether gymnasium may import and call `<module>:<attribute>`; one that is not installed is named later."""
+    registered = gymnasium.registry.get(name) if isinstance(name, str) else None
+    if registered is not None and registered.entry_point == entry_point:
+        return True
+    try:
+        named = load_env_creator(entry_point)
+    except ImportError:
+        return True
+    return isinstance(named, type) and issubclass(named, kind)
+
+
+def _reward_shift(name: str) -> float:
+    return REWARD_SHIFT if name.startswith(f"{SHIFTED_NAMESPACE}/") else 0.0
+
+
 def _read(dataset: MinariDataset, name: str, data_path: Path) -> Tuple[Dataset, np.ndarray]:
     """The data set as rows, the final observation of every episode among them, and the returns [episodes]."""
     source = str(data_path / MAIN_FILE)
     scale = ActionScale(dataset.action_space, source)
-    shift = REWARD_SHIFT if name.startswith(f"{SHIFTED_NAMESPACE}/") else 0.0
+    shift = _reward_shift(name)
     columns: Dict[str, List[np.ndarray]] = {"observations": [], "actions": [], "rewards": [], "masks": [], "valid": []}
     returns, start = [], 0
     for episode in _episodes(dataset, source):
@@ -226,8 +296,14 @@ def _read(dataset: MinariDataset, name: str, data_path: Path) -> Tuple[Dataset, 
 def _episodes(dataset: MinariDataset, source: str) -> Iterator[EpisodeData]:
     """The episodes by their number: minari asks for episode_0, episode_1, ..., where HDF5 would sort 10 before 2."""
     try:
+        check_hdf5(dataset.storage.data_path / MAIN_FILE)
+        with h5py.File(dataset.storage.data_path / MAIN_FILE) as file:
+            named = {f"episode_{index}" for index in range(dataset.storage.total_episodes)}
+            if named ^ set(file):
+                missing = f"{min(named ^ set(file))} is missing or not named"
+                raise ValueError(f"{len(file)} episodes, where the metadata name {len(named)}: {missing}")
         yield from dataset.iterate_episodes(range(dataset.storage.total_episodes))
-    except (KeyError, OSError) as error:
+    except Exception as error:  # h5py raises many types for a damaged file
         raise UserError(f"{source}: truncated or damaged ({_one_line(error)}): fetch it again") from error
 
 
@@ -262,7 +338,7 @@ def _identity(name: str, data_path: Path, metadata: dict, transitions: int, retu
         "dataset": name,
         "author": sorted(metadata.get("author", ())),
         "minari_version": metadata["minari_version"],
-        "reward_shift": REWARD_SHIFT if name.startswith(f"{SHIFTED_NAMESPACE}/") else 0.0,
+        "reward_shift": _reward_shift(name),
         "episode_return_mean": float(np.mean(returns)),
         "episode_return_best": float(np.max(returns)),
     }

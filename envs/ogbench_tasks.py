@@ -3,8 +3,6 @@
 import functools
 import os
 import urllib.error
-import zipfile
-import zlib
 from http.client import HTTPException
 from pathlib import Path
 from typing import Dict, List, Optional
@@ -28,10 +26,11 @@ from envs.ogbench_names import (
     validation_file,
 )
 from envs.task import Task, file_sha256
+from envs.untrusted import check_npz, one_line
 
 SUGGESTED_TRANSITIONS = 1_000_000  # in the command that an error message names
 NETWORK_ERRORS = (urllib.error.URLError, HTTPException, ConnectionError, TimeoutError)
-UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, KeyError, IndexError, ValueError, OSError)
+ARRAYS = ("observations", "actions", "terminals", "qpos", "qvel", "button_states")  # what ogbench reads
 
 
 def load(name: str, data_dir: Optional[str] = None, collect_episodes: int = 0) -> Task:
@@ -117,11 +116,11 @@ def _download(root: Path, dataset_name: str, paths: List[Path]) -> None:
 def _read(path: Path, name: str, environment: OGBenchEnvironment) -> Dataset:
     """The data set of one file with the rewards and masks of task `name`."""
     try:
+        check_npz(path, ARRAYS)
         rows = ogbench.load_dataset(str(path), compact_dataset=True, add_info=True)
-    except UNREADABLE as error:
+    except Exception as error:  # zipfile and numpy raise many types for a damaged file
         raise UserError(
-            f"{path}: truncated or not an OGBench data set ({str(error).splitlines()[0] if str(error) else error!r}): "
-            f"delete it and fetch or make it again"
+            f"{path}: truncated or not an OGBench data set ({one_line(error)}): delete it and fetch or make it again"
         ) from error
     _check(path, rows, environment)
     relabel_dataset(name, environment.environment, rows)
@@ -156,6 +155,8 @@ def _check(path: Path, rows: Dict[str, np.ndarray], environment: OGBenchEnvironm
                 f"environment"
             )
         refuse_non_finite(str(path), field, rows[field])
+    if not np.isin(rows["valids"], (0, 1)).all():
+        raise UserError(f"{path}: terminals must be 0 or 1: the file is damaged, fetch or make it again")
     if not rows["valids"].any() or rows["valids"][-1]:
         raise UserError(f"{path}: terminals must end the last episode at the last row: the file is cut off or damaged")
 

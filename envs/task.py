@@ -16,7 +16,11 @@ SAMPLE_BLOCK_SIZE = 1 << 20  # bytes
 
 @dataclass(frozen=True)
 class Task:
-    """One task: a data set to learn from and an environment to be evaluated in.
+    """One task: a data set to learn from and an environment to be evaluated in, and to learn in online.
+
+    The environment's reward and termination of a step mean what the data's reward and mask of a row mean: r(s') and
+    no termination for ExORL, r(s) and an end at the goal for OGBench, D4RL's own for Minari. So an online transition
+    is (reward + reward_shift, mask = not terminated) for every suite, and truncation bootstraps.
 
     identity is JSON-able: suite, path, sha256, source ("official" | "locally generated"), transitions, episodes
     and what the suite adds.
@@ -30,6 +34,7 @@ class Task:
     action_dim: int
     score_name: str  # "return" | "success": the key of the evaluation's results that is the score
     identity: dict
+    reward_shift: float = 0.0  # what the data set's rewards hold beyond the environment's; added online too
 
     def reference_scores(self) -> Dict[str, float]:
         """Scores of the data set itself by label, to set beside a policy's: empty where the suite knows none."""

@@ -18,6 +18,7 @@ the file and line (or `command line`), the field and the fix.
 import argparse
 import dataclasses
 import difflib
+import errno
 import math
 import re
 import sys
@@ -61,6 +62,8 @@ SYNONYMS = {
 }
 CONVERSIONS = {"cfg": " (= cfg - 1)", "cfg_fortrain": " (= cfg_fortrain - 1)"}
 
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+LARGEST_FILE = 1 << 18  # bytes; PyYAML takes seconds for so many
 NULL, STRING, BOOL, INT, FLOAT = (f"tag:yaml.org,2002:{name}" for name in ("null", "str", "bool", "int", "float"))
 DIGITS = re.compile(r"[-+]?(0|[1-9][0-9_]*)")
 NUMBER = re.compile(r"[-+]?((0|[1-9][0-9_]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
@@ -84,11 +87,20 @@ def run_command(config_class: type, train: Callable[[Any, bool], Any]) -> None:
 
 @contextmanager
 def exit_on_user_error() -> Iterator[None]:
-    """Turn a `UserError` into one line on stderr and exit code 2, and Ctrl-C into exit code 130."""
+    """Turn a `UserError`, or a disk that is full or read-only, into one line on stderr and exit code 2.
+
+    And Ctrl-C into exit code 130.
+    """
     try:
         yield
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror}; make room and give the same command again", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -110,7 +122,7 @@ def parse_config(config_class: type, argv: List[str]) -> Tuple[Any, bool]:
     path = given.pop("config", None)
     config = config_class() if path is None else load_config(config_class, path)
     overrides = {
-        name: _decode(_flag_node(text, kinds[name], f"--{name}"), kinds[name], f"command line: --{name}")
+        name: decode(_flag_node(text, kinds[name], f"--{name}"), kinds[name], f"command line: --{name}")
         for name, text in given.items()
     }
     try:
@@ -125,17 +137,58 @@ def load_config(config_class: type, path: Union[str, Path]) -> Any:
 
     Raises UserError.
     """
+    values = decode_fields(config_class, path, read_mapping(path))
     try:
+        return config_class(**values)
+    except ValueError as error:
+        raise UserError(f"{path}: {_one_line(error)}") from error
+
+
+def read_mapping(path: Union[str, Path]) -> yaml.MappingNode:
+    """The node of a YAML file that holds one mapping. Raises UserError where it cannot be read or holds another."""
+    try:
+        if Path(path).stat().st_size > LARGEST_FILE:
+            raise UserError(f"{path}: is larger than {LARGEST_FILE} bytes, give the path of a YAML file of a config")
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}), give the path of a YAML file") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: is not UTF-8 text ({error.reason}), save it as UTF-8") from error
-    values = _decode_file(config_class, path, text)
-    try:
-        return config_class(**values)
-    except ValueError as error:
-        raise UserError(f"{path}: {_one_line(error)}") from error
+    root = compose(text, str(path))
+    if root is None:
+        raise UserError(f"{path}: holds no field, write at least one such as `seed: 0`")
+    if not isinstance(root, yaml.MappingNode):
+        raise UserError(f"{path}: must hold lines such as `seed: 0`, not {shown(root)}")
+    return root
+
+
+def places_by_key(path: Union[str, Path], mapping: yaml.MappingNode) -> Dict[str, Tuple[yaml.Node, str]]:
+    """{key: (node of its value, "<path>: line <n>")} of a mapping. Raises UserError for a key that is given twice."""
+    places: Dict[str, Tuple[yaml.Node, str]] = {}
+    for key, node in mapping.value:
+        where = f"{path}: line {key.start_mark.line + 1}"
+        name = key.value if isinstance(key, yaml.ScalarNode) else shown(key)
+        if name in places:
+            raise UserError(f"{where}: {name} is given twice, keep one")
+        places[name] = node, where
+    return places
+
+
+def decode_fields(config_class: type, path: Union[str, Path], mapping: yaml.MappingNode) -> Dict[str, Any]:
+    """The decoded values of the config's fields in a mapping of the file `path`. Raises UserError."""
+    places = places_by_key(path, mapping)
+    return {name: decode_field(config_class, name, *place) for name, place in places.items()}
+
+
+def decode_field(config_class: type, name: str, node: yaml.Node, where: str) -> Any:
+    """The value of a YAML node as the config's field `name`; `where` begins the text of the UserError.
+
+    Raises UserError for a name that is no field and for a value of another type.
+    """
+    kinds = _kinds(config_class)
+    if name not in kinds:
+        raise _unknown_field(where, "", name, config_class, kinds)
+    return decode(node, kinds[name], f"{where}: {name}")
 
 
 def config_to_yaml(config: Any) -> str:
@@ -220,10 +273,12 @@ def _kinds(config_class: type) -> Dict[str, Any]:
     return kinds
 
 
-def _compose(text: str, where: str) -> Optional[yaml.Node]:
+def compose(text: str, where: str) -> Optional[yaml.Node]:
     """Return the root node of a YAML text, None where it holds nothing but comments."""
     try:
         return yaml.compose(text, Loader=yaml.SafeLoader)
+    except RecursionError as error:
+        raise UserError(f"{where}: nested too deeply, write a flat list of fields") from error
     except yaml.YAMLError as error:
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         mark = getattr(error, "problem_mark", None)
@@ -231,38 +286,18 @@ def _compose(text: str, where: str) -> Optional[yaml.Node]:
         raise UserError(f"{where}: {line}not valid YAML ({problem}), correct or quote the value") from error
 
 
-def _decode_file(config_class: type, path: Union[str, Path], text: str) -> Dict[str, Any]:
-    """Return the decoded fields of a config file's text by name."""
-    root = _compose(text, str(path))
-    if root is None:
-        raise UserError(f"{path}: holds no field, write at least one such as `seed: 0`")
-    if not isinstance(root, yaml.MappingNode):
-        raise UserError(f"{path}: must hold lines such as `seed: 0`, not {_shown(root)}")
-    kinds = _kinds(config_class)
-    values = {}
-    for key, node in root.value:
-        where = f"{path}: line {key.start_mark.line + 1}"
-        name = key.value if isinstance(key, yaml.ScalarNode) else _shown(key)
-        if name not in kinds:
-            raise _unknown_field(where, "", name, config_class, kinds)
-        if name in values:
-            raise UserError(f"{where}: {name} is given twice, keep one")
-        values[name] = _decode(node, kinds[name], f"{where}: {name}")
-    return values
-
-
 def _flag_node(text: str, kind: Any, flag: str) -> yaml.Node:
     is_text = kind in (str, Optional[str]) and text != "null"
-    node = None if is_text else _compose(text, f"command line: {flag}")
+    node = None if is_text else compose(text, f"command line: {flag}")
     return node or yaml.ScalarNode(STRING, text)
 
 
-def _decode(node: yaml.Node, kind: Any, where: str) -> Any:
+def decode(node: yaml.Node, kind: Any, where: str) -> Any:
     """Return a node's value as the field type `kind`; `where` names source and field in the UserError."""
     try:
         return _convert(node, kind)
     except ValueError as error:
-        raise UserError(f"{where} must be {_expected(kind)}, not {_shown(node)}") from error
+        raise UserError(f"{where} must be {_expected(kind)}, not {shown(node)}") from error
 
 
 def _convert(node: yaml.Node, kind: Any) -> Any:
@@ -318,12 +353,12 @@ def _expected(kind: Any) -> str:
     return f"{EXPECTED[kind][0]} such as {EXPECTED[kind][1]}"
 
 
-def _shown(node: yaml.Node) -> str:
-    """A node in at most one short line."""
+def shown(node: yaml.Node, depth: int = 2) -> str:
+    """A node in at most one short line, with lists in lists to that depth: an alias can make an endless one."""
     if isinstance(node, yaml.MappingNode):
         return "a mapping (configs are flat)"
     if isinstance(node, yaml.SequenceNode):
-        return f"[{', '.join(_shown(item) for item in node.value[:8])}]"
+        return f"[{', '.join(shown(item, depth - 1) for item in node.value[:8]) if depth else '...'}]"
     text = _one_line(node.value)[:60]
     return text if node.style is None and text else f'"{text}"'
 

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, NoReturn, Optional, Sequence
 
 import numpy as np
-import scipy.stats
 import torch
 from tqdm import tqdm
 
@@ -31,10 +30,9 @@ from harness.devices import choose_device
 from harness.evaluation import GRID_SEED, Evaluator
 from harness.plots import option_names, plot_greediness
 from harness.run_folder import read_checkpoint, read_json
+from harness.statistics import CONFIDENCE, interval
 from harness.video import check_graphics, choose_graphics, log_videos, record
 
-CONFIDENCE = 0.95
-RESAMPLES = 9999  # of the bootstrap; scipy's default
 REQUIRED_FILES = ("environment.json", "config.yaml", "checkpoint.pt")
 
 
@@ -133,17 +131,7 @@ def sweep(
 
 def confidence_interval(scores: np.ndarray) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean of scores [n]; equal scores give equal intervals, one gives NaN."""
-    if len(scores) < 2:
-        return float("nan"), float("nan")
-    interval = scipy.stats.bootstrap(
-        (scores,),
-        np.mean,
-        n_resamples=RESAMPLES,
-        confidence_level=CONFIDENCE,
-        method="percentile",  # BCa, scipy's default, is not defined where all scores are equal
-        rng=np.random.default_rng(0),
-    ).confidence_interval
-    return float(interval.low), float(interval.high)
+    return interval([scores])
 
 
 # ---- What is shown and written ----
@@ -288,7 +276,7 @@ def evaluate_command(argv: Sequence[str]) -> None:
     agent = algorithm.agent_class.load(run_dir).to(choose_device(arguments.device))
     if arguments.video_episodes:
         choose_graphics()  # before the task imports MuJoCo, which reads the choice then
-    task = load_task(config.task, arguments.data_dir or config.data_dir)
+    task = load_task(config.task, arguments.data_dir or config.data_dir, 0, config.in_memory)
     if arguments.video_episodes:
         check_graphics()  # before the sweep, which may take long
     episodes = arguments.episodes or config.eval_episodes

@@ -5,18 +5,24 @@ episode of a wave; a row keeps its place, and the batch its size, until the wave
 depends neither on the episodes beside it nor on the number of processes that host the environments, and evaluation
 changes no random state of training.
 
+A process whose environment raises an error, dies or hangs is replaced once for an episode: the episode is repeated from
+its seed with the actions it had, so that the results are those of an undisturbed evaluation.
+
 gymnasium.vector.AsyncVectorEnv is not used: it wants a process for each environment, steps ended ones, sends whole
 infos through its pipes and shares one global numpy stream among the episodes of this process.
 """
 
 import atexit
+import collections
 import contextlib
 import multiprocessing
 import signal
+import sys
 import time
 import traceback
 from dataclasses import dataclass
 from itertools import chain
+from types import SimpleNamespace
 from typing import Any, Callable, Iterator, Optional, Sequence
 
 import gymnasium
@@ -31,6 +37,9 @@ EVALUATION_SEED = 10_000  # of the evaluations during training
 GRID_SEED = 1_000_000  # of the sweeps of act options
 TUNING_SEED = 2_000_000  # of the evaluations that choose hyperparameters
 SECONDS_TO_CLOSE = 10.0  # what a process gets to close its environments before it is killed
+NO_ROW = -1
+SECONDS_TO_ANSWER = 600.0  # a process that is silent for longer hangs; building 25 of OGBench's arms takes a minute
+LESS_MEMORY = "lower eval_environments (each environment and its row of the batch take memory) or eval_workers"
 
 
 class EnvironmentFailure(RuntimeError):
@@ -42,13 +51,15 @@ class EvaluationResult:
     """Scores of n episodes, in the order of their seeds.
 
     returns [n]: undiscounted sums of rewards; lengths [n]: environment steps; successes [n]: info["success"] at the
-    last step, None where the environment reports none; seconds: of the whole evaluation.
+    last step, None where the environment reports none; seconds: of the whole evaluation; restarts: how often a process
+    of environments was replaced and its episodes repeated.
     """
 
     returns: np.ndarray
     lengths: np.ndarray
     successes: Optional[np.ndarray]
     seconds: float
+    restarts: int = 0
 
     @property
     def steps_per_second(self) -> float:
@@ -145,6 +156,7 @@ class EnvironmentRows:
         self.environments: dict[int, gymnasium.Env] = {}
         self.bit_generators: dict[int, np.random.BitGenerator] = {}
         self.seeds: dict[int, int] = {}
+        self.row_at_work: Any = SimpleNamespace(value=NO_ROW)  # a process shares it with the one that it serves
 
     def reset(self, rows: np.ndarray, seeds: np.ndarray) -> tuple:
         """Starts an episode in each of rows [n]; returns (observations [n, O],)."""
@@ -181,9 +193,10 @@ class EnvironmentRows:
         if seed is not None:
             self.bit_generators[row] = np.random.MT19937(seed)
         np.random.set_bit_generator(self.bit_generators[row])
+        self.row_at_work.value = row
         try:
             yield
-        except UserError:
+        except (UserError, MemoryError):
             raise
         except Exception:
             raise EnvironmentFailure(
@@ -191,76 +204,166 @@ class EnvironmentRows:
             ) from None
 
 
-def _host_environments(connection: Any, make_env: Callable[[], gymnasium.Env]) -> None:
+def _host_environments(connection: Any, make_env: Callable[[], gymnasium.Env], row_at_work: Any) -> None:
     """The life of a hosting process: answers calls until the other end of its pipe is closed, by death too."""
     # Ctrl-C and a cluster's SIGTERM reach the whole group of processes; how to end is the parent's decision.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     hosted = EnvironmentRows(make_env)
+    hosted.row_at_work = row_at_work
     with contextlib.suppress(EOFError, ConnectionError):
         while True:
             method, arguments = connection.recv()
             try:
                 answer = getattr(hosted, method)(*arguments)
-            except (EnvironmentFailure, UserError) as error:
+            except (EnvironmentFailure, UserError, MemoryError) as error:
                 answer = error
+            row_at_work.value = NO_ROW
             connection.send(answer)
     hosted.close()
 
 
 class EnvironmentProcesses:
-    """`EnvironmentRows` in `workers` processes: row r lives in process r modulo workers."""
+    """`EnvironmentRows` in `workers` processes: row r lives in process r modulo workers.
 
-    def __init__(self, make_env: Callable[[], gymnasium.Env], workers: int):
+    A process that fails is replaced, and the episodes it had are repeated up to where they were. An episode at which a
+    process fails twice ends the evaluation.
+    """
+
+    def __init__(self, make_env: Callable[[], gymnasium.Env], workers: int, seconds_to_answer: float):
         # spawn: a fork would copy torch's and CUDA's state without their threads. It costs imports, once in a run.
-        context = multiprocessing.get_context("spawn")
+        self.context = multiprocessing.get_context("spawn")
+        self.make_env, self.seconds_to_answer = make_env, seconds_to_answer
+        self.restarts = 0
         self.seeds: dict[int, int] = {}
-        pipes = [context.Pipe() for _ in range(workers)]
-        self.connections = [pipe[0] for pipe in pipes]
-        self.processes = []
+        self.failures: collections.Counter = collections.Counter()  # by row, since its last reset
+        self.steps: list[tuple] = []  # (rows, actions) since the last reset: what an episode is repeated from
+        self.observations: dict[int, np.ndarray] = {}  # the last of each row
+        self.rows_at_work = [self.context.RawValue("q", NO_ROW) for _ in range(workers)]
+        self.connections: list = [None] * workers
+        self.processes: list = [None] * workers
+        pipes = [self.context.Pipe() for _ in range(workers)]
         # Registered after the pipes, it runs before multiprocessing's own handler, which would wait for ever.
         atexit.register(self.close)
-        for index, (_, other_end) in enumerate(pipes):
-            name = f"environments-{index}"
-            process = context.Process(target=_host_environments, args=(other_end, make_env), daemon=True, name=name)
-            process.start()
-            other_end.close()
-            self.processes.append(process)
+        for index, pipe in enumerate(pipes):
+            self._start(index, pipe)
+
+    def _start(self, index: int, pipe: tuple) -> None:
+        self.connections[index], other_end = pipe
+        arguments = (other_end, self.make_env, self.rows_at_work[index])
+        name = f"environments-{index}"
+        process = self.context.Process(target=_host_environments, args=arguments, daemon=True, name=name)
+        process.start()
+        other_end.close()
+        self.processes[index] = process
 
     def reset(self, rows: np.ndarray, seeds: np.ndarray) -> tuple:
-        self.seeds.update(zip(rows.tolist(), seeds.tolist(), strict=True))
+        """As `EnvironmentRows.reset`. The episodes of all other rows are over with it."""
+        self.seeds = dict(zip(rows.tolist(), seeds.tolist(), strict=True))
+        self.steps.clear()
+        self.failures.clear()
         return self._call("reset", rows, seeds)
 
     def step(self, rows: np.ndarray, actions: np.ndarray) -> tuple:
-        return self._call("step", rows, actions)
+        answers = self._call("step", rows, actions)
+        self.steps.append((rows, actions))
+        return answers
 
     def _call(self, method: str, rows: np.ndarray, values: np.ndarray) -> tuple:
         """Calls every process that hosts some of rows [n] with its rows and values; returns arrays [n, ...]."""
         owners = rows % len(self.processes)
         selections = {owner: np.flatnonzero(owners == owner) for owner in np.unique(owners).tolist()}
-        with self._ended_processes_named(method, rows):
-            for owner, selection in selections.items():
-                self.connections[owner].send((method, (rows[selection], values[selection])))
-            answers = [self.connections[owner].recv() for owner in selections]
-        for answer in answers:
+        for owner, selection in selections.items():
+            self._send(owner, method, rows[selection], values[selection])
+        answers = [
+            self._answer_in_spite_of_failure(owner, method, rows[selection], values[selection])
+            for owner, selection in selections.items()
+        ]
+        order = np.argsort(np.concatenate(list(selections.values())))
+        answer = tuple(np.concatenate(parts)[order] for parts in zip(*answers, strict=True))
+        self.observations.update(zip(rows.tolist(), answer[0], strict=True))
+        return answer
+
+    def _send(self, owner: int, method: str, *arguments: np.ndarray) -> None:
+        with contextlib.suppress(OSError):  # a process that has ended: `_answer` says so
+            self.connections[owner].send((method, arguments))
+
+    def _answer(self, owner: int) -> Any:
+        """The answer of a process, or the EnvironmentFailure that it sent, hangs in or ended by."""
+        process, connection = self.processes[owner], self.connections[owner]
+        try:
+            if connection.poll(self.seconds_to_answer):
+                return connection.recv()
+            return EnvironmentFailure(f"{process.name} gave no answer for {self.seconds_to_answer:g} s")
+        except (EOFError, OSError):
+            process.join(1.0)  # its exit code arrives a moment after the end of its pipe
+            killed = f"; a system that is short of memory kills so: {LESS_MEMORY}" if process.exitcode == -9 else ""
+            return EnvironmentFailure(
+                f"{process.name}, a process that hosts environments, ended (exit code {process.exitcode}); its own "
+                f"message, if it had time for one, is above{killed}"
+            )
+
+    def _answer_in_spite_of_failure(self, owner: int, method: str, rows: np.ndarray, values: np.ndarray) -> tuple:
+        """The answer to the call of a process with rows [n], after a restart where the first answer is a failure.
+
+        Raises EnvironmentFailure where an episode failed twice.
+        """
+        answer = self._answer(owner)
+        while isinstance(answer, EnvironmentFailure):
+            self._count(owner, answer, rows)
+            self._restart(owner)
+            answer = self._repeat(owner, rows) if method == "step" else None
+            if answer is None:
+                self._send(owner, method, rows, values)
+                answer = self._answer(owner)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def _count(self, owner: int, failure: EnvironmentFailure, rows: np.ndarray) -> None:
+        """Reports a failure and blames the row that was being worked on, all `rows` [n] where that is not known."""
+        at_work = self.rows_at_work[owner].value
+        blamed = rows.tolist() if at_work == NO_ROW else [at_work]
+        seeds = [self.seeds[row] for row in blamed]
+        named = f"{failure}\nwhile the episodes with seeds {seeds} ran"
+        self.failures.update(blamed)
+        if max(self.failures[row] for row in blamed) > 1:
+            raise EnvironmentFailure(f"twice: {named}") from None
+        self.restarts += 1
+        reason = " ".join(str(failure).split())[-300:]
+        tqdm.write(
+            f"warning: {reason}; {self.processes[owner].name} is restarted and the episodes with seeds {seeds} are "
+            f"repeated (restart {self.restarts})",
+            file=sys.stderr,
+        )
+
+    def _restart(self, owner: int) -> None:
+        self.connections[owner].close()
+        self.processes[owner].kill()
+        self.processes[owner].join()
+        self.processes[owner].close()
+        self.rows_at_work[owner].value = NO_ROW
+        self._start(owner, self.context.Pipe())
+
+    def _repeat(self, owner: int, rows: np.ndarray) -> Optional[EnvironmentFailure]:
+        """Brings rows [n] of a new process to where they were; returns the failure if it fails again on the way."""
+        calls = [("reset", rows, np.asarray([self.seeds[row] for row in rows.tolist()]))]
+        for stepped, actions in self.steps:
+            calls.append(("step", rows, actions[np.isin(stepped, rows)]))
+        for call in calls:
+            self._send(owner, *call)
+            answer = self._answer(owner)
+            if isinstance(answer, EnvironmentFailure):
+                return answer
             if isinstance(answer, Exception):
                 raise answer
-        order = np.argsort(np.concatenate(list(selections.values())))
-        return tuple(np.concatenate(parts)[order] for parts in zip(*answers, strict=True))
-
-    @contextlib.contextmanager
-    def _ended_processes_named(self, method: str, rows: np.ndarray) -> Iterator[None]:
-        try:
-            yield
-        except (EOFError, OSError) as error:
-            for process in self.processes:
-                process.join(0.1)  # its exit code arrives a moment after the end of its pipe
-            codes = {process.name: process.exitcode for process in self.processes if process.exitcode is not None}
-            seeds = [self.seeds[row] for row in rows.tolist()]
+        before = np.stack([self.observations[row] for row in rows.tolist()])
+        if not np.array_equal(answer[0], before, equal_nan=True):
             raise EnvironmentFailure(
-                f"a process that hosts environments ended in {method} (exit codes {codes}) while the episodes with "
-                f"seeds {seeds} ran; its own message, if it had time for one, is above"
-            ) from error
+                f"the episodes with seeds {calls[0][2].tolist()} could not be repeated after a failure: the same seed "
+                "and actions gave other observations"
+            )
+        return None
 
     def close(self) -> None:
         atexit.unregister(self.close)
@@ -279,13 +382,21 @@ class Evaluator:
 
     `environments` bounds the rows of the batch: as many episodes advance together, each in an environment of its own
     (OGBench's manipulation environments take 100 to 200 MB each). `workers` processes host them; 0 means this process.
-    After an error the environments are closed; the next evaluation builds them anew.
+    After an error the environments are closed; the next evaluation builds them anew. A process that gives no answer for
+    `seconds_to_answer` counts as failed; without processes nothing can be restarted and the first failure is the end.
     """
 
-    def __init__(self, make_env: Callable[[], gymnasium.Env], environments: int = 50, workers: int = 0):
+    def __init__(
+        self,
+        make_env: Callable[[], gymnasium.Env],
+        environments: int = 50,
+        workers: int = 0,
+        seconds_to_answer: float = SECONDS_TO_ANSWER,
+    ):
         if environments < 1 or workers < 0:
             raise ValueError(f"environments is {environments}, workers is {workers}; they start at 1 and at 0")
         self.make_env, self.environments, self.workers = make_env, environments, min(workers, environments)
+        self.seconds_to_answer = seconds_to_answer
         self.rows: Any = None
 
     def __enter__(self) -> "Evaluator":
@@ -302,7 +413,8 @@ class Evaluator:
     def evaluate(self, agent: Any, episodes: int, seed: int, **act_options: Any) -> EvaluationResult:
         """Runs `agent.act(observations, **act_options)` in episodes with seeds seed, ..., seed + episodes - 1.
 
-        Raises EnvironmentFailure where an environment fails, FloatingPointError where an action is not finite.
+        Raises EnvironmentFailure where an environment fails (in a process: for the second time in an episode),
+        FloatingPointError where an action is not finite, UserError where memory runs out.
         """
         if episodes < 1:
             raise ValueError(f"episodes is {episodes}; it starts at 1")
@@ -313,21 +425,35 @@ class Evaluator:
         try:
             with progress, _global_numpy_preserved():
                 if self.rows is None:
-                    processes = EnvironmentProcesses(self.make_env, self.workers) if self.workers else None
-                    self.rows = processes or EnvironmentRows(self.make_env)
+                    self.rows = self._build()
+                restarts = self._restarts()
                 for first in range(0, episodes, num_rows):
                     wave = slice(first, first + num_rows)  # of a wave past the last episode, numpy takes what is there
                     seeds = np.arange(seed + first, seed + first + num_rows)
                     with _episode_noise(agent, seeds):
                         scores = (returns[wave], lengths[wave], successes[wave])
                         self._run_wave(agent, act_options, seeds, *scores, progress)
-        except BaseException:
+        except BaseException as error:
             self.close()  # calls to the processes may be left without an answer
+            if is_out_of_memory(error):
+                raise UserError(
+                    f"evaluation: out of memory with {num_rows} environments at a time ({_one_line(error)}); "
+                    f"{LESS_MEMORY}"
+                ) from error
             raise
         if np.isnan(successes).any() and not np.isnan(successes).all():
             raise ValueError('info["success"] is missing at the last step of some episodes only')
         reported = None if np.isnan(successes).any() else successes
-        return EvaluationResult(returns, lengths, reported, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        return EvaluationResult(returns, lengths, reported, seconds, self._restarts() - restarts)
+
+    def _build(self) -> Any:
+        if self.workers:
+            return EnvironmentProcesses(self.make_env, self.workers, self.seconds_to_answer)
+        return EnvironmentRows(self.make_env)
+
+    def _restarts(self) -> int:
+        return self.rows.restarts if self.workers else 0
 
     def _run_wave(
         self,
@@ -357,6 +483,17 @@ class Evaluator:
             successes[running] = succeeded
             progress.update(int(ends.sum()))
             running = running[~ends]
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether python, numpy, CUDA or torch's CPU allocator (which has no error type of its own) found no memory."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    )
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def evaluate(

@@ -75,7 +75,8 @@ def report(config: Any, agent_class: type, task: Task) -> None:
         shown += with_label(control, sweep_run(control, agent_class, task, control_grid))
     rows = sweep_run(config, agent_class, task, grid)
     shown += with_label(config, rows)
-    print(f"\n{config.task} ({task.identity['source']}), {config.offline_steps:,} updates, seed {config.seed}\n")
+    updates = f"{config.offline_steps:,} updates" + (f", {config.online_steps:,} online" if config.online_steps else "")
+    print(f"\n{config.task} ({task.identity['source']}), {updates}, seed {config.seed}\n")
     folder = run_path(config)
     print(write_report(rows, folder, task, shown))
     figures = [folder / name for name in ("learning_curve.png", "greediness.png") if (folder / name).exists()]

@@ -12,8 +12,10 @@ from tqdm import tqdm
 
 from envs.errors import UserError
 from envs.task import Task
+from harness import divergence
 from harness.devices import choose_device, seeded_generator
 from harness.evaluation import EVALUATION_SEED, Evaluator
+from harness.online import OnlinePhase
 from harness.plots import plot_learning_curve
 from harness.run_folder import RunFolder
 from harness.weights_and_biases import WandbLog
@@ -29,6 +31,10 @@ class Stopped(BaseException):
 
     A BaseException, as KeyboardInterrupt is: it passes through the environments' own handling of errors.
     """
+
+
+class Diverged(UserError):
+    """Training gave a number that is not finite."""
 
 
 class StopSignals:
@@ -92,7 +98,9 @@ class Loop:
         self.dataset = task.dataset.to(device)
         self.validation = task.validation.to(device) if task.validation is not None else None
         self.batches = seeded_generator(device, config.seed, BATCH_STREAM)
-        self.step = 0
+        self.online = OnlinePhase(config, task, self.dataset, folder.path)
+        self.last_step = config.offline_steps + config.online_steps
+        self.step = 0  # updates, of both phases
         self.seconds = 0.0  # spent so far, earlier calls included
         self.resume()
         self.started = time.perf_counter() - self.seconds
@@ -104,6 +112,7 @@ class Loop:
     def resume(self) -> None:
         checkpoint = self.folder.load_checkpoint()
         if checkpoint is None:
+            self.online.restore(0, None)
             return
         loop = checkpoint["loop"]
         self.step, self.seconds = loop["step"], loop["seconds"]
@@ -115,16 +124,18 @@ class Loop:
             noise = seeded_generator(self.device, self.config.seed, NEW_NOISE_STREAM, self.step)
             checkpoint["agent"]["noise"] = noise.get_state()
         self.agent.load_state_dict(checkpoint["agent"])
-        print(f"{self.folder.path}: continuing after {self.step} of {self.config.offline_steps} updates")
+        print(f"{self.folder.path}: continuing after {self.step} of {self.last_step} updates")
+        self.online.restore(self.step, loop.get("online"))
 
     def run(self) -> dict:
         config = self.config
         environments = min(config.eval_environments, config.eval_episodes)
         wandb_log = WandbLog(config, self.folder.path)
         progress = tqdm(
-            total=config.offline_steps, initial=self.step, desc="training", unit="update", disable=None, smoothing=0.1
+            total=self.last_step, initial=self.step, desc="training", unit="update", disable=None, smoothing=0.1
         )
-        with StopSignals() as signals, Evaluator(self.task.make_env, environments, config.eval_workers) as evaluator:
+        evaluations = Evaluator(self.task.make_env, environments, config.eval_workers)
+        with StopSignals() as signals, evaluations as evaluator, self.online:
             while True:
                 if self.due(config.eval_interval) and self.evaluated < self.step:
                     try:
@@ -135,11 +146,9 @@ class Loop:
                     self.folder.eval_log.append(row)
                     wandb_log.log("evaluation", row)
                     progress.write(self.evaluation_line(row))
-                if self.step == config.offline_steps:
+                if self.step == self.last_step:
                     break
-                metrics = self.agent.update(
-                    self.dataset.sample(config.batch_size, self.batches, self.agent.batch_fields)
-                )
+                metrics = self.agent.update(self.next_batch())
                 self.step += 1
                 progress.update()
                 if self.due(config.log_interval):
@@ -159,8 +168,18 @@ class Loop:
             raise SystemExit(128 + signals.received)
         return result
 
+    def next_batch(self) -> dict:
+        """The next update's minibatch: of the data set, or online of the replay, after one step in the environment."""
+        source = self.dataset
+        if self.step >= self.config.offline_steps:
+            self.online.step(self.agent)
+            source = self.online.replay
+        return source.sample(self.config.batch_size, self.batches, self.agent.batch_fields)
+
     def due(self, interval: int) -> bool:
-        return self.step > 0 and (self.step % interval == 0 or self.step == self.config.offline_steps)
+        """Whether something that happens every `interval` updates, and at the end of each phase, happens now."""
+        phase_ends = (self.config.offline_steps, self.last_step)
+        return self.step > 0 and (self.step % interval == 0 or self.step in phase_ends)
 
     def elapsed(self) -> float:
         return time.perf_counter() - self.started
@@ -171,11 +190,13 @@ class Loop:
             "seconds": self.elapsed(),
             "device": self.device.type,
             "batches": self.batches.get_state(),
+            "online": self.online.save(self.step),
         }
         self.folder.save_checkpoint(self.agent, state)
 
     def stop(self, number: int) -> None:
         """Writes a checkpoint and leaves the program the way a process ended by that signal is reported."""
+        self.finite({})
         self.save()
         print(f"\nstopped after {self.step} updates; the same command continues from here", flush=True)
         raise SystemExit(128 + number)
@@ -183,16 +204,22 @@ class Loop:
     def finite(self, metrics: dict) -> dict:
         """The metrics as plain numbers; the loop waits for the device here.
 
-        Raises UserError where training has diverged, so that no checkpoint of it replaces a good one.
+        Raises Diverged where training has diverged, so that no checkpoint of it replaces a good one.
         """
-        values = {name: float(metric) for name, metric in metrics.items()}
-        for name, value in values.items():
-            if not math.isfinite(value):
-                raise UserError(
-                    f"{self.folder.path}: {name} is {value} after {self.step} updates; the last checkpoint is kept, "
-                    "try a smaller learning_rate"
-                )
-        return values
+        bad = divergence.values_not_finite(self.agent, metrics)
+        if bad:
+            batches = seeded_generator(self.device, self.config.seed, BATCH_STREAM)
+            last = min(self.step, self.config.offline_steps)  # what was met online is not met again
+            report = divergence.find(self.config, self.agent, self.dataset, batches, self.folder.path, last)
+            found = "the update that began it could not be repeated"
+            if report is not None:
+                where = self.folder.path / divergence.REPORT_FILE
+                found = f"it began in update {report['update']} with {report['not_finite'][0]}, see {where}"
+            raise Diverged(
+                f"{self.folder.path}: {bad[0]} after {self.step} updates; {found}; the last checkpoint is kept, try a "
+                "smaller learning_rate"
+            )
+        return {name: float(metric) for name, metric in metrics.items()}
 
     def log_row(self, metrics: dict) -> dict:
         """One row of train.csv."""
@@ -204,10 +231,12 @@ class Loop:
         step, seconds = self.logged_at
         self.logged_at = self.step, self.elapsed()
         speed = (self.step - step) / (self.logged_at[1] - seconds)
+        row |= self.online.metrics()
         return {"step": self.step, "seconds": self.elapsed(), "updates_per_second": speed, **row}
 
     def evaluate(self, evaluator: Evaluator) -> dict:
         """One row of eval.csv."""
+        self.finite({})
         started = time.perf_counter()
         result = evaluator.evaluate(self.agent, self.config.eval_episodes, EVALUATION_SEED)
         self.evaluated = self.step
@@ -226,11 +255,17 @@ class Loop:
         name = self.task.score_name
         rows = self.folder.eval_log.rows
         last = [float(row[name]) for row in rows[-SCORE_EVALUATIONS:]]
+        offline_steps = self.config.offline_steps
         plot_learning_curve(
-            self.folder.path / "eval.csv", self.folder.path / "learning_curve.png", name, self.task.reference_scores()
+            self.folder.path / "eval.csv",
+            self.folder.path / "learning_curve.png",
+            name,
+            self.task.reference_scores(),
+            online_from=offline_steps if self.config.online_steps else None,
         )
         result = {
             "score_name": name,
+            "offline_score": {int(row["step"]): float(row[name]) for row in rows}.get(offline_steps),
             "score": last[-1],
             "score_last_evaluations": math.fsum(last) / len(last),
             "evaluations_averaged": len(last),

@@ -1,11 +1,11 @@
-"""Figures of a run, as PNG files: the learning curve and the score against greediness.
+"""Figures as PNG files: a run's learning curve, its score against greediness, the time of updates by part.
 
 Figures are made without pyplot, whose global state (current figure, back end) belongs to the user's own program.
 """
 
 import csv
 from pathlib import Path
-from typing import Mapping, Sequence, Union
+from typing import Mapping, Optional, Sequence, Union
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -31,11 +31,13 @@ def plot_learning_curve(
     png_path: Union[str, Path],
     score_name: str,
     reference_lines: Mapping[str, float],
+    online_from: Optional[int] = None,
 ) -> None:
     """Plots the evaluations' score against updates, with a band of one standard deviation over the episodes.
 
     evaluations: rows with the columns `step`, `score_name` and, for the band, `<score_name>_std`; or their CSV file.
-    reference_lines: horizontal lines by label, such as the mean return of the data. Raises ValueError without rows.
+    reference_lines: horizontal lines by label, such as the mean return of the data. online_from: updates after which
+    the online phase begins, marked by a vertical line. Raises ValueError without rows.
     """
     if isinstance(evaluations, (str, Path)):
         with open(evaluations, newline="", encoding="utf-8") as file:
@@ -50,6 +52,8 @@ def plot_learning_curve(
         spread = _column(rows, f"{score_name}_std")
         label = "± one standard deviation over episodes"
         axes.fill_between(steps, scores - spread, scores + spread, color=COLOURS[0], alpha=0.18, lw=0, label=label)
+    if online_from is not None:
+        axes.axvline(online_from, color=COLOURS[1], lw=1.2, ls=":", label="online from here")
     axes.set_xlim(left=min(0.0, steps.min()))
     axes.xaxis.set_major_formatter(lambda value, position: _short_number(value))
     _finish(figure, axes, png_path, reference_lines)
@@ -89,6 +93,31 @@ def plot_greediness(
     _finish(figure, axes, png_path, reference_lines)
 
 
+def plot_time_split(rows: Sequence[Mapping], parts: Sequence[str], png_path: Union[str, Path]) -> None:
+    """Plots the milliseconds of an update of each algorithm, stacked by part, one panel for each size.
+
+    rows: of `harness.throughput.measure`; parts: names of their columns that hold shares of the time.
+    """
+    sizes = list(dict.fromkeys(row["size"] for row in rows))
+    longest = max(sum(row["size"] == size for row in rows) for size in sizes)
+    figure = Figure(figsize=(4.2 * len(sizes), 1.2 + 0.36 * longest), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    for panel, (axes, size) in enumerate(zip(figure.subplots(1, len(sizes), squeeze=False)[0], sizes, strict=True)):
+        shown = [row for row in rows if row["size"] == size][::-1]
+        names = [row["algorithm"] for row in shown]
+        milliseconds = np.array([1000 / float(row["updates_per_second"]) for row in shown])
+        left = np.zeros(len(shown))
+        for index, part in enumerate(parts):
+            widths = milliseconds * _column(shown, part)
+            label = part if panel == 0 else None
+            axes.barh(names, widths, left=left, color=COLOURS[index % len(COLOURS)], label=label, height=0.7)
+            left += widths
+        axes.set_title(size, fontsize=10)
+        axes.set_xlabel("milliseconds per update")
+        axes.spines[["top", "right"]].set_visible(False)
+    _save(figure, png_path, columns=len(parts))
+
+
 def _greediness(row: Mapping) -> float:
     return float(row["greediness"])
 
@@ -118,10 +147,15 @@ def _figure(x_label: str, score_name: str) -> tuple[Figure, Axes]:
 
 
 def _finish(figure: Figure, axes: Axes, png_path: Union[str, Path], reference_lines: Mapping[str, float]) -> None:
-    """Adds reference lines and legend and writes the file, whole or not at all."""
+    """Adds reference lines and writes the file."""
     for index, (label, score) in enumerate(reference_lines.items()):
         dashes = REFERENCE_DASHES[index % len(REFERENCE_DASHES)]
         axes.axhline(score, color="0.35", lw=1.2, ls=dashes, label=f"{label} ({score:.4g})")
-    figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    _save(figure, png_path, columns=2)
+
+
+def _save(figure: Figure, png_path: Union[str, Path], columns: int) -> None:
+    """Adds the legend and writes the file, whole or not at all."""
+    figure.legend(loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
     with replacing(Path(png_path)) as temporary:
         figure.savefig(temporary, format="png")

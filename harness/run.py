@@ -34,5 +34,6 @@ def run(config: Any, agent: torch.nn.Module, task: Task, restart: bool = False) 
     if config.final_report:
         final_report.report(config, agent_class, task)
     else:
-        print(f"{run_path(config)}: {task.score_name} {result['score']:.4g} after {result['step']} updates")
+        before = f"{result['offline_score']:.4g} offline, " if config.online_steps else ""
+        print(f"{run_path(config)}: {task.score_name} {before}{result['score']:.4g} after {result['step']} updates")
     return result

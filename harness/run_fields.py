@@ -10,6 +10,8 @@ from harness.devices import choose_device
 # Smallest and largest value of the fields that every algorithm shares, and of method fields where a config has them.
 RANGES = {
     "offline_steps": (1, math.inf),
+    "online_steps": (0, math.inf),
+    "replay_capacity": (1, math.inf),
     "log_interval": (1, math.inf),
     "checkpoint_interval": (1, math.inf),
     "eval_interval": (1, math.inf),
@@ -26,6 +28,7 @@ RANGES = {
     "discount": (0, 1),
     "target_rate": (0, 1),
     "expectile": (0, 1),
+    "exploration_noise": (0, math.inf),
 }
 WANDB_MODES = ("disabled", "offline", "online")
 

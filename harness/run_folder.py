@@ -1,7 +1,9 @@
 """A run's folder: its complete config, where it ran, its CSV logs, its checkpoint and its result.
 
 `<run_dir>/<label>/<task>/seed_<n>/` holds config.yaml, environment.json, train.csv, eval.csv, checkpoint.pt and, when
-the run is finished, result.json. Every file but the CSVs is replaced as a whole; a CSV row is whole or absent.
+the run is finished, result.json; a run with an online phase has replay/part_<step>.npz, the transitions of the
+environment up to the checkpoint of that step since the one before. Every file but the CSVs is replaced as a whole; a
+CSV row is whole or absent.
 """
 
 import contextlib
@@ -23,13 +25,17 @@ import torch
 
 from envs.errors import UserError
 from envs.files import make_folder, remove_abandoned, replacing, write_text
+from envs.untrusted import check_stored_zip
 from harness.command_line import config_to_yaml, load_config
 
 CHECKPOINT_FORMAT = 1  # raised when the layout of checkpoint.pt changes
+FIRST_HARNESS_VERSION = 1  # of the runs that do not record one
+HARNESS_VERSION = 1  # raised when the same config could give other numbers than before
 # Fields that change where a run happens or what it prints, not what it computes: a run may continue with others.
 FREE_FIELDS = (
     "data_dir",
     "collect_episodes",
+    "in_memory",
     "run_dir",
     "device",
     "checkpoint_interval",
@@ -46,11 +52,16 @@ RUN_FILES = (
     "checkpoint.pt",
     "result.json",
     "lock",
+    "divergence.json",
     "learning_curve.png",
     "evaluation.csv",
     "greediness.csv",
     "greediness.png",
+    "reevaluation.csv",
+    "log.txt",
+    "error.txt",
 )
+REPLAY_FOLDER, REPLAY_PARTS = "replay", "replay/part_*.npz"
 PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "dm_control", "ogbench", "pyrallis")
 
 
@@ -71,7 +82,8 @@ def run_path(config: Any) -> Path:
 def remove_run(config: Any) -> None:
     """Says what the folder of this config's run holds and deletes the files that a run writes, and no others."""
     path = run_path(config)
-    files = [path / name for name in RUN_FILES if (path / name).exists()]
+    parts = sorted(path.glob(REPLAY_PARTS))
+    files = [path / name for name in RUN_FILES if (path / name).exists()] + parts
     if not files:
         print(f"restart: {path} holds no run")
         return
@@ -79,6 +91,8 @@ def remove_run(config: Any) -> None:
     print(f"restart: deleting {', '.join(file.name for file in files)} ({size / 1e6:.1f} MB) in {path}")
     for file in files:
         file.unlink()
+    if parts and not any((path / REPLAY_FOLDER).iterdir()):
+        (path / REPLAY_FOLDER).rmdir()
 
 
 class CsvLog:
@@ -175,6 +189,12 @@ class RunFolder:
                 f"{self.identity.get('path')}: the data set has changed since this run began in {self.path}; "
                 "restore it, choose another run_dir or label, or add --restart"
             )
+        version = self.stored_environment().get("harness_version", FIRST_HARNESS_VERSION)
+        if version != HARNESS_VERSION and self.result() is None:
+            raise UserError(
+                f"{self.path}: this run began under harness version {version}, and this code is version "
+                f"{HARNESS_VERSION}, which may give other numbers; finish it with that code, or add --restart"
+            )
 
     def stored_environment(self) -> dict:
         """What environment.json holds. Raises UserError where it is damaged or absent."""
@@ -192,6 +212,7 @@ class RunFolder:
         versions |= {package: _version(package) for package in PACKAGES}
         environment = {
             "algorithm": algorithm_name(self.config),
+            "harness_version": HARNESS_VERSION,
             "run_id": self.stored_environment()["run_id"] if begun else secrets.token_hex(8),  # names it in W&B
             "data": self.identity,
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
@@ -217,8 +238,15 @@ class RunFolder:
             "agent": agent.state_dict(),
             "loop": loop,
         }
-        with replacing(self.path / "checkpoint.pt") as temporary:
-            torch.save(checkpoint, temporary)
+        path = self.path / "checkpoint.pt"
+        try:
+            with replacing(path) as temporary:
+                torch.save(checkpoint, temporary)
+        except (OSError, RuntimeError) as error:  # RuntimeError: torch's writer, for a full disk
+            raise UserError(
+                f"{path}: cannot be written ({' '.join(str(error).split())[:120]}); the last one is kept: make room, "
+                "and the same command continues from there"
+            ) from error
 
     def load_checkpoint(self) -> Optional[dict]:
         """The checkpoint with its tensors on the CPU, or None; logged rows after its step are dropped."""
@@ -236,6 +264,7 @@ class RunFolder:
 def read_checkpoint(path: Path, algorithm: str) -> dict:
     """A checkpoint with its tensors on the CPU. Raises UserError where it is damaged or of another kind."""
     try:
+        check_stored_zip(path)  # torch compares no checksums
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         known = checkpoint["format"], checkpoint["algorithm"]
     except Exception as error:  # torch.load raises many types for a damaged or foreign file
@@ -248,6 +277,15 @@ def read_checkpoint(path: Path, algorithm: str) -> dict:
             f"{path}: is of format {known[0]} and algorithm {known[1]!r}, not {CHECKPOINT_FORMAT} and {algorithm!r}; "
             "put the right one back, or add --restart"
         )
+    try:
+        types = {"agent": dict, "loop": dict, "config": dict, "observation_dim": int, "action_dim": int}
+        loop_types = {"step": int, "seconds": float, "device": str, "batches": torch.Tensor}
+        whole = all(isinstance(checkpoint[name], kind) for name, kind in types.items())
+        whole = whole and all(isinstance(checkpoint["loop"][name], kind) for name, kind in loop_types.items())
+    except KeyError:
+        whole = False
+    if not whole:
+        raise UserError(f"{path}: is no checkpoint that a run writes; put the right one back, or add --restart")
     return checkpoint
 
 

@@ -1,6 +1,7 @@
 """Weights & Biases as a second place for a run's rows; nothing here runs while wandb_mode is disabled."""
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any, Optional
 
@@ -22,7 +23,7 @@ class WandbLog:
         self.run = wandb.init(
             project=config.wandb_project,
             name=f"{label_of(config)}/{config.task}/seed_{config.seed}",
-            group=label_of(config),
+            group=os.environ.get("WANDB_RUN_GROUP", label_of(config)),  # a comparison sets it to its name
             id=read_json(folder / "environment.json", needed=("run_id",))["run_id"],
             resume="allow",
             dir=folder,

@@ -36,6 +36,7 @@ class ToyConfig:
     task: str = "toy/target"
     data_dir: str = "data"
     collect_episodes: int = 0
+    in_memory: bool = True
     threads: int = 1
     eval_episodes: int = 4
     eval_environments: int = 3

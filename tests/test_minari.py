@@ -175,6 +175,7 @@ def test_antmaze_takes_its_published_reward_shift(tmp_path, monkeypatch):
         task = load_task(f"minari/{name}")
         assert task.dataset.rewards[task.dataset.valid].tolist() == [shift, 1 + shift] * 2
         assert task.identity["reward_shift"] == shift
+        assert task.reward_shift == shift
         assert task.identity["episode_return_best"] == 1, "returns are the environment's"
         assert task.make_env().reset(seed=0) and evaluate(Still(), task.make_env, 1, 0).returns[0] > 0
 

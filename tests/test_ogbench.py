@@ -291,7 +291,7 @@ def test_a_damaged_file_is_named(folder):
 def test_pickled_content_is_never_executed(folder, arrays):
     pickled = np.array([{"a": 1}], dtype=object)
     np.savez(train_file(folder, MAZE), **{**arrays[MAZE], "actions": pickled})
-    refuses(folder, "truncated or not an OGBench data set .'Object arrays cannot be loaded")
+    refuses(folder, "truncated or not an OGBench data set .Object arrays cannot be loaded")
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,8 @@ abar_t is the product of the 1 - beta_u of the levels u up to t, and
 beta_u = 1 - exp(-b_min / T - (b_max - b_min) (2u - 1) / (2 T^2)).
 
 The published method is online and has no cloning: `cloning_weight: 0`, `sampler: ancestral`,
-`use_target_critic_gradient: false`, T = 5, M_q = 50. It has no anchor in the data, so it is no offline method.
+`use_target_critic_gradient: false`, `exploration_noise: 0.1`, T = 5, M_q = 50. It has no anchor in the data, so it is
+no offline method.
 The offline form is the baseline of QAM (2026; github.com/ColinQiyangLi/qam, agents/dcgql.py). Its published scores are
 with `sampler: qam`, which hands the estimate of the clean action on as the sample of the next, less noisy level, and
 with M_q from 1 to 10 and alpha from 1 to 30 by domain; the defaults here are those of cube-double.
@@ -62,12 +63,17 @@ class QSMConfig:
     task: str = "exorl/local_sticky_random/cartpole_swingup"  # <suite>/<name>: the data set and its environment
     data_dir: Optional[str] = None  # folder of the data sets; null = the suite's own default
     collect_episodes: int = 0  # collect so many episodes of an absent local set first; 0 = stop and say how
+    in_memory: bool = True  # false: observations stay in the file, memory-mapped (exorl only)
     run_dir: str = "runs"  # a run's folder is <run_dir>/<label>/<task>/seed_<seed>
     label: Optional[str] = None  # name of a variant in folders and tables; null = the algorithm's name
     seed: int = 0  # of networks, minibatches and noise
     device: str = "auto"  # auto | cpu | cuda
     threads: int = 0  # CPU threads of torch; 0 = torch's choice
     offline_steps: int = 1_000_000  # updates on the data set
+    online_steps: int = 0  # environment steps after those, each followed by an update
+    balanced_sampling: bool = False  # online minibatches half of data and half of new transitions; else uniform
+    replay_capacity: int = 2_000_000  # online transitions kept; with keep_offline false, of both together
+    keep_offline: bool = True  # false: beyond the capacity the data set's oldest transitions make room first
     log_interval: int = 5_000  # updates between rows of train.csv
     checkpoint_interval: int = 50_000  # updates between checkpoints
     eval_interval: int = 100_000  # updates between evaluations
@@ -99,6 +105,7 @@ class QSMConfig:
     clip_clean: bool = False  # clip each level's clean estimate to the action range
     clip_steps: bool = True  # clip each level's sample to the action range
     num_candidates: int = 1  # N: sampled actions per state when acting; the critics choose among them
+    exploration_noise: float = 0.0  # standard deviation of the noise on the actions of an online phase
 
     def __post_init__(self):
         choices = {"networks": ("fql", "published"), "sampler": ("qam", "ancestral")}
@@ -444,10 +451,16 @@ class QSM(nn.Module):
         return actions.view(num_states, count, self.action_dim)
 
     @torch.no_grad()
-    def act(self, observations: Tensor, num_candidates: Optional[int] = None) -> Tensor:
-        """Actions [N, A] in [-1, 1] for observations [N, O]; an option left out is the config's."""
+    def act(self, observations: Tensor, num_candidates: Optional[int] = None, explore: bool = False) -> Tensor:
+        """Actions [N, A] in [-1, 1] for observations [N, O]; an option left out is the config's.
+
+        `explore` adds Gaussian noise, in the online paper's code of 0.1; in QAM's code, the default, there is none.
+        """
         count = self._acting_config(num_candidates=num_candidates).num_candidates
-        return best_candidate(self.critic, observations, self._sample(observations, count).clamp(-1, 1))
+        actions = best_candidate(self.critic, observations, self._sample(observations, count).clamp(-1, 1))
+        if explore:
+            actions = actions + self.config.exploration_noise * self.noise.normal(*actions.shape)
+        return actions.clamp(-1, 1)
 
     def network_evaluations(self, num_candidates: Optional[int] = None) -> int:
         """Evaluations of one network (each policy, each critic counts) that an action with these options costs."""
@@ -485,7 +498,7 @@ def train(config: QSMConfig, restart: bool = False) -> dict:
     from envs import load_task
     from harness.run import run
 
-    task = load_task(config.task, config.data_dir, config.collect_episodes)
+    task = load_task(config.task, config.data_dir, config.collect_episodes, config.in_memory)
     agent = QSM(config, task.observation_dim, task.action_dim)
     return run(config, agent, task, restart)
 

@@ -44,12 +44,17 @@ class ReBRACConfig:
     task: str = "exorl/local_sticky_random/cartpole_swingup"  # <suite>/<name>: the data set and its environment
     data_dir: Optional[str] = None  # folder of the data sets; null = the suite's own default
     collect_episodes: int = 0  # collect so many episodes of an absent local set first; 0 = stop and say how
+    in_memory: bool = True  # false: observations stay in the file, memory-mapped (exorl only)
     run_dir: str = "runs"  # a run's folder is <run_dir>/<label>/<task>/seed_<seed>
     label: Optional[str] = None  # name of a variant in folders and tables; null = the algorithm's name
     seed: int = 0  # of networks, minibatches and noise
     device: str = "auto"  # auto | cpu | cuda
     threads: int = 0  # CPU threads of torch; 0 = torch's choice
     offline_steps: int = 1_000_000  # updates on the data set
+    online_steps: int = 0  # environment steps after those, each followed by an update
+    balanced_sampling: bool = False  # online minibatches half of data and half of new transitions; else uniform
+    replay_capacity: int = 2_000_000  # online transitions kept; with keep_offline false, of both together
+    keep_offline: bool = True  # false: beyond the capacity the data set's oldest transitions make room first
     log_interval: int = 5_000  # updates between rows of train.csv
     checkpoint_interval: int = 50_000  # updates between checkpoints
     eval_interval: int = 100_000  # updates between evaluations
@@ -280,7 +285,10 @@ class ReBRAC(nn.Module):
 
     @torch.no_grad()
     def act(self, observations: Tensor, explore: bool = False) -> Tensor:
-        """Actions [N, A] in [-1, 1] for observations [N, O]: the policy's, with `explore` with clipped noise."""
+        """Actions [N, A] in [-1, 1] for observations [N, O]: the policy's, with `explore` with clipped noise.
+
+        The noise is that of the next actions, as in FQL's code.
+        """
         actions = squashed_actions(self.policy, observations)
         return self._noisy(actions) if explore else actions
 
@@ -315,7 +323,7 @@ def train(config: ReBRACConfig, restart: bool = False) -> dict:
     from envs import load_task
     from harness.run import run
 
-    task = load_task(config.task, config.data_dir, config.collect_episodes)
+    task = load_task(config.task, config.data_dir, config.collect_episodes, config.in_memory)
     agent = ReBRAC(config, task.observation_dim, task.action_dim)
     return run(config, agent, task, restart)
 

@@ -1,0 +1,102 @@
+"""Where training diverged: the updates since the last good checkpoint, made again one at a time to the first bad one.
+
+A run looks at its numbers at log points and checkpoints only, because every look waits for the device. When one is not
+finite, the update that made it lies up to an interval back; `find` repeats them with a new agent and looks each time.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+import torch
+from tqdm import tqdm
+
+from envs.dataset import Dataset
+from envs.files import write_text
+from harness.run_folder import algorithm_name, read_checkpoint
+
+REPORT_FILE = "divergence.json"
+LARGEST = 5  # gradients and parameters that the report names
+
+
+def values_not_finite(agent: torch.nn.Module, metrics: Dict[str, Any]) -> List[str]:
+    """`<name> is <value>` of the metrics, or else of the tensors of the agent's state, that are NaN or infinite.
+
+    The metrics of an update are those before its step: where a gradient overflows, the parameters show it. And where
+    only its square does, Adam's second moment does, with which the parameters never move again.
+    """
+    values = {name: float(metric) for name, metric in metrics.items()}
+    bad = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
+    if bad:
+        return bad
+    tensors = _float_tensors(agent.state_dict())
+    if not tensors:
+        return []
+    largest = torch.stack([norm.float() for norm in torch._foreach_norm(list(tensors.values()), math.inf)]).tolist()
+    return [f"{name} holds {value}" for name, value in zip(tensors, largest, strict=True) if not math.isfinite(value)]
+
+
+def find(
+    config: Any, agent: torch.nn.Module, dataset: Dataset, batches: torch.Generator, folder: Path, last_step: int
+) -> Optional[dict]:
+    """Repeats the updates from the checkpoint in `folder`, or from the beginning, to the first with a bad number.
+
+    agent: any of the run's class, its state is not used; batches: the run's generator at its beginning; last_step: how
+    many updates the run had made. Returns the report, which is also written to divergence.json: `update` (counted from
+    1), its minibatch as `transitions` (numbers in the data set) and `rows`, what is `not_finite`, all `metrics`, and
+    the largest norms of gradients and of parameters before the update. None where all numbers stay finite: where a GPU
+    rounds otherwise, or the checkpoint comes from another kind of device.
+    """
+    fresh = type(agent)(config, agent.observation_dim, agent.action_dim).to(dataset.observations.device)
+    path, first = folder / "checkpoint.pt", 0
+    if path.exists():
+        checkpoint = read_checkpoint(path, algorithm_name(config))
+        if checkpoint["loop"]["device"] != dataset.observations.device.type:
+            return None
+        first = checkpoint["loop"]["step"]
+        fresh.load_state_dict(checkpoint["agent"])
+        batches.set_state(checkpoint["loop"]["batches"])
+    for step in tqdm(range(first, last_step), desc="looking for the divergence", unit="update", disable=None):
+        before = _largest({name: parameter.detach() for name, parameter in fresh.named_parameters()})
+        transitions = dataset.draw(config.batch_size, batches)
+        metrics = fresh.update(dataset.take(transitions, fresh.batch_fields))
+        bad = values_not_finite(fresh, metrics)
+        if bad:
+            gradients = {name: p.grad for name, p in fresh.named_parameters() if p.grad is not None}
+            report = {
+                "update": step + 1,
+                "repeated_from": first,
+                "not_finite": bad,
+                "metrics": {name: _plain(float(metric)) for name, metric in metrics.items()},
+                "largest_gradients": _largest(gradients),
+                "largest_parameters_before": before,
+                "transitions": transitions.tolist(),
+                "rows": dataset.valid[transitions].tolist(),
+            }
+            write_text(folder / REPORT_FILE, json.dumps(report, indent=2) + "\n")
+            return report
+    return None
+
+
+def _float_tensors(state: Any, name: str = "") -> Dict[str, torch.Tensor]:
+    """The tensors of floating point in a nested state, by their place in it."""
+    if isinstance(state, torch.Tensor):
+        return {name: state} if state.is_floating_point() and state.numel() else {}
+    parts = state.items() if isinstance(state, dict) else enumerate(state) if isinstance(state, (list, tuple)) else ()
+    found: Dict[str, torch.Tensor] = {}
+    for key, part in parts:
+        found |= _float_tensors(part, f"{name}/{key}" if name else str(key))
+    return found
+
+
+def _plain(value: float) -> Any:
+    """A number as JSON has it, which knows no NaN: those as text."""
+    return value if math.isfinite(value) else str(value)
+
+
+def _largest(tensors: Dict[str, torch.Tensor]) -> Dict[str, Any]:
+    """The norms of those with the largest; NaN counts as the largest."""
+    norms = torch.stack(torch._foreach_norm(list(tensors.values()))).tolist()
+    ordered = sorted(zip(tensors, norms, strict=True), key=lambda item: -item[1] if item[1] == item[1] else -math.inf)
+    return {name: _plain(norm) for name, norm in ordered[:LARGEST]}
