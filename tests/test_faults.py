@@ -1,0 +1,323 @@
+"""Faults of the machine and of others' code, one test for each: what happens, and that nothing is lost."""
+
+import dataclasses
+import errno
+import functools
+import json
+import os
+import re
+import resource
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from algorithms.dipole import DIPOLE
+from envs.errors import UserError
+from envs.task import file_sha256
+from harness import evaluation
+from harness.command_line import exit_on_user_error
+from harness.devices import seeded_generator
+from harness.evaluation import EnvironmentFailure, EnvironmentProcesses, Evaluator, evaluate
+from harness.loop import BATCH_STREAM
+from harness.run import run
+from harness.run_folder import CsvLog, run_path
+from tests.test_evaluation import SEED, Agent, RandomWalk, same
+from tests.test_run import assert_same_end, checkpoint_of, rows_of, without_times
+from tests.toy import toy_task
+from tests.toy_run import toy_config, toy_run
+
+# ---- the disk ----
+
+
+@pytest.fixture
+def file_limit():
+    """A function that bounds the size of every file this process writes; lifted at the end."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_during_a_checkpoint_keeps_the_last_one(tmp_path, monkeypatch, file_limit):
+    """Torch's own writer meets the limit (an error of its own, no OSError); then the run ends as an undisturbed one."""
+    straight, full = toy_config(tmp_path / "straight"), toy_config(tmp_path / "full")
+    toy_run(straight)
+    save = torch.save
+
+    def save_to_full_disk(checkpoint, path):
+        if checkpoint["loop"]["step"] == 40:
+            file_limit(4096)
+        save(checkpoint, path)
+
+    monkeypatch.setattr(torch, "save", save_to_full_disk)
+    with pytest.raises(UserError, match="checkpoint.pt: cannot be written .*the same command continues") as caught:
+        toy_run(full)
+    assert "\n" not in str(caught.value)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    monkeypatch.undo()
+    assert checkpoint_of(full)["loop"]["step"] == 20
+    assert not [path for path in run_path(full).iterdir() if path.suffix == ".tmp"]
+    toy_run(full)
+    assert_same_end(straight, full)
+
+
+def test_a_full_disk_during_a_csv_row_leaves_a_readable_log(tmp_path, monkeypatch, capsys):
+    straight, full = toy_config(tmp_path / "straight"), toy_config(tmp_path / "full")
+    toy_run(straight)
+    append = CsvLog.append
+
+    def append_half(log, row):
+        if row["step"] == 35:
+            with open(log.path, "a") as file:
+                file.write("35,0.1")
+            raise OSError(errno.ENOSPC, "No space left on device", str(log.path))
+        append(log, row)
+
+    monkeypatch.setattr(CsvLog, "append", append_half)
+    with pytest.raises(SystemExit) as exit, exit_on_user_error():
+        toy_run(full)
+    assert exit.value.code == 2
+    assert capsys.readouterr().err.endswith(
+        "train.csv: No space left on device; make room and give the same command again\n"
+    )
+    monkeypatch.undo()
+    toy_run(full)
+    assert_same_end(straight, full)
+    for name in ("train.csv", "eval.csv"):
+        assert without_times(rows_of(run_path(straight) / name)) == without_times(rows_of(run_path(full) / name))
+
+
+def test_a_read_only_run_folder_is_refused_before_training(tmp_path, monkeypatch):
+    access = os.access  # tests run as root, who may write everywhere
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK and access(path, mode))
+    with pytest.raises(UserError, match="cannot be written to; change its permissions or set run_dir elsewhere"):
+        toy_run(toy_config(tmp_path))
+    assert not list(run_path(toy_config(tmp_path)).iterdir())
+
+
+def test_a_changed_data_file_is_refused_at_resume(tmp_path):
+    data, config = tmp_path / "data.bin", toy_config(tmp_path)
+    data.write_bytes(b"0123456789")
+
+    def train():
+        identity = toy_task().identity | {"path": str(data), "sha256": file_sha256(data)[0]}
+        task = dataclasses.replace(toy_task(), identity=identity)
+        return run(config, DIPOLE(config, task.observation_dim, task.action_dim), task)
+
+    train()
+    (run_path(config) / "result.json").unlink()
+    data.write_bytes(b"0123456788")
+    with pytest.raises(UserError, match="data.bin: the data set has changed since this run began"):
+        train()
+
+
+# ---- numbers ----
+
+
+class Diverging(DIPOLE):
+    """Its value network's bias jumps to infinity in the update with the number `config.seed`."""
+
+    updates = 0
+
+    def update(self, batch):
+        self.updates += 1
+        if self.updates == 27:
+            with torch.no_grad():
+                self.value.biases[-1].fill_(float("inf"))
+        return super().update(batch)
+
+
+class DivergingByData(DIPOLE):
+    """Overflows in an update whose minibatch holds the observation `bad`."""
+
+    def update(self, batch):
+        scale = torch.where(batch["observations"][:, 0] == self.bad, 1e30, 1.0)
+        return super().update(batch | {"rewards": batch["rewards"] * scale})
+
+
+def diverge(agent_class, **changes) -> tuple:
+    config = toy_config(**changes)
+    task = toy_task()
+    with pytest.raises(UserError, match="learning_rate") as caught:
+        run(config, agent_class(config, task.observation_dim, task.action_dim), task)
+    assert "\n" not in str(caught.value)
+    return config, str(caught.value)
+
+
+def test_a_divergence_is_traced_to_its_update_and_minibatch(tmp_path, monkeypatch):
+    """The loss of one transition overflows; the report names the update, its minibatch and the term."""
+    dataset, batches = toy_task().dataset, seeded_generator(torch.device("cpu"), 0, BATCH_STREAM)
+    draws = [dataset.draw(8, batches) for _ in range(60)]
+    seen, update = set(draws[0].tolist()), 27
+    for draw in draws[1 : update - 1]:
+        seen |= set(draw.tolist())
+    bad = next(number for number in draws[update - 1].tolist() if number not in seen)
+    monkeypatch.setattr(DivergingByData, "bad", dataset.take(torch.tensor([bad]))["observations"][0, 0], raising=False)
+    config, message = diverge(DivergingByData, run_dir=tmp_path, log_interval=30, checkpoint_interval=10)
+    report = json.loads((run_path(config) / "divergence.json").read_text())
+    assert checkpoint_of(config)["loop"]["step"] == report["repeated_from"] == 20
+    assert report["update"] == update and report["transitions"] == draws[update - 1].tolist()
+    assert report["rows"] == dataset.valid[draws[update - 1]].tolist()
+    assert report["not_finite"][0] == "critic/loss is inf" and report["metrics"]["critic/loss"] == "inf"
+    assert len(report["largest_gradients"]) == len(report["largest_parameters_before"]) == 5
+    assert "after 30 updates; it began in update 27 with critic/loss is inf, see " in message
+    state = checkpoint_of(config)["agent"]["networks"]
+    assert all(torch.isfinite(tensor).all() for tensor in state.values())
+
+
+def test_a_divergence_that_does_not_repeat_is_still_refused(tmp_path):
+    """Its cause is outside the checkpoint: the run stops all the same, before anything is evaluated or saved."""
+    config, message = diverge(Diverging, run_dir=tmp_path, log_interval=60, checkpoint_interval=20, eval_interval=30)
+    assert "could not be repeated" in message and "after 30 updates" in message
+    assert checkpoint_of(config)["loop"]["step"] == 20
+    assert not (run_path(config) / "eval.csv").exists()
+
+
+# ---- environments in processes ----
+
+
+class Faulty(RandomWalk):
+    """Does what the file `marker` says, once if it can remove the file, in the third step of an episode."""
+
+    def __init__(self, marker: Path, seeds: tuple):
+        self.marker, self.seeds = marker, seeds
+
+    def step(self, action):
+        if self.seed in self.seeds and self.time == 2 and self.marker.exists():
+            fault, times = self.marker.read_text().split()
+            if int(times) > 1:
+                self.marker.write_text(f"{fault} {int(times) - 1}")
+            else:
+                self.marker.unlink()
+            if fault == "dies":
+                os._exit(11)
+            elif fault == "hangs":
+                time.sleep(3600)
+            raise ZeroDivisionError(fault)
+        return super().step(action)
+
+
+def test_a_process_that_dies_or_hangs_is_replaced_and_its_episodes_repeated(tmp_path, monkeypatch, capsys):
+    """Bit-equal to an undisturbed evaluation; the second failure of an episode is the end."""
+    marker = tmp_path / "marker"
+    expected = evaluate(Agent(), RandomWalk, 7, SEED, environments=4)
+    seeds = tuple(SEED + int(episode) for episode in np.flatnonzero(expected.lengths > 3))
+    make_env = functools.partial(Faulty, marker, seeds)
+    restart = EnvironmentProcesses._restart
+
+    def restart_with_time(processes, owner):  # a new process needs seconds for its imports, an answer does not
+        processes.seconds_to_answer = 600.0
+        restart(processes, owner)
+
+    with Evaluator(make_env, environments=4, workers=1) as evaluator:
+        assert same(evaluator.evaluate(Agent(), 7, SEED), expected)
+        marker.write_text("dies 1")
+        disturbed = evaluator.evaluate(Agent(), 7, SEED)
+        assert same(disturbed, expected) and disturbed.restarts == 1 and not marker.exists()
+        warning = capsys.readouterr().err
+        assert "ended (exit code 11)" in warning and "environments-0 is restarted" in warning
+        assert f"seeds [{seeds[0]}] are repeated (restart 1)" in warning
+        monkeypatch.setattr(EnvironmentProcesses, "_restart", restart_with_time)
+        marker.write_text("hangs 1")
+        evaluator.rows.seconds_to_answer = 1.0
+        disturbed = evaluator.evaluate(Agent(), 7, SEED)
+        assert same(disturbed, expected) and disturbed.restarts == 1 and evaluator.rows.restarts == 2
+        assert "gave no answer for 1 s" in capsys.readouterr().err
+        marker.write_text("raises 2")
+        with pytest.raises(EnvironmentFailure, match=rf"twice: .*seed {seeds[0]} failed"):
+            evaluator.evaluate(Agent(), 7, SEED)
+        assert not marker.exists()
+
+
+class Unseeded(Faulty):
+    """Other observations at each call: a failure of it cannot be repaired by repeating."""
+
+    def step(self, action):
+        observation, *rest = super().step(action)
+        return observation + time.time(), *rest
+
+
+@pytest.mark.slow  # two processes of their own
+def test_an_episode_that_does_not_repeat_is_never_continued(tmp_path):
+    marker = tmp_path / "marker"
+    marker.write_text("dies 1")
+    make_env = functools.partial(Unseeded, marker, tuple(range(SEED, SEED + 9)))
+    with pytest.raises(EnvironmentFailure, match="could not be repeated after a failure"):
+        evaluate(Agent(), make_env, 4, SEED, environments=4, workers=1)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate\n20 GiB"),
+        MemoryError("Unable to allocate 7 TiB"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_out_of_memory_in_an_evaluation_is_one_sentence_after_the_checkpoint(tmp_path, monkeypatch, error):
+    straight, config = toy_config(tmp_path / "straight"), toy_config(tmp_path / "short")
+    toy_run(straight)
+    act = DIPOLE.act
+
+    def act_or_fail(agent, observations, **options):
+        if checkpoint_of(config)["loop"]["step"] == 40:
+            raise error
+        return act(agent, observations, **options)
+
+    monkeypatch.setattr(DIPOLE, "act", act_or_fail)
+    with pytest.raises(UserError, match="out of memory with 3 environments .*lower eval_environments") as caught:
+        toy_run(config)
+    assert "\n" not in str(caught.value)
+    assert checkpoint_of(config)["loop"]["step"] == 40
+    monkeypatch.undo()
+    toy_run(config)
+    assert_same_end(straight, config)
+
+
+class Greedy(RandomWalk):
+    def reset(self, **options):
+        raise MemoryError("no room")
+
+
+def test_out_of_memory_in_an_environment_is_one_sentence():
+    with pytest.raises(UserError, match=r"out of memory with 2 environments at a time \(no room\); lower"):
+        evaluate(Agent(), Greedy, 2, SEED)
+
+
+# ---- the clock ----
+
+
+def test_a_clock_that_goes_backwards_changes_nothing(tmp_path, monkeypatch):
+    straight, config = toy_config(tmp_path / "straight"), toy_config(tmp_path / "backwards")
+    toy_run(straight)
+    now = iter(range(10**9, 0, -1000))
+    monkeypatch.setattr(time, "time", lambda: float(next(now)))
+    toy_run(config)
+    assert_same_end(straight, config)
+    rows = rows_of(run_path(config) / "train.csv")
+    assert all(float(row["updates_per_second"]) > 0 for row in rows)
+    seconds = [float(row["seconds"]) for row in rows]
+    assert seconds == sorted(seconds)
+    assert evaluate(Agent(), RandomWalk, 2, SEED).steps_per_second > 0
+
+
+def test_durations_are_of_the_clock_that_cannot_go_backwards():
+    """perf_counter and monotonic never do (PEP 418); time.time does when a machine corrects its clock."""
+    root = Path(evaluation.__file__).parents[1]
+    sources = [path for folder in ("harness", "algorithms") for path in (root / folder).rglob("*.py")]
+    assert len(sources) > 20
+    # preparation.py measures how long a process takes to start, between the clocks of two processes.
+    assert [path.name for path in sources if "time.time()" in path.read_text()] in ([], ["preparation.py"])
+
+
+# ---- the documentation ----
+
+
+def test_every_promise_names_a_test_that_exists():
+    root = Path(evaluation.__file__).parents[1]
+    named = re.findall(r"`(tests/\w+\.py)::(\w+)`", (root / "docs" / "reliability.md").read_text())
+    assert len(named) > 40
+    for path, name in named:
+        assert f"\ndef {name}(" in (root / path).read_text(), f"{path}::{name}"
