@@ -1,0 +1,267 @@
+"""Trains the runs that a matrix file lists, side by side on this machine, and writes one report of them.
+
+    python -m harness.compare --config configs/compare/quickstart.yaml
+
+Everything is checked before the first run starts. The same command continues what was stopped or failed and leaves
+finished runs alone. docs/comparisons.md describes the file and what is written where.
+"""
+
+import argparse
+import contextlib
+import fcntl
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, NoReturn, Optional, Sequence
+
+import yaml
+
+from envs.errors import UserError
+from envs.files import make_folder, write_text
+from harness.command_line import exit_on_user_error
+from harness.devices import choose_device
+from harness.live_table import LiveTable
+from harness.matrix import Comparison, PlannedRun, load_comparison, noting, problem_list, read_matrix
+from harness.planned_run import is_complete
+from harness.preparation import check_data, estimate_table, estimates, planned_problems
+from harness.ray_workers import Resources, run_on_ray, slots_on
+from harness.run_folder import remove_run
+from harness.workers import ERROR, FAILED, Slot, cores, cpu_slots, gpu_slots, run_locally, visible_gpus
+
+SWEEP_FILE = "wandb_sweep.yaml"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"command line: {message}; --help lists the flags")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's flags."""
+    flags = _Parser(
+        prog="python -m harness.compare",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    flags.add_argument(
+        "--config", metavar="FILE", required=True, help="the matrix, e.g. configs/compare/quickstart.yaml"
+    )
+    flags.add_argument("--run_dir", metavar="FOLDER", help="in place of the matrix's; shared storage for many machines")
+    flags.add_argument("--workers", type=int, help="runs at a time (default: as many as the cores or GPUs hold)")
+    flags.add_argument(
+        "--gpu_memory_per_run", type=float, metavar="GB", help="several runs per GPU by this budget (default: one)"
+    )
+    flags.add_argument("--ray", metavar="ADDRESS", help="run on this Ray cluster (host:port, or auto) instead of here")
+    flags.add_argument("--cpus_per_run", type=float, help="with --ray: cores of a run (default: 1)")
+    flags.add_argument("--gpus_per_run", type=float, help="with --ray: GPUs of a run, e.g. 0.25 (default: 0)")
+    flags.add_argument(
+        "--allow_mixed", action="store_true", help="mark runs of different protocols, do not refuse them"
+    )
+    what = flags.add_mutually_exclusive_group()
+    what.add_argument("--check", action="store_true", help="check everything, print the estimated time and stop")
+    what.add_argument("--report_only", action="store_true", help="write the report of the runs as they are")
+    what.add_argument(
+        "--restart", nargs="*", metavar="LABEL", help="first delete the runs of these labels (none given: all)"
+    )
+    what.add_argument("--only", metavar="LABEL/TASK/seed_N", help="complete this one run, without a report")
+    what.add_argument("--wandb_sweep", action="store_true", help=f"write {SWEEP_FILE} for W&B's agents and stop")
+    return flags
+
+
+# ---- Checking ----
+
+
+def checked(options: argparse.Namespace) -> Comparison:
+    """The comparison, when nothing is wrong with it; prints its data sets and the time that it will take.
+
+    Raises one UserError that lists every problem.
+    """
+    comparison, problems = read_matrix(options.config, options.run_dir)
+    if comparison is None or not comparison.runs:
+        raise problem_list(options.config, problems or [f"{options.config}: asks for no run"])
+    problems += planned_problems(comparison, options.allow_mixed)
+    slots: List[Slot] = []
+    with noting(problems):
+        check_writable(comparison.out)
+        slots = ray_slots(comparison, options) if options.ray else slots_of(comparison, options)
+    if options.restart is not None and not problems:
+        restart(comparison, options.restart)
+    threads = int(slots[0]["OMP_NUM_THREADS"]) if slots else 1
+    data_problems, lines, costs = check_data(comparison, threads)
+    if problems + data_problems:
+        raise problem_list(options.config, problems + data_problems)
+    print(f"{comparison.name}: {len(comparison.runs)} runs, {len(comparison.rows)} rows of the report, nothing wrong")
+    print(*lines, sep="\n")
+    options.slots, options.estimates = slots, estimates(comparison, costs)
+    if options.estimates:
+        print(f"\n{estimate_table(comparison, options.estimates, costs, len(slots))}\n", flush=True)
+    return comparison
+
+
+def check_writable(folder: Path) -> None:
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise UserError(f"{folder}: cannot be written to; set run_dir elsewhere")
+
+
+def slots_of(comparison: Comparison, options: argparse.Namespace) -> List[Slot]:
+    """A place for each run that is to be at work at a time."""
+    if options.cpus_per_run is not None or options.gpus_per_run is not None:
+        raise UserError(
+            "command line: --cpus_per_run and --gpus_per_run are for --ray ADDRESS, add it or use --workers"
+        )
+    if options.workers is not None and options.workers < 1:
+        raise UserError(f"command line: --workers is {options.workers}, it must be at least 1")
+    if options.gpu_memory_per_run is not None and options.gpu_memory_per_run <= 0:
+        raise UserError(f"command line: --gpu_memory_per_run is {options.gpu_memory_per_run:g}, it must be above 0")
+    workers = options.workers or max(1, cores() // max(1, *(run.config.threads for run in comparison.runs)))
+    workers = min(workers, len(comparison.runs))
+    if any(choose_device(run.config.device).type == "cuda" for run in comparison.runs):
+        return gpu_slots(workers, visible_gpus(), options.gpu_memory_per_run)
+    return cpu_slots(workers)
+
+
+def ray_slots(comparison: Comparison, options: argparse.Namespace) -> List[Slot]:
+    """A place for each run that the Ray cluster holds at a time."""
+    if options.workers is not None or options.gpu_memory_per_run is not None:
+        raise UserError(
+            "command line: --workers and --gpu_memory_per_run are for this machine, leave them out with --ray"
+        )
+    return slots_on(options.ray, resources_of(options), comparison.out)
+
+
+def resources_of(options: argparse.Namespace) -> Resources:
+    cpus, gpus = options.cpus_per_run, options.gpus_per_run
+    return Resources(1.0 if cpus is None else cpus, 0.0 if gpus is None else gpus)
+
+
+def restart(comparison: Comparison, labels: Sequence[str]) -> None:
+    known = [variant.label for variant in comparison.variants()]
+    for label in labels:
+        if label not in known:
+            raise UserError(f"command line: --restart {label}: no variant has this label, choose of {', '.join(known)}")
+    for run in comparison.runs:
+        if (not labels or run.variant.label in labels) and run.folder.exists():
+            remove_run(run.config)
+
+
+# ---- Running ----
+
+
+def run_all(comparison: Comparison, options: argparse.Namespace) -> int:
+    """Works on everything that is not complete; returns the exit code: 1 where a run failed, 128 + n after signal n."""
+    todo = in_order(comparison)
+    if not todo:
+        print("all runs are complete")
+        return 0
+    with only_one(comparison), LiveTable(todo, len(options.slots), options.estimates) as table:
+        shutil.copyfile(comparison.path, comparison.out / "comparison.yaml")
+        if options.ray:
+            states, signal_number = run_on_ray(
+                comparison, todo, options.ray, resources_of(options), options.slots[0], table.show
+            )
+        else:
+            states, signal_number = run_locally(comparison, todo, options.slots, table.show)
+    return exit_code(todo, states, signal_number)
+
+
+def in_order(comparison: Comparison) -> List[PlannedRun]:
+    """The runs that are not complete: every variant's first seed on all tasks, then the second seeds, and so on."""
+    seeds = {seed: place for place, seed in enumerate(comparison.seeds)}
+    todo = [run for run in comparison.runs if not is_complete(run, comparison.cells(run))]
+    return sorted(todo, key=lambda run: seeds[run.seed])
+
+
+def exit_code(runs: Sequence[PlannedRun], states: Dict[str, str], signal_number: int) -> int:
+    failed = [run for run in runs if states[run.name] == FAILED]
+    for run in failed:
+        last = (run.folder / ERROR).read_text(encoding="utf-8").strip().splitlines()[-1]
+        print(f"failed: {run.name}: {last} ({run.folder / ERROR})")
+    if signal_number:
+        print("stopped; the same command continues from here")
+        return 128 + signal_number
+    return 1 if failed else 0
+
+
+@contextlib.contextmanager
+def only_one(comparison: Comparison) -> Iterator[None]:
+    """Keeps a second command from the comparison's folder. Raises UserError where there is one."""
+    make_folder(comparison.out, "run_dir")
+    with open(comparison.out / "lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(f"{comparison.out}: another harness.compare works here; wait for it or stop it") from error
+        yield
+
+
+def run_one(comparison: Comparison, name: str) -> int:
+    """Completes the run of that name; returns the exit code."""
+    run = comparison.run_named(name)
+    if is_complete(run, comparison.cells(run)):
+        print(f"{run.folder}: complete, nothing to do")
+        return 0
+    with LiveTable([run], 1, {}) as table:
+        states, signal_number = run_locally(comparison, [run], [{}], table.show)
+    return exit_code([run], states, signal_number)
+
+
+def write_sweep(comparison: Comparison) -> Path:
+    """Writes a W&B sweep whose runs are the comparison's: a grid over one parameter, the run's name."""
+    run_dir = comparison.out.parents[1]
+    sweep = {
+        "name": comparison.name,
+        "description": comparison.description,
+        "project": comparison.runs[0].config.wandb_project,
+        "program": "harness/compare.py",
+        "method": "grid",
+        "parameters": {"only": {"values": [run.name for run in comparison.runs]}},
+        "command": ["${env}", "${interpreter}", "-m", "harness.compare"]
+        + ["--config", str(comparison.path), "--run_dir", str(run_dir), "${args}"],
+    }
+    make_folder(comparison.out, "run_dir")
+    path = comparison.out / SWEEP_FILE
+    write_text(path, yaml.safe_dump(sweep, sort_keys=False, allow_unicode=True, width=1_000))
+    return path
+
+
+# ---- The command ----
+
+
+def report(comparison: Comparison, allow_mixed: bool) -> None:
+    from harness.report import write_report  # here: plotting is not needed while runs are at work
+
+    for path in write_report(comparison, comparison.out, allow_mixed):
+        print(f"written: {path}")
+
+
+def compare(argv: Optional[Sequence[str]] = None) -> int:
+    """`main` without the handling of the user's errors; returns the exit code. Raises UserError."""
+    options: Any = parser().parse_args(argv)
+    if options.report_only:
+        report(load_comparison(options.config, options.run_dir), options.allow_mixed)
+        return 0
+    if options.only:
+        return run_one(load_comparison(options.config, options.run_dir), options.only)
+    if options.wandb_sweep:
+        path = write_sweep(load_comparison(options.config, options.run_dir))
+        print(f"written: {path}\nwandb sweep {path}    # prints the command of the agents, to be run in this folder")
+        return 0
+    comparison = checked(options)
+    if options.check:
+        return 0
+    code = run_all(comparison, options)
+    if code <= 1:
+        report(comparison, options.allow_mixed)
+    return code
+
+
+def main() -> None:
+    with exit_on_user_error():
+        sys.exit(compare())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,207 @@
+"""Runs of a comparison as processes of this machine: one run each, with its own share of the cores and GPUs.
+
+A process that crashes or is killed ends its own run only. What it prints goes to the run's log.txt; where it fails, the
+last lines of that stand in error.txt until a later attempt succeeds.
+"""
+
+import datetime
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
+
+import torch
+
+from envs.errors import UserError
+from envs.files import make_folder, write_text
+from harness.matrix import Comparison, PlannedRun
+
+ROOT = Path(__file__).resolve().parents[1]
+LOG, ERROR = "log.txt", "error.txt"
+ERROR_LINES = 30
+POLL_SECONDS = 0.5
+WAITING, RUNNING, FINISHED, FAILED, STOPPED = STATES = ("waiting", "running", "finished", "failed", "stopped")
+Slot = Dict[str, str]  # environment variables of the processes that take this place one after another
+
+
+class Attempt:
+    """One process that works on a run, from wherever its folder stands."""
+
+    def __init__(self, run: PlannedRun, cells: List[Dict[str, Any]], environment: Mapping[str, str]):
+        """Starts it with these environment variables beside the caller's."""
+        self.run, self.asked_to_stop = run, False
+        make_folder(run.folder, "run_dir")
+        command = [sys.executable, "-m", "harness.planned_run", run.name]
+        with open(run.folder / LOG, "a", encoding="utf-8") as log:
+            log.write(f"==== {datetime.datetime.now():%Y-%m-%d %H:%M:%S} {run.name}\n")
+            log.flush()
+            self.log_start = log.tell()
+            # A session of its own: Ctrl-C in the terminal reaches the starter only, which then stops the run once.
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **environment, "PYTHONUNBUFFERED": "1", "PYTHONPATH": _import_path()},
+                start_new_session=True,
+            )
+        self.process.stdin.write(pickle.dumps((run, cells)))
+        self.process.stdin.flush()  # stays open: its end is the sign that this process is gone
+
+    def poll(self) -> str:
+        """RUNNING, or how it ended; then error.txt is written or removed."""
+        code = self.process.poll()
+        if code is None:
+            return RUNNING
+        self.process.stdin.close()
+        error = self.run.folder / ERROR
+        if code == 0:
+            error.unlink(missing_ok=True)
+            return FINISHED
+        if self.asked_to_stop:
+            return STOPPED
+        # Summaries show the last line: what the run itself said, or which signal ended it before it could say anything.
+        parts = [f"{_ended(code)}; the last lines of {LOG}:", self._last_lines()]
+        write_text(error, "\n\n".join(parts if code > 0 else [*parts, _ended(code)]) + "\n")
+        return FAILED
+
+    def wait(self) -> str:
+        self.process.wait()
+        return self.poll()
+
+    def stop(self) -> None:
+        """Asks for a checkpoint and the end; `poll` says when that has happened."""
+        self.asked_to_stop = True
+        self.process.terminate()
+
+    def kill(self) -> None:
+        self.asked_to_stop = True
+        self.process.kill()
+
+    def _last_lines(self) -> str:
+        with open(self.run.folder / LOG, encoding="utf-8", errors="replace") as log:
+            log.seek(self.log_start)
+            lines = deque((line.rstrip() for line in log), maxlen=ERROR_LINES)
+        return "\n".join(line for line in lines if line)
+
+
+def _import_path() -> str:
+    """PYTHONPATH with this repository first; the folder that the command was given in stays the run's."""
+    return os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+
+
+def _ended(code: int) -> str:
+    if code >= 0:
+        return f"the process ended with exit code {code}"
+    hint = " (often: out of memory)" if -code == signal.SIGKILL else ""
+    return f"the process was ended by signal {signal.Signals(-code).name}{hint}"
+
+
+def environment_of(comparison: Comparison) -> Dict[str, str]:
+    """Environment variables of all runs of a comparison, wherever they run."""
+    return {"WANDB_RUN_GROUP": comparison.name}
+
+
+# ---- Places ----
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def cpu_slots(workers: int, available: Optional[int] = None) -> List[Slot]:
+    """A place per worker, each with its share of the cores."""
+    threads = max(1, (available or cores()) // workers)
+    return [{"OMP_NUM_THREADS": str(threads)} for _ in range(workers)]
+
+
+def gpu_slots(workers: int, gpus: Sequence[Tuple[str, float]], gigabytes_per_run: Optional[float]) -> List[Slot]:
+    """At most `workers` places on GPUs (identifier, gigabytes), dealt round robin; one per GPU without a budget.
+
+    Raises UserError where no GPU holds one run.
+    """
+    room = {name: 1 if gigabytes_per_run is None else int(size // gigabytes_per_run) for name, size in gpus}
+    if not any(room.values()):
+        largest = max(size for _, size in gpus)
+        raise UserError(
+            f"command line: --gpu_memory_per_run is {gigabytes_per_run:g}, and the largest GPU has {largest:.1f} GB"
+        )
+    rounds = range(max(room.values()))
+    places = [name for turn in rounds for name in room if turn < room[name]][:workers]
+    return [slot | {"CUDA_VISIBLE_DEVICES": name} for slot, name in zip(cpu_slots(len(places)), places, strict=True)]
+
+
+def visible_gpus() -> List[Tuple[str, float]]:
+    """(identifier for CUDA_VISIBLE_DEVICES, gigabytes) of the GPUs that this process may use."""
+    sizes = [torch.cuda.get_device_properties(i).total_memory / 1e9 for i in range(torch.cuda.device_count())]
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = listed.split(",") if listed else [str(index) for index in range(len(sizes))]
+    return list(zip(names[: len(sizes)], sizes, strict=True))
+
+
+# ---- Running ----
+
+
+class Stopping:
+    """Notes SIGINT and SIGTERM while runs are at work."""
+
+    def __init__(self) -> None:
+        self.received: List[int] = []
+
+    def __enter__(self) -> "Stopping":
+        self.previous = {
+            number: signal.signal(number, lambda number, frame: self.received.append(number))
+            for number in (signal.SIGINT, signal.SIGTERM)
+        }
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+
+def run_locally(
+    comparison: Comparison,
+    runs: Sequence[PlannedRun],
+    slots: Sequence[Slot],
+    show: Callable[[Dict[str, str]], None],
+) -> Tuple[Dict[str, str], int]:
+    """Works on the runs, in their order, until all ended or a signal came; returns their states and that signal (0).
+
+    `show` is called with the states by name about twice a second. At SIGINT or SIGTERM the runs write checkpoints; a
+    second one kills them.
+    """
+    states = {run.name: WAITING for run in runs}
+    waiting = deque(runs)
+    attempts: List[Optional[Attempt]] = [None] * len(slots)
+    with Stopping() as stopping:
+        while True:
+            for index, attempt in enumerate(attempts):
+                if attempt is not None:
+                    states[attempt.run.name] = attempt.poll()
+                    if states[attempt.run.name] != RUNNING:
+                        attempts[index] = attempt = None
+                if attempt is None and waiting and not stopping.received:
+                    run = waiting.popleft()
+                    attempts[index] = Attempt(run, comparison.cells(run), environment_of(comparison) | slots[index])
+                    states[run.name] = RUNNING
+            _pass_on(stopping.received, [attempt for attempt in attempts if attempt is not None])
+            show(states)
+            if not any(attempts):
+                break
+            time.sleep(POLL_SECONDS)
+    return states, stopping.received[0] if stopping.received else 0
+
+
+def _pass_on(received: Sequence[int], attempts: Sequence[Attempt]) -> None:
+    for attempt in attempts:
+        if len(received) > 1:
+            attempt.kill()
+        elif received and not attempt.asked_to_stop:
+            attempt.stop()

@@ -1,0 +1,326 @@
+"""Comparisons: the checks before the first run, runs in processes of their own, re-evaluations, places, tables."""
+
+import dataclasses
+import json
+import os
+import re
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from rich.console import Console
+
+from envs.errors import UserError
+from harness import planned_run, preparation, run_folder
+from harness.compare import checked, compare, in_order, only_one, parser, write_sweep
+from harness.live_table import LiveTable, duration
+from harness.matrix import load_comparison, read_reevaluation
+from harness.planned_run import complete_run, is_complete, missing_cells
+from harness.preparation import Cost, estimates, inspect_data, planned_problems, total_time
+from harness.progress import read_progress
+from harness.weights_and_biases import WandbLog
+from harness.workers import FAILED, FINISHED, RUNNING, WAITING, Attempt, cpu_slots, environment_of, gpu_slots
+from tests.toy import toy_task
+
+SMALL = (
+    "{threads: 1, offline_steps: 20, eval_interval: 10, eval_episodes: 3, eval_environments: 3, log_interval: 5, "
+    "checkpoint_interval: 10, batch_size: 8, actor_hidden_dims: [8], value_hidden_dims: [8]}"
+)
+SINGLE = "{label: single, evaluation_of: dipole, act: {greediness: 0.0}}"
+
+
+def toy_comparison(folder: Path, *algorithms: str, seeds: str = "[0]", task: str = "toy/point", overrides: str = SMALL):
+    """A comparison of small runs below `folder`."""
+    for name in ("dipole", "iql", "fql"):
+        own = "flow_steps: 2\nnum_candidates: 2\ngreediness: 1.0\n" if name == "dipole" else ""
+        (folder / f"{name}.yaml").write_text(f"task: toy/point\n{own}")
+    entries = "\n".join(f"  - {entry}" for entry in algorithms)
+    (folder / "matrix.yaml").write_text(
+        f"name: toy\nconfig: {folder}/{{algorithm}}.yaml\nrun_dir: {folder}/runs\ntasks: {{toy: [{task}]}}\n"
+        f"seeds: {seeds}\noverrides: {overrides}\nnum_candidates: [1, 2]\nalgorithms:\n{entries}\n"
+    )
+    return load_comparison(folder / "matrix.yaml")
+
+
+@pytest.fixture
+def toy_data(monkeypatch):
+    """The toy task under every name."""
+    monkeypatch.setattr(planned_run, "load_task", lambda *arguments: toy_task())
+    monkeypatch.setattr(preparation, "load_task", lambda *arguments: toy_task())
+
+
+@pytest.fixture
+def finished(tmp_path, toy_data):
+    """(run, cells) of a comparison whose only run is complete."""
+    comparison = toy_comparison(tmp_path, "dipole", SINGLE)
+    (run,) = comparison.runs
+    complete_run(run, comparison.cells(run))
+    return run, comparison.cells(run)
+
+
+# ---- One run ----
+
+
+def test_a_run_ends_with_a_line_for_each_cell(finished):
+    run, cells = finished
+    assert is_complete(run, cells) and len(cells) == 4
+    lines = read_reevaluation(run.folder)
+    assert [{name: str(value) for name, value in cell.items()} for cell in cells] == [
+        {name: line[name] for name in cell} for cell, line in zip(cells, lines, strict=True)
+    ]
+    assert {line["episodes"] for line in lines} == {"3"}
+    assert [int(line["network_evaluations"]) for line in lines] == [2 * 2 * 2 + 4, 2 * 2, 2, 2 * 2 + 4]
+
+
+def test_own_cell_repeats_the_runs_score_on_the_same_episodes(finished):
+    run, cells = finished
+    scores = [float(line["score"]) for line in read_reevaluation(run.folder)]
+    assert scores[0] == json.loads((run.folder / "result.json").read_text())["score"]
+    assert len(set(scores)) > 1  # other options act otherwise
+
+
+def test_only_missing_cells_are_evaluated_again(finished):
+    run, cells = finished
+    path = run.folder / "reevaluation.csv"
+    kept = path.read_text().splitlines(keepends=True)
+    marked = kept[1].replace(",3,", ",33,")  # would be overwritten, if the cell were evaluated again
+    path.write_text("".join([kept[0], marked, *kept[2:-1]]))
+    assert missing_cells(run.folder, cells) == cells[-1:] and not is_complete(run, cells)
+    complete_run(run, cells)
+    assert path.read_text().replace("\r", "").splitlines() == [line.strip() for line in [kept[0], marked, *kept[2:]]]
+
+
+def test_a_newer_checkpoint_makes_all_cells_missing(finished):
+    run, cells = finished
+    later = (run.folder / "reevaluation.csv").stat().st_mtime + 10
+    os.utime(run.folder / "checkpoint.pt", (later, later))
+    assert missing_cells(run.folder, cells) == cells
+
+
+def test_restart_removes_every_file_of_a_comparisons_run(finished):
+    run, _ = finished
+    for name in ("log.txt", "error.txt"):
+        (run.folder / name).write_text("x")
+    run_folder.remove_run(run.config)
+    assert list(run.folder.iterdir()) == []
+
+
+def test_a_run_that_another_harness_began_is_refused_until_it_is_finished(tmp_path, finished, monkeypatch):
+    run, cells = finished
+    monkeypatch.setattr(run_folder, "HARNESS_VERSION", 2)
+    complete_run(run, cells)  # nothing is left to do
+    (run.folder / "result.json").unlink()
+    with pytest.raises(UserError, match="began under harness version 1, and this code is version 2"):
+        complete_run(run, cells)
+
+
+def test_a_failed_process_leaves_its_last_lines_until_a_later_one_succeeds(tmp_path):
+    data_dir = tmp_path / "nothing"
+    overrides = SMALL.replace("{", f"{{data_dir: {data_dir}, ")
+    comparison = toy_comparison(tmp_path, "iql", task="exorl/rnd/walker_walk", overrides=overrides)
+    (run,) = comparison.runs
+    attempt = Attempt(run, comparison.cells(run), {"OMP_NUM_THREADS": "1"})
+    assert attempt.wait() == FAILED
+    error = (run.folder / "error.txt").read_text()
+    assert "exit code 2" in error and f"no data for walker by rnd: looked for {data_dir}" in error
+    assert error.splitlines()[-1] in (run.folder / "log.txt").read_text()
+    attempt.process.returncode = 0
+    assert attempt.poll() == FINISHED and not (run.folder / "error.txt").exists()
+
+
+def test_a_killed_process_is_told_by_its_signal(finished):
+    run, cells = finished
+    attempt = Attempt(run, cells, {})
+    assert attempt.poll() == RUNNING
+    attempt.process.kill()
+    assert attempt.wait() == FAILED
+    error = (run.folder / "error.txt").read_text().splitlines()
+    assert error[-1] == "the process was ended by signal SIGKILL (often: out of memory)"
+
+
+def test_runs_are_grouped_by_comparison_in_wandb(finished, monkeypatch):
+    import wandb
+
+    run, _ = finished
+    monkeypatch.setattr(wandb, "init", lambda **options: options)
+    config = dataclasses.replace(run.config, wandb_mode="offline")
+    assert WandbLog(config, run.folder).run["group"] == "dipole"
+    for name, value in environment_of(toy_comparison(run.folder, "iql")).items():
+        monkeypatch.setenv(name, value)
+    assert WandbLog(config, run.folder).run["group"] == "toy"
+
+
+# ---- Before the first run ----
+
+
+def test_runs_of_one_task_that_differ_in_updates_are_refused_unless_allowed(tmp_path):
+    comparison = toy_comparison(tmp_path, "dipole", "{algorithm: iql, overrides: {offline_steps: 30}}")
+    (problem,) = planned_problems(comparison, allow_mixed=False)
+    assert "toy/point: the runs differ in offline_steps (20 of dipole; 30 of iql)" in problem
+    assert planned_problems(comparison, allow_mixed=True) == []
+
+
+def test_a_folder_of_another_config_is_a_problem(finished, tmp_path):
+    comparison = toy_comparison(tmp_path, "{algorithm: dipole, overrides: {discount: 0.5}}", "iql")
+    found = inspect_data(comparison.runs, [], 1, time.time())
+    assert [re.search(r"another (\w+)", problem)[1] for problem in found.problems] == ["discount"]
+    assert "toy/point: locally generated" in found.described
+
+
+def test_every_variant_is_measured(tmp_path, toy_data, monkeypatch):
+    monkeypatch.setattr(preparation, "MEASURED_SECONDS", 0.0)
+    comparison = toy_comparison(tmp_path, "dipole", SINGLE, "iql")
+    measured = [(run, comparison.cells(run)) for run in comparison.runs]
+    costs = inspect_data(comparison.runs, measured, 1, time.time()).costs
+    assert list(costs) == ["dipole", "iql"]
+    assert len(costs["dipole"].cells) == 4 and len(costs["iql"].cells) == 1
+    assert min(costs["dipole"].update, *costs["dipole"].cells, costs["dipole"].start) > 0
+    assert not (tmp_path / "runs").exists()
+
+
+def test_absent_data_and_a_wrong_field_are_told_together(tmp_path):
+    toy_comparison(tmp_path, "iql", task="exorl/rnd/walker_walk", overrides=f"{{data_dir: {tmp_path}/nothing}}")
+    matrix = tmp_path / "matrix.yaml"
+    matrix.write_text(matrix.read_text() + "  - dipol\n")
+    with pytest.raises(UserError) as error:
+        checked(parser().parse_args(["--config", str(matrix), "--workers", "0"]))
+    told = str(error.value)
+    assert "did you mean dipole?" in told and "--workers is 0" in told and "no data for walker by rnd" in told
+
+
+def test_estimate_counts_what_is_left(tmp_path, finished):
+    comparison = toy_comparison(tmp_path, "dipole", SINGLE, seeds="[0, 1]")
+    cost = Cost(start=5.0, update=1.0, cells=(100.0, 10.0, 20.0, 30.0))
+    run, cells = finished
+    todo = comparison.run_named("dipole/toy/point/seed_1")
+    costs = {("dipole", "toy"): cost}
+    # 20 updates, two evaluations during training, the re-evaluations; the finished run is left out.
+    assert estimates(comparison, costs) == {todo.name: 5 + 20 + 2 * 100 + 160}
+    (run.folder / "reevaluation.csv").unlink()
+    assert estimates(comparison, costs)[run.name] == 5 + 160
+
+
+def test_total_time_gives_each_run_to_the_worker_that_is_free_first():
+    assert total_time([3.0, 1.0, 1.0, 4.0], 2) == 6.0  # 3 | 1 1 4
+    assert total_time([], 2) == 0.0
+
+
+def test_first_seeds_of_all_variants_come_first(tmp_path):
+    comparison = toy_comparison(tmp_path, "dipole", "iql", seeds="[4, 2]")
+    assert [(run.variant.label, run.seed) for run in in_order(comparison)] == [
+        ("dipole", 4),
+        ("iql", 4),
+        ("dipole", 2),
+        ("iql", 2),
+    ]
+
+
+# ---- Places ----
+
+
+def test_workers_share_the_cores():
+    assert [slot["OMP_NUM_THREADS"] for slot in cpu_slots(3, available=8)] == ["2", "2", "2"]
+    assert cpu_slots(4, available=2)[0]["OMP_NUM_THREADS"] == "1"
+
+
+def test_runs_are_dealt_round_robin_to_gpus_by_their_memory():
+    gpus = [("2", 80.0), ("5", 24.0)]
+    devices = [slot["CUDA_VISIBLE_DEVICES"] for slot in gpu_slots(9, gpus, gigabytes_per_run=20.0)]
+    assert devices == ["2", "5", "2", "2", "2"]
+    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in gpu_slots(3, gpus, gigabytes_per_run=10.0)] == ["2", "5", "2"]
+    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in gpu_slots(9, gpus, gigabytes_per_run=None)] == ["2", "5"]
+    with pytest.raises(UserError, match="gpu_memory_per_run is 100, and the largest GPU has 80.0 GB"):
+        gpu_slots(9, gpus, gigabytes_per_run=100.0)
+
+
+# ---- What is shown ----
+
+
+def test_progress_is_read_from_the_runs_own_files(finished):
+    run, _ = finished
+    (run.folder / "result.json").unlink()
+    with open(run.folder / "train.csv", "a") as file:
+        file.write("25,9")  # cut short
+    progress = read_progress(run.folder, run.config)
+    assert (progress.step, progress.total, progress.score_name, progress.trained) == (20, 20, "return", False)
+    assert progress.score == pytest.approx(float(read_reevaluation(run.folder)[0]["score"]))
+    assert progress.seconds_left == 0
+
+
+def test_without_a_terminal_there_is_a_line_per_change(tmp_path, finished):
+    run, _ = finished
+    comparison = toy_comparison(tmp_path, "dipole", SINGLE, seeds="[0, 1]")
+    names = [run.name for run in comparison.runs]
+    console = Console(force_terminal=False, record=True, width=60)
+    with LiveTable(comparison.runs, 1, {}, console) as table:
+        for states in ((WAITING, WAITING), (RUNNING, WAITING), (RUNNING, WAITING), (FINISHED, RUNNING)):
+            table.show(dict(zip(names, states, strict=True)))
+    lines = [line.split(" ", 1)[1] for line in console.export_text().splitlines()]
+    score = float(read_reevaluation(run.folder)[0]["score"])
+    assert lines == [
+        f"[0/2] running: {names[0]}, continues after 20 of 20 updates",
+        f"[1/2] finished: {names[0]}, return {score:.4g}",
+        f"[1/2] running: {names[1]}",
+    ]
+
+
+def test_in_a_terminal_running_runs_are_shown_first(tmp_path, toy_data):
+    comparison = toy_comparison(tmp_path, "dipole", "iql", "fql", seeds="[0, 1]")
+    states = dict.fromkeys((run.name for run in comparison.runs), WAITING) | {"fql/toy/point/seed_1": RUNNING}
+    console = Console(force_terminal=True, record=True, width=120, height=12)
+    table = LiveTable(comparison.runs, 2, dict.fromkeys(states, 60.0), console)
+    console.print(table.table(states, rows=3))
+    text = console.export_text()
+    assert "5 waiting, 1 running; about 3 min left with 2 workers" in text and "3 more runs are not shown" in text
+    assert re.findall(r"(\w+/toy/point/seed_\d)", text)[0] == "fql/toy/point/seed_1"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.2, "1 s"), (59, "59 s"), (3540, "59 min"), (3600, "1 h 00 min"), (90_000, "1 d 01 h"), (float("nan"), "")],
+)
+def test_duration(seconds, text):
+    assert duration(seconds) == text
+
+
+# ---- The command ----
+
+
+def test_a_second_command_on_a_comparison_is_refused(tmp_path):
+    comparison = toy_comparison(tmp_path, "iql")
+    with only_one(comparison):
+        second = only_one(comparison)
+        with pytest.raises(UserError, match="another harness.compare works here"):
+            second.__enter__()
+
+
+def test_the_sweep_names_every_run_and_its_command_is_this_one(tmp_path):
+    from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
+
+    comparison = toy_comparison(tmp_path, "iql", "fql", seeds="[0, 1]")
+    sweep = yaml.safe_load(write_sweep(comparison).read_text())
+    assert sweep["parameters"]["only"]["values"] == [run.name for run in comparison.runs]
+    # As W&B's agent makes the command of a run:
+    chosen = {"args": {"only": {"value": "fql/toy/point/seed_1"}}}
+    values = create_sweep_command_args(chosen) | {"env": ["/usr/bin/env"], "interpreter": ["python"]}
+    command = create_sweep_command(sweep["command"])
+    complete = [part for item in command for part in (values[item[2:-1]] if item.startswith("${") else [item])]
+    assert complete[:4] == ["/usr/bin/env", "python", "-m", "harness.compare"]
+    options = parser().parse_args(complete[4:])
+    assert load_comparison(options.config, options.run_dir).run_named(options.only).config == comparison.runs[3].config
+
+
+def test_only_does_nothing_for_a_complete_run(finished, tmp_path, capsys):
+    run, _ = finished
+    assert compare(["--config", str(tmp_path / "matrix.yaml"), "--only", run.name]) == 0
+    assert "complete, nothing to do" in capsys.readouterr().out
+    with pytest.raises(UserError, match="has no run 'dipole/toy/point/seed_9', did you mean dipole/toy/point/seed_0"):
+        compare(["--config", str(tmp_path / "matrix.yaml"), "--only", "dipole/toy/point/seed_9"])
+
+
+def test_restart_of_an_unknown_label_deletes_nothing(finished, tmp_path):
+    run, _ = finished
+    with pytest.raises(UserError, match="--restart dipol: no variant has this label, choose of dipole"):
+        compare(["--config", str(tmp_path / "matrix.yaml"), "--restart", "dipol"])
+    assert (run.folder / "result.json").exists()

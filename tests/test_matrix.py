@@ -1,0 +1,146 @@
+"""The matrix of a comparison: what a file expands to, and that everything wrong with it is told at once."""
+
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from envs.errors import UserError
+from harness.matrix import find_cell, load_comparison, read_matrix
+
+ROOT = Path(__file__).resolve().parents[1]
+MATRIX = """
+    name: toy
+    config: {configs}/{{algorithm}}.yaml
+    tasks: {{first: [toy/point], second: [toy/point2, toy/point3]}}
+    seeds: [3, 5]
+    overrides: {{threads: 1, eval_episodes: 2}}
+    num_candidates: [1, 4]
+    algorithms:
+      - dipole
+      - {{label: single, evaluation_of: dipole, act: {{greediness: 0.0}}}}
+      - {{algorithm: dipole, label: cloning, act: {{num_candidates: 1}}, overrides: {{weighting: none}}}}
+      - iql
+"""
+
+
+def write_matrix(folder: Path, *changes: tuple) -> Path:
+    """The matrix above with (old, new) texts replaced, and the configs that it names."""
+    for algorithm in ("dipole", "iql"):
+        (folder / f"{algorithm}.yaml").write_text("task: toy/point\nbatch_size: 16\n")
+    text = textwrap.dedent(MATRIX).format(configs=folder)
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    (folder / "matrix.yaml").write_text(text)
+    return folder / "matrix.yaml"
+
+
+def test_every_variant_is_trained_on_every_task_with_every_seed(tmp_path):
+    comparison = load_comparison(write_matrix(tmp_path), str(tmp_path / "runs"))
+    labels = ("dipole", "cloning", "iql")  # `single` is trained by nobody
+    tasks = (("first", "toy/point"), ("second", "toy/point2"), ("second", "toy/point3"))
+    expected = {(label, *task, seed) for label in labels for task in tasks for seed in (3, 5)}
+    assert {(run.variant.label, run.category, run.task, run.seed) for run in comparison.runs} == expected
+    assert len(comparison.runs) == len(expected)
+
+
+def test_config_is_the_file_then_the_shared_overrides_then_the_entrys(tmp_path):
+    path = write_matrix(tmp_path, ("weighting: none", "weighting: none, eval_episodes: 9"))
+    comparison = load_comparison(path, str(tmp_path / "runs"))
+    run = comparison.run_named("cloning/toy/point2/seed_5")
+    config = run.config
+    assert (config.batch_size, config.threads, config.eval_episodes, config.weighting) == (16, 1, 9, "none")
+    assert (config.task, config.seed, config.label, config.final_report) == ("toy/point2", 5, "cloning", ())
+    assert run.folder == comparison.out / "runs" / run.name
+    assert comparison.out == tmp_path / "runs" / "comparisons" / "toy"
+
+
+def test_rows_cross_every_method_that_samples_candidates(tmp_path):
+    rows = load_comparison(write_matrix(tmp_path)).rows
+    assert [(row.label, row.variant.label, row.act) for row in rows] == [
+        ("dipole", "dipole", {"num_candidates": 1}),
+        ("dipole", "dipole", {"num_candidates": 4}),
+        ("single", "dipole", {"greediness": 0.0, "num_candidates": 1}),
+        ("single", "dipole", {"greediness": 0.0, "num_candidates": 4}),
+        ("cloning", "cloning", {"num_candidates": 1}),
+        ("iql", "iql", {}),
+    ]
+
+
+def test_cells_are_the_rows_of_a_run_and_its_own_options_once(tmp_path):
+    comparison = load_comparison(write_matrix(tmp_path, ("seeds: [3, 5]", "seeds: [3]")))
+    options = {"greediness": 0.0, "num_candidates": 32, "flow_steps": 10}  # dipole's defaults
+    run = comparison.run_named("dipole/toy/point/seed_3")
+    # The rows of `single` are the same cells as dipole's, whose greediness is 0 too.
+    assert comparison.cells(run) == [options, options | {"num_candidates": 1}, options | {"num_candidates": 4}]
+    assert comparison.cells(comparison.run_named("iql/toy/point/seed_3")) == [{}]
+
+
+def test_find_cell_wants_all_options_equal():
+    lines = [{"greediness": "0.0", "num_candidates": "16", "score": "1"}]
+    assert find_cell(lines, {"greediness": 0.0, "num_candidates": 16}) == lines[0]
+    assert find_cell(lines, {"greediness": 0.0, "num_candidates": 1}) is None
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("num_candidates: [1, 4]", "num_candidate: [1, 4]", "num_candidate is not a key of a comparison, did you mean"),
+        ("seeds: [3, 5]", "seeds: [3, 3]", "seeds [3, 3] holds a value twice"),
+        ("seeds: [3, 5]", "seeds: [3, x]", "seeds must be a list such as [10, 10], not [3, x]"),
+        ("seeds: [3, 5]", "seeds: [-1]", "config: seed is -1, it must be at least 0"),
+        ("- iql", "- iqll", "there is no algorithm 'iqll', did you mean iql?"),
+        ("- iql", "- dipole", "line 12: the label dipole is taken by an entry above it"),
+        ("- iql", "- {algorithm: iql, label: a/b}", "label is 'a/b', it names one folder"),
+        ("- iql", "- {label: b}", "an entry has either `algorithm` or `evaluation_of`"),
+        ("- iql", "- {algorithm: iql, lable: b}", "lable is not a key of an entry of algorithms, did you mean label?"),
+        ("evaluation_of: dipole", "evaluation_of: dipol", "evaluation_of 'dipol' is no label of a trained entry"),
+        ("evaluation_of: dipole", "evaluation_of: dipole, overrides: {seed: 1}", "with evaluation_of trains nothing"),
+        ("greediness: 0.0", "temperature: 0.0", "temperature is not a field of DIPOLEConfig"),
+        ("greediness: 0.0", "batch_size: 3", "batch_size is not an option of dipole's act, which has greediness, num_"),
+        ("greediness: 0.0", "flow_steps: 0", "single, flow_steps 0, num_candidates 1: flow_steps is 0; it must be at"),
+        ("weighting: none", "weighting: nothing", "weighting is 'nothing'; choose one of sigmoid"),
+        ("weighting: none", "seed: 1", "seed cannot be overridden, the comparison itself sets it"),
+        ("threads: 1,", "thread: 1,", "thread is not a field of DIPOLEConfig, did you mean threads?"),
+        ("[toy/point]", "[toy/point, toy/point]", "the task toy/point is listed twice"),
+        ("[toy/point]", "[point]", "the task 'point' must be written <suite>/<name>"),
+        ("{algorithm}.yaml", "{method}.yaml", "may hold {algorithm}, {suite}, {category}, {task} only"),
+        ("{algorithm}.yaml", "{algorithm}-{category}.yaml", "dipole-first.yaml: cannot be read"),
+        ("name: toy", "name: a/b", "name is 'a/b', it names one folder"),
+        ("seeds: [3, 5]\n", "", "has no seeds"),
+    ],
+)
+def test_a_mistake_is_named(tmp_path, old, new, message):
+    with pytest.raises(UserError) as error:
+        load_comparison(write_matrix(tmp_path, (old, new)))
+    assert message in str(error.value)
+
+
+def test_all_problems_are_told_at_once(tmp_path):
+    path = write_matrix(
+        tmp_path, ("name: toy", "name: a/b"), ("- iql", "- iqll"), ("weighting: none", "weighting: nothing")
+    )
+    comparison, problems = read_matrix(path)
+    assert comparison is not None
+    told = "\n".join(problems)
+    assert "name is 'a/b'" in told and "'iqll'" in told and "weighting is 'nothing'" in told
+    with pytest.raises(UserError, match="matrix.yaml: 3 problems:"):
+        load_comparison(path)
+
+
+@pytest.mark.parametrize(("name", "tasks", "seeds"), [("quickstart", 1, 3), ("ogbench", 30, 8), ("exorl", 9, 8)])
+def test_the_repositorys_matrices_are_right_in_every_field(name, tasks, seeds, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    comparison = load_comparison(f"configs/compare/{name}.yaml")
+    assert comparison.name == name and comparison.description
+    assert sum(len(group) for group in comparison.tasks.values()) == tasks and len(comparison.seeds) == seeds
+    assert len(comparison.runs) == tasks * seeds * len(comparison.variants())
+    for run in comparison.runs:  # the category's config is that of the task
+        assert run.category in run.task
+        assert run.config.offline_steps == (4_000 if name == "quickstart" else 1_000_000)
+    sampling = {row.label for row in comparison.rows if "num_candidates" in row.act}
+    for label in sampling:
+        values = [row.act["num_candidates"] for row in comparison.rows if row.label == label]
+        assert values == ([1, 16] if name == "quickstart" else [1, 32])
+    assert {"dipole", "ifql", "dql", "qsm"} <= sampling
