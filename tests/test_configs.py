@@ -8,9 +8,11 @@ import yaml
 
 from harness.algorithms import algorithm_names, load_algorithm
 from harness.command_line import config_to_yaml, load_config
+from harness.search_space import is_search_file
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-FILES = sorted(path for name in algorithm_names() for path in (CONFIGS / name).rglob("*.yaml"))
+FOUND = sorted(path for name in algorithm_names() for path in (CONFIGS / name).rglob("*.yaml"))
+FILES = [path for path in FOUND if not is_search_file(path)]  # tests/test_tune.py checks the search spaces
 # Their published defaults differ between methods, so a benchmark must say what it uses.
 ALWAYS_NAMED = ("task", "batch_size", "discount", "actor_hidden_dims", "value_hidden_dims")
 
