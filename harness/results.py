@@ -311,7 +311,7 @@ def _csv_row(score: Score, option_names: Sequence[str], categories: Dict[str, st
         "parameters": run.environment.get("parameters", ""),
         "data_source": run.identity.get("source", ""),
         "data_sha256": run.identity.get("sha256", ""),
-        "folder": str(planned.folder),
+        "run": planned.name,
         "overrides": json.dumps(planned.variant.overrides),
         "error": run.error.splitlines()[-1] if run.error else "",
     }

@@ -44,6 +44,7 @@ FREE_FIELDS = (
     "wandb_mode",
     "wandb_project",
 )
+DATA_HASHES = ("sha256", "validation_sha256")  # of a data set's identity; the second only where there is such a file
 RUN_FILES = (
     "config.yaml",
     "environment.json",
@@ -103,13 +104,22 @@ class CsvLog:
         self.rows: List[Dict[str, str]] = []
         self.header: List[str] = []
         if path.exists():
-            lines = path.read_text().splitlines(keepends=True)
-            whole = [line for line in lines if line.endswith("\n")]
-            reader = csv.DictReader(whole)
-            self.header = list(reader.fieldnames or ())
-            if "step" not in self.header:
-                raise UserError(f"{path}: has no column `step`; put the run's own file back, or add --restart")
-            self.rows = [row for row in reader if None not in row.values() and None not in row]
+            try:
+                self._read(path.read_text(encoding="utf-8"))
+            except (ValueError, csv.Error) as error:
+                raise UserError(
+                    f"{path}: is damaged ({error}); put the run's own file back, or add --restart"
+                ) from error
+
+    def _read(self, text: str) -> None:
+        """Raises ValueError where a whole line is no row."""
+        reader = csv.DictReader(line for line in text.splitlines(keepends=True) if line.endswith("\n"))
+        self.header = list(reader.fieldnames or ())
+        if "step" not in self.header:
+            raise ValueError("it has no column `step`")
+        self.rows = [row for row in reader if None not in row.values() and None not in row]
+        for row in self.rows:
+            int(row["step"])
 
     def keep_until(self, step: int) -> None:
         """Drops the rows after `step`, which a run that continues from there will write again."""
@@ -184,7 +194,8 @@ class RunFolder:
                 f"{config_path}: this run has another {', '.join(differing)}; "
                 "choose another run_dir or label, or add --restart"
             )
-        if self.stored_environment()["data"].get("sha256") != self.identity.get("sha256"):
+        stored_data = self.stored_environment()["data"]
+        if any(stored_data.get(name) != self.identity.get(name) for name in DATA_HASHES):
             raise UserError(
                 f"{self.identity.get('path')}: the data set has changed since this run began in {self.path}; "
                 "restore it, choose another run_dir or label, or add --restart"

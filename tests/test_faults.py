@@ -97,12 +97,13 @@ def test_a_read_only_run_folder_is_refused_before_training(tmp_path, monkeypatch
     assert not list(run_path(toy_config(tmp_path)).iterdir())
 
 
-def test_a_changed_data_file_is_refused_at_resume(tmp_path):
+@pytest.mark.parametrize("name", ["sha256", "validation_sha256"])
+def test_a_changed_data_file_is_refused_at_resume(tmp_path, name):
     data, config = tmp_path / "data.bin", toy_config(tmp_path)
     data.write_bytes(b"0123456789")
 
     def train():
-        identity = toy_task().identity | {"path": str(data), "sha256": file_sha256(data)[0]}
+        identity = toy_task().identity | {"path": str(data), name: file_sha256(data)[0]}
         task = dataclasses.replace(toy_task(), identity=identity)
         return run(config, DIPOLE(config, task.observation_dim, task.action_dim), task)
 

@@ -263,6 +263,15 @@ def test_damaged_run_files_are_refused_by_name(tmp_path, name, content):
     assert "--restart" in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("content", [b"step,return\nmany,1\n", b"step,\xff\n1,2\n"])
+def test_a_log_that_is_no_text_of_numbered_rows_is_refused(tmp_path, content):
+    config = toy_config(tmp_path)
+    toy_run(config)
+    (run_path(config) / "train.csv").write_bytes(content)
+    with pytest.raises(UserError, match="train.csv: is damaged"):
+        toy_run(config)
+
+
 def test_a_checkpoint_without_its_config_is_refused(tmp_path):
     config = toy_config(tmp_path)
     toy_run(config)
