@@ -20,14 +20,14 @@ import yaml
 from envs.errors import UserError
 from envs.files import make_folder, write_text
 from harness.command_line import exit_on_user_error
+from harness.comparison.live_table import LiveTable
+from harness.comparison.matrix import Comparison, PlannedRun, load_comparison, noting, problem_list, read_matrix
+from harness.comparison.planned_run import is_complete
+from harness.comparison.preparation import check_data, estimate_table, estimates, planned_problems
+from harness.comparison.ray_workers import Resources, run_on_ray, slots_on
+from harness.comparison.workers import ERROR, FAILED, Slot, cores, cpu_slots, gpu_slots, run_locally, visible_gpus
 from harness.devices import choose_device
-from harness.live_table import LiveTable
-from harness.matrix import Comparison, PlannedRun, load_comparison, noting, problem_list, read_matrix
-from harness.planned_run import is_complete
-from harness.preparation import check_data, estimate_table, estimates, planned_problems
-from harness.ray_workers import Resources, run_on_ray, slots_on
 from harness.run_folder import remove_run
-from harness.workers import ERROR, FAILED, Slot, cores, cpu_slots, gpu_slots, run_locally, visible_gpus
 
 SWEEP_FILE = "wandb_sweep.yaml"
 
@@ -231,7 +231,7 @@ def write_sweep(comparison: Comparison) -> Path:
 
 
 def report(comparison: Comparison, allow_mixed: bool) -> None:
-    from harness.report import write_report  # here: plotting is not needed while runs are at work
+    from harness.report.report import write_report  # here: plotting is not needed while runs are at work
 
     for path in write_report(comparison, comparison.out, allow_mixed):
         print(f"written: {path}")

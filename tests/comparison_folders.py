@@ -7,8 +7,8 @@ from typing import Any, Callable, Dict, Optional, Sequence
 
 from harness.algorithms import load_algorithm
 from harness.command_line import config_to_yaml
+from harness.comparison.matrix import REEVALUATION, Comparison, PlannedRun, Row, Variant
 from harness.evaluate import write_rows_csv
-from harness.matrix import REEVALUATION, Comparison, PlannedRun, Row, Variant
 
 STEPS = (250, 500, 750, 1000)
 OGBENCH = {"suite": "ogbench", "path": "/data/ogbench/cube-double-play-v0.npz", "source": "official"}

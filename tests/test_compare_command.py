@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from envs import load_task
-from harness.matrix import load_comparison
-from harness.progress import read_progress
+from harness.comparison.matrix import load_comparison
+from harness.comparison.progress import read_progress
 
 ROOT = Path(__file__).resolve().parents[1]
 TASK = "exorl/local_sticky_random/cartpole_swingup"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from envs.errors import UserError
-from harness.matrix import find_cell, load_comparison, read_matrix
+from harness.comparison.matrix import find_cell, load_comparison, read_matrix
 
 ROOT = Path(__file__).resolve().parents[1]
 MATRIX = """

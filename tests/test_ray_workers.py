@@ -1,4 +1,4 @@
-"""harness.ray_workers: a comparison on a real Ray cluster of this machine, some of whose machines are lost."""
+"""A comparison on a real Ray cluster of this machine, some of whose machines are lost."""
 
 import csv
 import fcntl
@@ -15,8 +15,8 @@ import torch
 
 from envs.errors import UserError
 from harness.algorithms import ROOT
-from harness.ray_workers import Resources, check_shared, connected, machines, slots_on, wait_for_lock
-from harness.shared_storage import Probe
+from harness.comparison.ray_workers import Resources, check_shared, connected, machines, slots_on, wait_for_lock
+from harness.comparison.shared_storage import Probe
 
 CONFIG = """\
 task: exorl/local_sticky_random/cartpole_swingup
@@ -198,8 +198,9 @@ def run_at_work(raylet: int, folder: Path, name: str):
             command = Path(f"/proc/{process}/cmdline").read_text().split("\0")
         except (FileNotFoundError, ProcessLookupError):
             continue
-        if "harness.planned_run" in command:
-            run = folder / name / "comparisons" / "small" / "runs" / command[command.index("harness.planned_run") + 1]
+        if "harness.comparison.planned_run" in command:
+            run_name = command[command.index("harness.comparison.planned_run") + 1]
+            run = folder / name / "comparisons" / "small" / "runs" / run_name
             if (run / "checkpoint.pt").exists() and not (run / "result.json").exists():
                 return process, run
     return None

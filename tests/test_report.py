@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 
 from envs.errors import UserError
-from harness.matrix import Row, Variant
-from harness.published import load_published
-from harness.report import escaped, to_markdown, write_report
-from harness.report_blocks import Block, Bold
-from harness.report_scores import (
+from harness.comparison.matrix import Row, Variant
+from harness.comparison.results import FINAL, Results, check_protocol, csv_rows, scale_of
+from harness.report.blocks import Block, Bold
+from harness.report.published import load_published
+from harness.report.report import escaped, to_markdown, write_report
+from harness.report.settings import policy_block, problem_block
+from harness.report.tables import (
     aggregate_block,
     improvement_block,
     improvement_matrix,
@@ -22,8 +24,6 @@ from harness.report_scores import (
     overview,
     score_block,
 )
-from harness.report_settings import policy_block, problem_block
-from harness.results import FINAL, Results, check_protocol, csv_rows, scale_of
 from harness.statistics import interval
 from tests.comparison_folders import LOCAL, Data, comparison_of, cube_double, fill, walker, write_run
 

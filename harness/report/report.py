@@ -14,11 +14,11 @@ from markdown_it import MarkdownIt
 from markupsafe import Markup
 
 from envs.files import make_folder, write_text
-from harness import report_figures, report_scores, report_settings
+from harness.comparison.matrix import Comparison
+from harness.comparison.results import Mixture, Results, check_protocol, csv_rows
 from harness.evaluate import write_rows_csv
-from harness.matrix import Comparison
-from harness.report_blocks import Block, Bold
-from harness.results import Mixture, Results, check_protocol, csv_rows
+from harness.report import plots, settings, tables
+from harness.report.blocks import Block, Bold
 from harness.statistics import CONFIDENCE, FEWEST_SEEDS, RESAMPLES
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -52,29 +52,29 @@ def report_blocks(results: Results, found: Sequence[Mixture], figures: Path) -> 
     """The report's parts in order; their figures are written into `figures`."""
     odd_runs = {name for mixture in found for name in mixture.deviating}
     marked = {score.row.title for score in results.scores if score.run.planned.name in odd_runs}
-    rows, tasks, pairs = report_scores.improvement_matrix(results)
-    scores = Block("Scores", text=score_text(), figure=report_figures.plot_scores(results, figures))
-    aggregates = report_scores.aggregate_block(results, marked)
-    aggregates.figure = report_figures.plot_aggregates(results, figures)
-    improvement = report_scores.improvement_block(rows, tasks, pairs)
-    improvement.figure = report_figures.plot_improvement(rows, pairs, figures)
+    rows, tasks, pairs = tables.improvement_matrix(results)
+    scores = Block("Scores", text=score_text(), figure=plots.plot_scores(results, figures))
+    aggregates = tables.aggregate_block(results, marked)
+    aggregates.figure = plots.plot_aggregates(results, figures)
+    improvement = tables.improvement_block(rows, tasks, pairs)
+    improvement.figure = plots.plot_improvement(rows, pairs, figures)
     blocks = [
         introduction(results),
-        report_settings.problem_block(results),
-        report_settings.mixture_block(found),
+        settings.problem_block(results),
+        settings.mixture_block(found),
         scores,
-        *report_scores.score_blocks(results, marked),
-        report_scores.online_block(results),
+        *tables.score_blocks(results, marked),
+        tables.online_block(results),
         aggregates,
         improvement,
         profile_block(results, figures),
         *curve_blocks(results, figures),
-        report_settings.policy_block(results),
-        report_settings.protocol_block(results),
-        report_settings.fields_block(results),
-        report_settings.data_block(results),
-        report_settings.time_block(results),
-        report_settings.version_block(results),
+        settings.policy_block(results),
+        settings.protocol_block(results),
+        settings.fields_block(results),
+        settings.data_block(results),
+        settings.time_block(results),
+        settings.version_block(results),
     ]
     return [block for block in blocks if block is not None]
 
@@ -104,7 +104,7 @@ def score_text() -> List[str]:
 
 
 def profile_block(results: Results, figures: Path) -> Block:
-    name = report_figures.plot_profiles(results, figures)
+    name = plots.plot_profiles(results, figures)
     text = "The share of runs whose normalised final score is above τ, averaged over tasks."
     if name is None:
         text = "Not given: there are fewer than two tasks with results of every policy and a range to normalise with."
@@ -119,7 +119,7 @@ def curve_blocks(results: Results, figures: Path) -> List[Block]:
     )
     blocks = [Block("Learning curves", text=[text])]
     for number, category in enumerate(results.categories(), start=1):
-        name = report_figures.plot_learning_curves(results, category, figures, f"learning_curves_{number}.png")
+        name = plots.plot_learning_curves(results, category, figures, f"learning_curves_{number}.png")
         if name is not None:
             blocks.append(Block(f"Learning curves: {category}", level=3, figure=name))
     return blocks

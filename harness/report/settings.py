@@ -5,9 +5,9 @@ import dataclasses
 import statistics
 from typing import Any, Dict, List, Optional, Sequence
 
-from harness.matrix import PlannedRun
-from harness.report_blocks import NONE, Block, number, text_of
-from harness.results import Mixture, Results, RunResult
+from harness.comparison.matrix import PlannedRun
+from harness.comparison.results import Mixture, Results, RunResult
+from harness.report.blocks import NONE, Block, number, text_of
 from harness.run_folder import FREE_FIELDS
 from harness.tune import tuning_record
 

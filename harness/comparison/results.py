@@ -16,9 +16,9 @@ import numpy as np
 
 from envs.errors import UserError
 from harness.command_line import load_config
-from harness.matrix import Comparison, PlannedRun, Row, find_cell, read_reevaluation
+from harness.comparison.matrix import Comparison, PlannedRun, Row, find_cell, read_reevaluation
+from harness.comparison.workers import ERROR
 from harness.run_folder import FIRST_HARNESS_VERSION, read_json
-from harness.workers import ERROR
 
 FINAL, LAST = "final", "last"  # the two scores: of the finished policy; mean of the last evaluations during training
 SUCCESS, D4RL, RETURN = "success, %", "D4RL score", "return"  # units in which scores are shown

@@ -5,9 +5,9 @@ from typing import Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
-from harness.matrix import Row
-from harness.published import Method, PublishedTable, category_key, load_published, task_key
-from harness.report_blocks import (
+from harness.comparison.matrix import Row
+from harness.comparison.results import FINAL, Results, RunResult
+from harness.report.blocks import (
     KINDS,
     NONE,
     Block,
@@ -24,7 +24,7 @@ from harness.report_blocks import (
     score_header,
     short_title,
 )
-from harness.results import FINAL, Results, RunResult
+from harness.report.published import Method, PublishedTable, category_key, load_published, task_key
 from harness.statistics import FEWEST_SEEDS, improvement, interquartile_mean, interval, optimality_gap
 
 POLICY_HEADER = ["policy", "N", "network evaluations per action", "seeds"]

@@ -1,8 +1,8 @@
 """Runs of a comparison on an existing Ray cluster: one Ray task per run, started again by Ray when its machine is lost.
 
-A task is the same process as on one machine (harness/workers.py, `Attempt`), which ends with the Ray worker that
-started it. A run that is started again continues from its checkpoint, so the run folders must be on storage that all
-machines share; that is checked before anything runs. docs/cluster.md describes the set-up.
+A task is the same process as on one machine (`Attempt` of workers.py), which ends with the Ray worker that started it.
+A run that is started again continues from its checkpoint, so the run folders must be on storage that all machines
+share; that is checked before anything runs. docs/cluster.md describes the set-up.
 """
 
 import contextlib
@@ -17,9 +17,9 @@ from typing import Any, Callable, Dict, Iterator, List, Sequence, Tuple
 
 from envs.errors import UserError
 from envs.files import make_folder, write_text
-from harness.matrix import Comparison, PlannedRun
-from harness.shared_storage import Probe, probe_in
-from harness.workers import (
+from harness.comparison.matrix import Comparison, PlannedRun
+from harness.comparison.shared_storage import Probe, probe_in
+from harness.comparison.workers import (
     ERROR,
     FAILED,
     LOG,
@@ -229,7 +229,7 @@ def run_on_ray(
     slot: Slot,
     show: Callable[[Dict[str, str]], None],
 ) -> Tuple[Dict[str, str], int]:
-    """As `harness.workers.run_locally`, on the cluster: gives Ray all runs at once, which starts them in their order.
+    """As `workers.run_locally`, on the cluster: gives Ray all runs at once, which starts them in their order.
 
     At SIGINT or SIGTERM the runs write checkpoints; a second one ends their Ray workers.
     """

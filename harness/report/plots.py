@@ -11,11 +11,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from envs.files import replacing
-from harness.matrix import Row
+from harness.comparison.matrix import Row
+from harness.comparison.results import FINAL, Results, RunResult
 from harness.plots import COLOURS, MARKERS
-from harness.report_blocks import bold_titles, estimates, short_title
-from harness.report_scores import common_tasks, rows_with_results
-from harness.results import FINAL, Results, RunResult
+from harness.report.blocks import bold_titles, estimates, short_title
+from harness.report.tables import common_tasks, rows_with_results
 from harness.statistics import FEWEST_SEEDS, interquartile_mean, interval, intervals, mean, optimality_gap, profile
 
 DASHES = ("-", "--", ":")

@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from harness.matrix import PlannedRun
-from harness.progress import read_progress
-from harness.workers import ERROR, FAILED, FINISHED, RUNNING, STATES, STOPPED, WAITING
+from harness.comparison.matrix import PlannedRun
+from harness.comparison.progress import read_progress
+from harness.comparison.workers import ERROR, FAILED, FINISHED, RUNNING, STATES, STOPPED, WAITING
 
 ORDER = (RUNNING, FAILED, STOPPED, FINISHED, WAITING)  # what is shown first where the screen is too short
 COLOURS = {RUNNING: "cyan", FAILED: "red", STOPPED: "yellow", FINISHED: "green", WAITING: "bright_black"}

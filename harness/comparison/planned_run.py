@@ -1,7 +1,7 @@
 """One run of a comparison, in a process of its own: the training, then the re-evaluations of its final checkpoint.
 
-harness/workers.py starts `python -m harness.planned_run NAME` with a pickled (PlannedRun, cells) on stdin. The process
-stops as at SIGTERM, with a checkpoint, when stdin is closed: so it does not outlive the process that started it.
+workers.py starts `python -m harness.comparison.planned_run NAME` with a pickled (PlannedRun, cells) on stdin. The
+process stops as at SIGTERM, with a checkpoint, when stdin is closed: so it does not outlive the one that started it.
 """
 
 import os
@@ -17,10 +17,10 @@ from tqdm import tqdm
 from envs import load_task
 from envs.task import Task
 from harness.command_line import exit_on_user_error
+from harness.comparison.matrix import REEVALUATION, PlannedRun, find_cell, read_reevaluation
 from harness.devices import choose_device
 from harness.evaluate import write_rows_csv
 from harness.evaluation import EVALUATION_SEED, Evaluator
-from harness.matrix import REEVALUATION, PlannedRun, find_cell, read_reevaluation
 from harness.run import run
 from harness.run_folder import RunFolder, read_checkpoint
 

@@ -18,12 +18,12 @@ from tqdm import tqdm
 from envs import load_task
 from envs.errors import UserError
 from envs.task import Task
+from harness.comparison.live_table import duration
+from harness.comparison.matrix import Comparison, PlannedRun, noting
+from harness.comparison.planned_run import is_complete, missing_cells
+from harness.comparison.progress import read_progress, total_updates
+from harness.comparison.results import GUARDED_FIELDS
 from harness.devices import choose_device, seeded_generator
-from harness.live_table import duration
-from harness.matrix import Comparison, PlannedRun, noting
-from harness.planned_run import is_complete, missing_cells
-from harness.progress import read_progress, total_updates
-from harness.results import GUARDED_FIELDS
 from harness.run_folder import RunFolder
 
 MEASURED_SECONDS = 0.5  # of updates of one variant, and of each kind of action

@@ -5,8 +5,8 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
-from harness.matrix import CROSSED_OPTION, PlannedRun, Row
-from harness.results import D4RL, FINAL, LAST, SUCCESS, Results, Scale
+from harness.comparison.matrix import CROSSED_OPTION, PlannedRun, Row
+from harness.comparison.results import D4RL, FINAL, LAST, SUCCESS, Results, Scale
 from harness.statistics import FEWEST_SEEDS, interval, mean, near_best, standard_deviation
 
 NONE = "–"  # a cell without a value

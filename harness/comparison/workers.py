@@ -12,16 +12,15 @@ import subprocess
 import sys
 import time
 from collections import deque
-from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import torch
 
 from envs.errors import UserError
 from envs.files import make_folder, write_text
-from harness.matrix import Comparison, PlannedRun
+from harness.algorithms import ROOT
+from harness.comparison.matrix import Comparison, PlannedRun
 
-ROOT = Path(__file__).resolve().parents[1]
 LOG, ERROR = "log.txt", "error.txt"
 ERROR_LINES = 30
 POLL_SECONDS = 0.5
@@ -36,7 +35,7 @@ class Attempt:
         """Starts it with these environment variables beside the caller's."""
         self.run, self.asked_to_stop = run, False
         make_folder(run.folder, "run_dir")
-        command = [sys.executable, "-m", "harness.planned_run", run.name]
+        command = [sys.executable, "-m", "harness.comparison.planned_run", run.name]
         with open(run.folder / LOG, "a", encoding="utf-8") as log:
             log.write(f"==== {datetime.datetime.now():%Y-%m-%d %H:%M:%S} {run.name}\n")
             log.flush()
