@@ -80,6 +80,7 @@ class DIPOLEConfig:
     expectile: float = 0.9  # of the value regression
     value_aggregation: str = "min"  # min | mean over the target critics in the value loss
     inverse_temperature: float = 1.0  # beta: multiplies the advantage in the policy's weights
+    advantage: str = "critic"  # critic (Q - V) | group (reward - state_values of the data, on one-step tasks)
     shift: float = 0.0  # k: moves the sigmoid's active region
     weighting: str = "sigmoid"  # sigmoid (DIPOLE) | exponential (eq. 4) | indicator (CFGRL-style) | none (cloning)
     composition: str = "score"  # score (eq. 10) | resample (candidates of pi+ by exp(omega beta Q))
@@ -92,6 +93,7 @@ class DIPOLEConfig:
 
     def __post_init__(self):
         choices = {
+            "advantage": ("critic", "group"),
             "weighting": ("sigmoid", "exponential", "indicator", "none"),
             "composition": ("score", "resample"),
             "value_aggregation": ("min", "mean"),
@@ -286,7 +288,6 @@ def best_candidate(critic: EnsembleMLP, observations: Tensor, candidates: Tensor
 class DIPOLE(nn.Module):
     """The agent: a positive and a negative policy, two critics with targets, and a state value."""
 
-    batch_fields = ()
     # What makes a run of the same budget its control: cloning, with critics of its own to choose among candidates.
     control = {"label": "behaviour_cloning", "weighting": "none", "greediness": 0.0, "target_greediness": 0.0}
 
@@ -296,6 +297,7 @@ class DIPOLE(nn.Module):
         self.observation_dim, self.action_dim = observation_dim, action_dim
         self.noise = Noise(config.seed)
         num_policies = 1 if is_single_policy(config.weighting) else 2
+        self.batch_fields = ("state_values",) if config.advantage == "group" else ()
 
         def network(members, input_dim, hidden_dims, output_dim, layer_norm):
             return EnsembleMLP(members, input_dim, hidden_dims, output_dim, layer_norm, self.noise.generator)
@@ -355,7 +357,10 @@ class DIPOLE(nn.Module):
         critic_loss = (q[:, None] - target_q[None]).square().mean(dim=(1, 2)).sum()
 
         # Policies: weighted flow matching (eq. 9), both at the same x0 and t.
-        advantage = smallest_data_q - value.detach()
+        if config.advantage == "group":
+            advantage = batch["rewards"] - batch["state_values"]
+        else:
+            advantage = smallest_data_q - value.detach()
         weights = policy_weights(config.weighting, advantage, config.inverse_temperature, config.shift)
         x0, t = self.noise.normal(*actions.shape), self.noise.uniform(len(actions), 1)
         policy_losses = (weights * flow_losses(self.flow, observations, actions, x0, t)).mean(dim=1)

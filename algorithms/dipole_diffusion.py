@@ -88,6 +88,7 @@ class DIPOLEDiffusionConfig:
     expectile: float = 0.9  # of the value regression
     value_aggregation: str = "min"  # min | mean over the target critics in the value loss
     inverse_temperature: float = 1.0  # beta: multiplies the advantage in the policy's weights
+    advantage: str = "critic"  # critic (Q - V) | group (reward - state_values of the data, on one-step tasks)
     shift: float = 0.0  # k: moves the sigmoid's active region
     weighting: str = "sigmoid"  # sigmoid (DIPOLE) | exponential (eq. 4) | indicator (CFGRL-style) | none (cloning)
     greediness: float = 0.0  # omega when acting; 0 = pi+ alone, -1 = pi- alone
@@ -100,6 +101,7 @@ class DIPOLEDiffusionConfig:
 
     def __post_init__(self):
         choices = {
+            "advantage": ("critic", "group"),
             "weighting": ("sigmoid", "exponential", "indicator", "none"),
             "value_aggregation": ("min", "mean"),
         }
@@ -335,7 +337,6 @@ def best_candidate(critic: EnsembleMLP, observations: Tensor, candidates: Tensor
 class DIPOLEDiffusion(nn.Module):
     """The agent: a positive and a negative policy, two critics with targets, and a state value."""
 
-    batch_fields = ()
     # What makes a run of the same budget its control: cloning, with critics of its own to choose among candidates.
     control = {"label": "behaviour_cloning", "weighting": "none", "greediness": 0.0, "target_greediness": 0.0}
 
@@ -345,6 +346,7 @@ class DIPOLEDiffusion(nn.Module):
         self.observation_dim, self.action_dim = observation_dim, action_dim
         self.noise = Noise(config.seed)
         num_policies = 1 if is_single_policy(config.weighting) else 2
+        self.batch_fields = ("state_values",) if config.advantage == "group" else ()
 
         def network(members, input_dim, hidden_dims, output_dim, layer_norm):
             return EnsembleMLP(members, input_dim, hidden_dims, output_dim, layer_norm, self.noise.generator)
@@ -406,7 +408,10 @@ class DIPOLEDiffusion(nn.Module):
         critic_loss = (q[:, None] - target_q[None]).square().mean(dim=(1, 2)).sum()
 
         # Policies: weighted noise prediction (eq. 9), both at the same noise and level.
-        advantage = smallest_data_q - value.detach()
+        if config.advantage == "group":
+            advantage = batch["rewards"] - batch["state_values"]
+        else:
+            advantage = smallest_data_q - value.detach()
         weights = policy_weights(config.weighting, advantage, config.inverse_temperature, config.shift)
         noise = self.noise.normal(*actions.shape)
         t = (1 + self.noise.integers(config.diffusion_steps, len(actions), 1)).to(noise.dtype)

@@ -21,7 +21,7 @@ from typing import Dict, List, Optional
 import matplotlib.pyplot as plt
 import numpy as np
 
-from harness.command_line import exit_on_user_error
+from envs.errors import exit_on_user_error
 from harness.run_folder import CsvLog
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -1,8 +1,37 @@
-"""The one error type for a user's mistake."""
+"""The one error type for a user's mistake, and how every command ends on one."""
+
+import errno
+import sys
+from contextlib import contextmanager
+from typing import Iterator
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 class UserError(Exception):
     """A mistake of the user: one sentence that names the file, the field and the fix.
 
-    Commands print it without a traceback and exit with code 2 (`harness.command_line.exit_on_user_error`).
+    Commands print it without a traceback and exit with code 2 (`exit_on_user_error`).
     """
+
+
+@contextmanager
+def exit_on_user_error() -> Iterator[None]:
+    """Turn a `UserError`, or a disk that is full or read-only, into one line on stderr and exit code 2.
+
+    And Ctrl-C into exit code 130.
+    """
+    try:
+        yield
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror}; make room and give the same command again", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from envs.dataset import ACTION_LIMIT, Dataset, refuse_non_finite
-from envs.errors import UserError
+from envs.errors import UserError, exit_on_user_error
 from envs.exorl_collect import collect, missing_episodes, read_sidecar
 from envs.exorl_convert import (
     COMPRESSIONS,
@@ -229,8 +229,6 @@ def _shift(column: np.ndarray) -> None:
 
 def main(arguments: Optional[Sequence[str]] = None) -> None:
     """The command: `collect` makes a local set, `convert` turns episode files into the HDF5 file."""
-    from harness.command_line import exit_on_user_error
-
     parser = argparse.ArgumentParser(prog="python -m envs.exorl_tasks", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     collecting = commands.add_parser("collect", help="collect episodes with a random or novelty-seeking policy")

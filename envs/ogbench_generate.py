@@ -18,7 +18,7 @@ from typing import Dict, Iterator, List, Optional, Sequence, Tuple
 import numpy as np
 from tqdm import tqdm
 
-from envs.errors import UserError
+from envs.errors import UserError, exit_on_user_error
 from envs.files import remove_abandoned, replacing, write_text
 from envs.ogbench_collect import GENERATOR_VERSION, Collector, Episode, episode_steps, make_collector, parameters
 from envs.ogbench_names import (
@@ -234,8 +234,6 @@ def _write_files(generation: Generation) -> None:
 
 def main(arguments: Optional[Sequence[str]] = None) -> None:
     """The command."""
-    from harness.command_line import exit_on_user_error
-
     parser = argparse.ArgumentParser(prog="python -m envs.ogbench_generate", description=__doc__.splitlines()[0])
     parser.add_argument("dataset", help=f"e.g. cube-single-play; {GENERATED_FAMILIES}")
     parser.add_argument(

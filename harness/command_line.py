@@ -18,20 +18,18 @@ the file and line (or `command line`), the field and the fix.
 import argparse
 import dataclasses
 import difflib
-import errno
 import math
 import re
 import sys
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Callable, Collection, Dict, Iterator, List, Optional, Tuple, Union, get_args
+from typing import Any, Callable, Collection, Dict, List, Optional, Tuple, Union, get_args
 
 import pyrallis.argparsing
 import pyrallis.help_formatter
 import pyrallis.utils
 import yaml
 
-from envs.errors import UserError
+from envs.errors import UserError, exit_on_user_error
 
 # What papers and their released code call a field; the first name that the config has is suggested.
 SYNONYMS = {
@@ -62,7 +60,6 @@ SYNONYMS = {
 }
 CONVERSIONS = {"cfg": " (= cfg - 1)", "cfg_fortrain": " (= cfg_fortrain - 1)"}
 
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 LARGEST_FILE = 1 << 18  # bytes; PyYAML takes seconds for so many
 NULL, STRING, BOOL, INT, FLOAT = (f"tag:yaml.org,2002:{name}" for name in ("null", "str", "bool", "int", "float"))
 DIGITS = re.compile(r"[-+]?(0|[1-9][0-9_]*)")
@@ -83,28 +80,6 @@ def run_command(config_class: type, train: Callable[[Any, bool], Any]) -> None:
         config, restart = parse_config(config_class, sys.argv[1:])
         check_run_fields(config)
         train(config, restart)
-
-
-@contextmanager
-def exit_on_user_error() -> Iterator[None]:
-    """Turn a `UserError`, or a disk that is full or read-only, into one line on stderr and exit code 2.
-
-    And Ctrl-C into exit code 130.
-    """
-    try:
-        yield
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except OSError as error:
-        if error.errno not in DISK_ERRORS:
-            raise
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"error: {where}{error.strerror}; make room and give the same command again", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        raise SystemExit(130) from None
 
 
 def parse_config(config_class: type, argv: List[str]) -> Tuple[Any, bool]:

@@ -17,9 +17,8 @@ from typing import Any, Dict, Iterator, List, NoReturn, Optional, Sequence
 
 import yaml
 
-from envs.errors import UserError
+from envs.errors import UserError, exit_on_user_error
 from envs.files import make_folder, write_text
-from harness.command_line import exit_on_user_error
 from harness.comparison.live_table import LiveTable
 from harness.comparison.matrix import Comparison, PlannedRun, load_comparison, noting, problem_list, read_matrix
 from harness.comparison.planned_run import is_complete

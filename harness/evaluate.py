@@ -22,10 +22,10 @@ import torch
 from tqdm import tqdm
 
 from envs import load_task
-from envs.errors import UserError
+from envs.errors import UserError, exit_on_user_error
 from envs.files import make_folder, replacing
 from harness.algorithms import load_algorithm
-from harness.command_line import exit_on_user_error, load_config, nearest_field, parse_config
+from harness.command_line import load_config, nearest_field, parse_config
 from harness.devices import choose_device
 from harness.evaluation import GRID_SEED, Evaluator
 from harness.plots import option_names, plot_greediness

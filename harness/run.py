@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from envs.errors import UserError
 from envs.task import Task
 from harness import final_report
 from harness.loop import complete
@@ -18,6 +19,7 @@ def run(config: Any, agent: torch.nn.Module, task: Task, restart: bool = False) 
     anything is removed or trained.
     """
     check_run_fields(config)
+    check_columns(agent, task)
     agent_class = type(agent)
     final_report.check(config, agent_class)
     control = final_report.control_config(config, agent_class)
@@ -37,3 +39,14 @@ def run(config: Any, agent: torch.nn.Module, task: Task, restart: bool = False) 
         before = f"{result['offline_score']:.4g} offline, " if config.online_steps else ""
         print(f"{run_path(config)}: {task.score_name} {before}{result['score']:.4g} after {result['step']} updates")
     return result
+
+
+def check_columns(agent: torch.nn.Module, task: Task) -> None:
+    """Raises UserError where the agent asks for a column that the task's data have not."""
+    missing = [name for name in agent.batch_fields if name not in ("next_actions", *task.dataset.columns)]
+    if missing:
+        known = ", ".join(task.dataset.columns) or "none"
+        raise UserError(
+            f"config: these options need the column {missing[0]}, of which the data of {task.name} have {known}: "
+            "choose options that do without it (advantage: critic), or another task"
+        )

@@ -20,8 +20,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from envs.dataset import Dataset
+from envs.errors import exit_on_user_error
 from harness.algorithms import ROOT, algorithm_names, load_algorithm
-from harness.command_line import exit_on_user_error, load_config
+from harness.command_line import load_config
 from harness.devices import choose_device
 from harness.evaluate import write_rows_csv
 from harness.plots import plot_time_split

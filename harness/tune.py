@@ -42,12 +42,12 @@ import torch
 from tqdm import tqdm
 
 from envs import load_task
-from envs.errors import UserError
+from envs.errors import UserError, exit_on_user_error
 from envs.files import make_folder, write_text
 from envs.names import nearest_names
 from envs.task import Task
 from harness.algorithms import ROOT, Algorithm, load_algorithm
-from harness.command_line import config_to_yaml, exit_on_user_error, load_config, parse_config, read_mapping
+from harness.command_line import config_to_yaml, load_config, parse_config, read_mapping
 from harness.devices import choose_device
 from harness.evaluation import TUNING_SEED, evaluate
 from harness.loop import Diverged

@@ -12,8 +12,8 @@ from typing import Optional, Tuple
 import pytest
 
 from algorithms.dipole import DIPOLEConfig
-from envs.errors import UserError
-from harness.command_line import config_to_yaml, exit_on_user_error, load_config, parse_config, run_command
+from envs.errors import UserError, exit_on_user_error
+from harness.command_line import config_to_yaml, load_config, parse_config, run_command
 
 SOURCE_OF = functools.cache(inspect.getsource)
 ROOT = Path(__file__).resolve().parents[1]

@@ -36,6 +36,15 @@ def test_weights_by_hand():
     assert policy_weights("none", advantage, 3.0, 0.5).tolist() == [[1, 1, 1]]
 
 
+def test_group_advantage_is_the_reward_above_the_group_and_needs_no_critic():
+    agent = make_agent(advantage="group", inverse_temperature=3.0, shift=0.5)
+    assert agent.batch_fields == ("state_values",)
+    batch = random_batch() | {"state_values": torch.linspace(-1, 1, 16)}
+    weights = torch.sigmoid(3.0 * (batch["rewards"] - batch["state_values"]) + 0.5)
+    torch.testing.assert_close(agent.update(batch)["actor/weight_mean"], weights.mean())
+    assert make_agent().batch_fields == ()
+
+
 def test_expectile_loss_by_hand():
     difference = torch.tensor([2.0, -1.0], dtype=torch.float64)
     assert expectile_loss(difference, 0.9).item() == pytest.approx((0.9 * 4 + 0.1 * 1) / 2, abs=1e-15)

@@ -274,3 +274,12 @@ def test_wrong_settings_are_refused(fields, message):
     if "denoising_steps" in fields or fields.get("greediness") == -2.0:
         with pytest.raises(ValueError, match=message):
             DIPOLEDiffusion(SMALL, 3, 2).act(torch.zeros(1, 3), **fields)
+
+
+def test_group_advantage_is_the_reward_above_the_group():
+    config = dataclasses.replace(SMALL, advantage="group", inverse_temperature=3.0, shift=0.5)
+    agent, batch = DIPOLEDiffusion(config, 3, 2), random_batch()
+    batch["state_values"] = torch.linspace(-1, 1, len(batch["rewards"]))
+    weights = torch.sigmoid(3.0 * (batch["rewards"] - batch["state_values"]) + 0.5)
+    assert agent.batch_fields == ("state_values",)
+    torch.testing.assert_close(agent.update(batch)["actor/weight_mean"], weights.mean())

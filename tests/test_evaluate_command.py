@@ -28,7 +28,7 @@ from harness.evaluate import (
 )
 from harness.evaluation import GRID_SEED
 from harness.plots import plot_greediness, plot_learning_curve
-from harness.run_folder import CHECKPOINT_FORMAT
+from tests.toy import toy_checkpoint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +133,7 @@ def run_dir(tmp_path, monkeypatch):
     folder.mkdir()
     (folder / "config.yaml").write_text(config_to_yaml(ToyConfig()))
     (folder / "environment.json").write_text(json.dumps({"algorithm": "toy"}))
-    torch.save({"format": CHECKPOINT_FORMAT, "algorithm": "toy"}, folder / "checkpoint.pt")
+    torch.save(toy_checkpoint("toy"), folder / "checkpoint.pt")
     algorithm = SimpleNamespace(name="toy", config_class=ToyConfig, agent_class=Toy)
     loaded = []
     monkeypatch.setattr(harness.evaluate, "load_algorithm", lambda name: {"toy": algorithm}[name])
@@ -263,7 +263,7 @@ def test_command_writes_table_and_figure(run_dir, monkeypatch, capsys):
     ]
     assert {row["episodes"] for row in rows} == {"4"}
     assert matplotlib.image.imread(run_dir.folder / "greediness.png").shape[2] == 4
-    assert run_dir.loaded == [1, ("toy/target", "here")]
+    assert run_dir.loaded == [1, ("toy/target", "here", 0, True)]
     assert not list(run_dir.folder.glob("*.tmp"))
 
 

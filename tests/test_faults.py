@@ -15,10 +15,9 @@ import pytest
 import torch
 
 from algorithms.dipole import DIPOLE
-from envs.errors import UserError
+from envs.errors import UserError, exit_on_user_error
 from envs.task import file_sha256
 from harness import evaluation
-from harness.command_line import exit_on_user_error
 from harness.devices import seeded_generator
 from harness.evaluation import EnvironmentFailure, EnvironmentProcesses, Evaluator, evaluate
 from harness.loop import BATCH_STREAM

@@ -280,6 +280,13 @@ def test_a_checkpoint_without_its_config_is_refused(tmp_path):
         toy_run(dataclasses.replace(config, discount=0.5))
 
 
+def test_a_column_that_the_data_have_not_is_refused_before_anything_is_written(tmp_path):
+    config = toy_config(tmp_path, advantage="group")
+    with pytest.raises(UserError, match="need the column state_values, of which the data of .* have none"):
+        toy_run(config)
+    assert not run_path(config).exists()
+
+
 def test_a_second_process_on_a_run_is_refused(tmp_path):
     config = toy_config(tmp_path)
     with RunFolder(config, toy_task().identity).lock(), pytest.raises(UserError, match="another process"):

@@ -21,7 +21,6 @@ import harness.video
 from envs.errors import UserError
 from harness.command_line import config_to_yaml
 from harness.evaluation import GRID_SEED, evaluate
-from harness.run_folder import CHECKPOINT_FORMAT
 from harness.video import (
     FRAME_SKIP,
     FRAMES_PER_SECOND,
@@ -35,7 +34,7 @@ from harness.video import (
     write_mp4,
 )
 from tests.test_evaluate_command import Toy, ToyConfig, toy_task
-from tests.toy import PointEnv
+from tests.toy import PointEnv, toy_checkpoint
 
 STEPS = 8  # frames: first state, after 3, 6 and 8 steps
 REPOSITORY = Path(__file__).parent.parent
@@ -294,7 +293,7 @@ def run_dir(tmp_path, monkeypatch):
     folder.mkdir()
     (folder / "config.yaml").write_text(config_to_yaml(ToyConfig()))
     (folder / "environment.json").write_text(json.dumps({"algorithm": "toy"}))
-    torch.save({"format": CHECKPOINT_FORMAT, "algorithm": "toy"}, folder / "checkpoint.pt")
+    torch.save(toy_checkpoint("toy"), folder / "checkpoint.pt")
     algorithm = SimpleNamespace(name="toy", config_class=ToyConfig, agent_class=Toy)
     calls = []
     task = dataclasses.replace(toy_task("return"), make_env=Swing)

@@ -6,6 +6,7 @@ import torch
 
 from envs.dataset import Dataset
 from envs.task import Task
+from harness.run_folder import CHECKPOINT_FORMAT
 
 GOAL = 0.5
 EPISODE_LENGTH = 10
@@ -78,3 +79,10 @@ def random_batch(
         "masks": (normal(batch_size) > -1).to(dtype),
         "next_actions": normal(batch_size, action_dim).clamp(-0.9, 0.9),
     }
+
+
+def toy_checkpoint(algorithm: str) -> dict:
+    """What checkpoint.pt of a run holds, with nothing in the agent's state."""
+    loop = {"step": 0, "seconds": 0.0, "device": "cpu", "batches": torch.empty(0)}
+    sizes = {"observation_dim": 1, "action_dim": 1}
+    return {"format": CHECKPOINT_FORMAT, "algorithm": algorithm, "config": {}, **sizes, "agent": {}, "loop": loop}

@@ -5,7 +5,7 @@ import sys
 from ast import literal_eval
 
 from algorithms.dipole import DIPOLE, DIPOLEConfig
-from harness.command_line import exit_on_user_error
+from envs.errors import exit_on_user_error
 from harness.run import run
 from tests.toy import toy_task
 

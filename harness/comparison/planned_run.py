@@ -15,8 +15,8 @@ from typing import Any, Dict, List
 from tqdm import tqdm
 
 from envs import load_task
+from envs.errors import exit_on_user_error
 from envs.task import Task
-from harness.command_line import exit_on_user_error
 from harness.comparison.matrix import REEVALUATION, PlannedRun, find_cell, read_reevaluation
 from harness.devices import choose_device
 from harness.evaluate import write_rows_csv

@@ -8,7 +8,7 @@ import math
 import sys
 from pathlib import Path
 
-from harness.command_line import exit_on_user_error
+from envs.errors import exit_on_user_error
 from tests.golden.checker import TOLERANCE, check_case
 
 

@@ -1,0 +1,214 @@
+"""Driving on: a new plan every half second, in highway-env's traffic, which reacts. Its reward is not PDMS.
+
+python -m envs.driving.closed_loop --data_dir DIR --episodes 20 --run RUN_DIR
+
+prints collisions at fault, rate of leaving the road, route progress, comfort and time of two planners without learning
+and of runs. Needs requirements-driving.txt.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any, Callable, Dict, Optional, Sequence, Tuple
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from tqdm import tqdm
+
+from envs.driving.bandit import data_path, load_data, read_data
+from envs.driving.collect import FAMILIES, data_folder, read_sidecar, traffic_module
+from envs.driving.comfort import comfort_verdicts
+from envs.driving.curate import AGENT_RADIUS, HISTORY_STEPS
+from envs.driving.observation import OBSERVATION_DIM, observe
+from envs.driving.planner import along_route, choose, constant_velocity, proposals
+from envs.driving.scene import Scene, project
+from envs.driving.scene_files import read_road, road_path
+from envs.driving.score import Motion
+from envs.driving.vehicle import (
+    A_X,
+    DT,
+    HEADING,
+    KNOT_STEPS,
+    STEER,
+    STEPS,
+    V_X,
+    YAW_RATE,
+    X,
+    Y,
+    initial_state,
+    simulate,
+)
+from envs.errors import exit_on_user_error
+
+WARM_UP = HISTORY_STEPS[0]  # steps that the logging driver takes before the first plan: its past is observed
+MAX_PLANS = 30  # 15 s
+ROUTE_END = 10.0  # metres before the end of the route where an episode is over
+
+
+class Drive:
+    """One episode: the traffic, the ego's states so far and what the last step did. Plans are [8, 3], not actions."""
+
+    def __init__(self, folder: Path, seed: int):
+        self.traffic = traffic_module()
+        family = FAMILIES[seed % len(FAMILIES)]
+        self.road = read_road(road_path(folder, family))
+        self.environment, self.driver = self.traffic.make_environment(family, seed)
+        self.centreline = self.traffic.route_line(self.driver)
+        middles = [self.driver.state()]
+        for self.time in range(1, WARM_UP + 1):
+            self.traffic.advance(self.environment, self.time - 1)
+            middles.append(self.driver.state())
+        ego = self.traffic.rear_axle_states(np.array(middles))
+        self.states = np.stack([initial_state(row[:3], *row[3:]) for row in ego])  # [T, 11]
+        self.driver.place(ego[-1, :3], ego[-1, 3])
+        self.frame = self.traffic.frame(self.environment, self.driver)
+
+    def scene(self) -> Scene:
+        """What is known now: agents [1, n, 4] at this moment only."""
+        return self._scene([self.frame], len(self.states) - 1)
+
+    def _scene(self, frames: list[dict], step: int) -> Scene:
+        """The scene that begins at state number `step` and lasts as long as `frames`."""
+        agents, size = self.traffic.table(frames)
+        near = np.hypot(*(agents[0, :, :2] - self.states[step, [X, Y]]).T) <= AGENT_RADIUS
+        return Scene(
+            road=self.road,
+            ego=self.states[step, [X, Y, HEADING, V_X, A_X, STEER, YAW_RATE]],
+            history=self.states[step - np.array(HISTORY_STEPS)][:, [X, Y, HEADING]],
+            agents=agents[:, near],
+            size=size[near],
+            static=np.zeros(int(near.sum()), bool),
+            centreline=self.centreline,
+            speed_limit=self.traffic.SPEED_LIMIT,
+            reference_progress=0.0,
+        )
+
+    def step(self, plan: np.ndarray) -> Dict[str, Any]:
+        """Drives the first half second of a plan [8, 3] while the others react; returns what happened in it.
+
+        collision: at fault, by the rules of the score's NC; off_road; progress: metres of the route; comfortable: the
+        verdict on the last 4 s, absent before there are as many since the first plan; arrived: the route is over.
+        """
+        begin, frames = len(self.states) - 1, [self.frame]
+        driven = simulate(plan[None], self.states[-1])[0, 1 : KNOT_STEPS + 1]
+        for state in driven:
+            self.traffic.advance(self.environment, self.time)
+            self.driver.place(state[[X, Y, HEADING]], state[V_X])
+            self.time += 1
+            frames.append(self.traffic.frame(self.environment, self.driver))
+        self.frame, self.states = frames[-1], np.concatenate([self.states, driven])
+        motion = Motion(self._scene(frames, begin), self.states[None, begin:])
+        arc, _ = project(self.states[-1, [X, Y]], self.centreline)
+        length = np.hypot(*np.diff(self.centreline, axis=0).T).sum()
+        happened = {
+            "collision": bool(motion.no_collision()[0][0] < 1),
+            "off_road": bool(motion.off_road.any()),
+            "progress": float(motion.raw_progress()[0]),
+            "arrived": bool(arc > length - ROUTE_END),
+        }
+        if len(self.states) - WARM_UP > STEPS:
+            happened["comfortable"] = bool(comfort_verdicts(self.states[None, -STEPS - 1 :]).all())
+        return happened
+
+
+class DrivingClosedLoop(gymnasium.Env):
+    """An episode of at most 15 s: an action is a plan, of which the first half second is driven.
+
+    Observations and actions are those of the one-step task. The reward is the metres of route driven in the step, 0 in
+    one that collides at fault or leaves the road, which ends the episode, as does the end of the route. It is not PDMS.
+    info holds what `Drive.step` returns, and success: neither has happened.
+    """
+
+    def __init__(self, folder: Path, kind: str):
+        self.folder = folder
+        data = read_data(data_path(folder, kind))
+        self.encoding, self.scaling = data.encoding, data.scaling
+        self.observation_space = spaces.Box(-np.inf, np.inf, (OBSERVATION_DIM,), np.float32)
+        self.action_space = spaces.Box(-1.0, 1.0, (self.encoding.action_dim,), np.float32)
+
+    def reset(self, *, seed: Optional[int] = None, options: Optional[dict] = None) -> Tuple[np.ndarray, Dict[str, Any]]:
+        super().reset(seed=seed)
+        self.drive = Drive(self.folder, int(self.np_random.integers(1 << 31)) if seed is None else seed)
+        self.plans = 0
+        return self.scaling(observe(self.drive.scene())), {}
+
+    def step(self, action: np.ndarray) -> Tuple[np.ndarray, float, bool, bool, Dict[str, Any]]:
+        base = along_route(self.drive.scene())
+        happened = self.drive.step(self.encoding.decode(np.clip(action, -1.0, 1.0).astype(np.float64), base))
+        self.plans += 1
+        failed = happened["collision"] or happened["off_road"]
+        reward = 0.0 if failed else happened["progress"]
+        info = {**happened, "success": float(not failed)}
+        over = failed or happened["arrived"]
+        return self.scaling(observe(self.drive.scene())), reward, over, self.plans >= MAX_PLANS and not over, info
+
+
+# ---- The report ----
+
+
+def rule_based(scene: Scene) -> np.ndarray:
+    """The plan [8, 3] that the rule-based planner chooses."""
+    plans = proposals(scene)
+    return plans[choose(scene, plans)]
+
+
+def drive(folder: Path, seed: int, planner: Callable[[Scene], np.ndarray]) -> Dict[str, float]:
+    """One episode of `planner`: collision and off_road (0 or 1), progress in metres, comfort share, seconds."""
+    episode, steps = Drive(folder, seed), []
+    while len(steps) < MAX_PLANS:
+        steps.append(episode.step(planner(episode.scene())))
+        if steps[-1]["collision"] or steps[-1]["off_road"] or steps[-1]["arrived"]:
+            break
+    judged = [step["comfortable"] for step in steps if "comfortable" in step]
+    return {
+        "collision": float(steps[-1]["collision"]),
+        "off_road": float(steps[-1]["off_road"]),
+        "progress": sum(step["progress"] for step in steps),
+        "comfort": float(np.mean(judged)) if judged else float("nan"),
+        "seconds": len(steps) * KNOT_STEPS * DT,
+    }
+
+
+def _policy_planner(folder: Path, run: Path) -> Callable[[Scene], np.ndarray]:
+    from envs.driving.policies import Policy  # here: torch is not needed for planners without learning
+
+    policy = Policy(run)
+    data = load_data(folder, policy.kind)
+
+    def plan(scene: Scene) -> np.ndarray:
+        observation = data.scaling(observe(scene))[None]
+        return policy.plans(data, observation, along_route(scene)[None])[0]
+
+    return plan
+
+
+def main(arguments: Optional[Sequence[str]] = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m envs.driving.closed_loop", description=__doc__.splitlines()[0])
+    parser.add_argument("--data_dir", help="folder of the set, as the task's")
+    parser.add_argument("--run", type=Path, action="append", default=[], help="a run's folder; may be repeated")
+    parser.add_argument("--episodes", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=10_000, help="of episode i: seed + i; even ones are roundabouts")
+    options = parser.parse_args(arguments)
+    with exit_on_user_error():
+        folder = data_folder(options.data_dir)
+        read_sidecar(folder)
+        planners = {"constant velocity": constant_velocity, "PDM-Closed-like planner": rule_based}
+        planners |= {str(run): _policy_planner(folder, run) for run in options.run}
+        print("| planner | collision at fault | off road | metres | comfort | seconds |\n|---|---|---|---|---|---|")
+        for label, planner in planners.items():
+            seeds = tqdm(range(options.seed, options.seed + options.episodes), desc=label, disable=None, leave=False)
+            episodes = [drive(folder, seed, planner) for seed in seeds]
+            columns = {name: np.array([episode[name] for episode in episodes]) for name in episodes[0]}
+            judged = columns["comfort"][~np.isnan(columns["comfort"])]
+            cells = (
+                f"{100 * columns['collision'].mean():.0f} %",
+                f"{100 * columns['off_road'].mean():.0f} %",
+                f"{columns['progress'].mean():.0f}",
+                f"{100 * judged.mean():.0f} %" if len(judged) else "none",  # no episode of 4 s
+                f"{columns['seconds'].mean():.1f}",
+            )
+            print(f"| {label} | {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""Collects scenes with scored plans from highway-env's traffic, marked as locally generated.
+
+python -m envs.driving.collect --logs 300 --workers 2
+
+Every log depends on the seed and its number alone, so the files are bit-identical for any number of workers and however
+often the collection was interrupted; more logs can be added later. Needs requirements-driving.txt.
+"""
+
+import argparse
+import importlib
+import importlib.util
+import json
+import multiprocessing
+import os
+import signal
+from concurrent.futures import ProcessPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+from typing import Optional, Sequence
+
+import numpy as np
+from tqdm import tqdm
+
+from envs.driving.curate import PLANS, curate
+from envs.driving.scene_files import log_path, read_road, road_path, write_log, write_road
+from envs.errors import UserError, exit_on_user_error
+from envs.files import make_folder, remove_abandoned, write_text
+
+GENERATOR_VERSION = 1  # raise it when the same seed no longer gives the same files
+LOG_STEPS = 200  # 20 s
+LOGS_PER_WORKER = 4  # starting a process costs about as much as so many logs
+SIDECAR = "generation.json"
+DEFAULT_DATA_DIR = "~/.driving/embedded"
+FAMILIES = ("roundabout", "intersection")  # log i is of family i mod 2
+
+
+def data_folder(data_dir: Optional[str]) -> Path:
+    return Path(data_dir or DEFAULT_DATA_DIR).expanduser()
+
+
+def collect_command(folder: Path, logs: int) -> str:
+    return f"python -m envs.driving.collect --logs {logs} --workers 2 --out {folder}"
+
+
+def traffic_module() -> object:
+    """`envs.driving.traffic`. Raises UserError where highway-env is absent."""
+    if importlib.util.find_spec("highway_env") is None:
+        raise UserError(
+            "highway-env, which drives the traffic, is not installed: pip install -r requirements-driving.txt"
+        )
+    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")  # pygame's greeting on stdout
+    return importlib.import_module("envs.driving.traffic")
+
+
+def read_sidecar(folder: Path) -> dict:
+    """The record of a set's generation. Raises UserError where it is absent or damaged."""
+    path = folder / SIDECAR
+    try:
+        sidecar = json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"no driving scenes in {folder}: collect them with `{collect_command(folder, 300)}`") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}): collect the set again") from error
+    if not isinstance(sidecar, dict) or not {"seed", "logs", "generator_version"} <= set(sidecar):
+        raise UserError(f"{path}: seed, logs or generator_version is missing: collect the set again")
+    return sidecar
+
+
+def missing_logs(folder: Path, logs: int) -> list[int]:
+    """The logs of 0 to `logs` - 1 that the set in `folder` lacks; a file that is there is complete."""
+    return [index for index in range(logs) if not log_path(folder, index).exists()]
+
+
+def collect_log(folder: Path, seed: int, index: int) -> None:
+    """Writes log number `index` of the set with `seed`; the roads are in `folder`."""
+    traffic = traffic_module()
+    family = FAMILIES[index % len(FAMILIES)]
+    traffic_seed, plan_seed = np.random.SeedSequence([seed, index]).spawn(2)
+    log = traffic.simulate(family, int(traffic_seed.generate_state(1)[0]), LOG_STEPS)
+    record = curate(family, log, read_road(road_path(folder, family)), np.random.default_rng(plan_seed))
+    write_log(log_path(folder, index), record)
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C stops the parent, which stops its workers
+
+
+def _describe(seed: int, logs: int) -> dict:
+    """What the files depend on; two collections with equal records, `logs` apart, agree bit for bit."""
+    return {
+        "source": "locally generated",
+        "generator_version": GENERATOR_VERSION,
+        "families": list(FAMILIES),
+        "log_steps": LOG_STEPS,
+        "plans": PLANS,
+        "seed": seed,
+        "libraries": {name: version(name) for name in ("highway-env", "numpy", "scipy", "matplotlib")},
+        "logs": logs,
+    }
+
+
+def _open_set(folder: Path, record: dict) -> None:
+    """Creates the set's folder with its record and roads, or checks that the existing set is of the same making."""
+    if (folder / SIDECAR).exists():
+        existing = read_sidecar(folder)
+        differing = [key for key in record if key != "logs" and existing.get(key, "absent") != record[key]]
+        if differing:
+            key = differing[0]
+            raise UserError(
+                f"{folder / SIDECAR}: {key} of the logs there is {existing.get(key, 'absent')}, asked for "
+                f"{record[key]}: choose another --out or delete {folder}"
+            )
+        record = {**record, "logs": max(record["logs"], existing["logs"])}
+    make_folder(folder, "--out")
+    remove_abandoned(folder)
+    for family in FAMILIES:
+        if not road_path(folder, family).exists():
+            write_road(road_path(folder, family), traffic_module().rasterise(family))
+    write_text(folder / SIDECAR, json.dumps(record, indent=2) + "\n")
+
+
+def collect(folder: Path, logs: int, seed: int = 0, workers: int = 1) -> Path:
+    """Makes the set of `logs` logs in `folder` and returns it; logs that are there are kept.
+
+    Raises UserError where highway-env is absent and where the folder holds a set of another making.
+    """
+    for name, value, least in (("logs", logs, 1), ("seed", seed, 0), ("workers", workers, 1)):
+        if value < least:
+            raise UserError(f"{name}: expected at least {least}, got {value}")
+    traffic_module()
+    _open_set(folder, _describe(seed, logs))
+    missing = missing_logs(folder, logs)
+    workers = min(workers, -(-len(missing) // LOGS_PER_WORKER))
+    bar = {"desc": "collect driving", "unit": "log", "total": logs, "initial": logs - len(missing), "disable": None}
+    if workers <= 1:
+        for index in tqdm(missing, **bar):
+            collect_log(folder, seed, index)
+        return folder
+    # spawn: a fork would copy this process's threads' locks, torch's among them.
+    context = multiprocessing.get_context("spawn")
+    executor = ProcessPoolExecutor(workers, context, initializer=_start_worker)
+    try:
+        count = len(missing)
+        for _ in tqdm(executor.map(collect_log, [folder] * count, [seed] * count, missing), **bar):
+            pass
+    finally:
+        executor.shutdown(cancel_futures=True)
+    return folder
+
+
+def main(arguments: Optional[Sequence[str]] = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m envs.driving.collect", description=__doc__.splitlines()[0])
+    parser.add_argument("--logs", type=int, required=True, help="logs of 20 s in the whole set")
+    parser.add_argument("--out", help=f"folder of the set, default {DEFAULT_DATA_DIR}")
+    parser.add_argument("--workers", type=int, default=1, help="processes; the files do not depend on it")
+    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same files")
+    options = parser.parse_args(arguments)
+    with exit_on_user_error():
+        print(collect(data_folder(options.out), options.logs, options.seed, options.workers))
+
+
+if __name__ == "__main__":
+    main()

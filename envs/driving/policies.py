@@ -1,0 +1,51 @@
+"""Plans of a trained run's agent in the scenes of a set, and the run a folder holds."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from envs.driving.bandit import BanditData, SceneSet, load_data, read_split
+from envs.driving.planner import along_route
+from envs.driving.tasks import TASKS
+from envs.errors import UserError
+from harness.algorithms import load_algorithm
+from harness.command_line import load_config
+from harness.run_folder import read_checkpoint, read_json
+
+
+class Policy:
+    """The agent of a run folder and the encoding of its task. Raises UserError where the folder holds no such run."""
+
+    def __init__(self, run_dir: Path):
+        for name in ("environment.json", "config.yaml", "checkpoint.pt"):
+            if not (run_dir / name).is_file():
+                raise UserError(f"{run_dir}: holds no {name}; give the folder of a run that has written a checkpoint")
+        self.algorithm = load_algorithm(read_json(run_dir / "environment.json", needed=("algorithm",))["algorithm"])
+        self.config = load_config(self.algorithm.config_class, run_dir / "config.yaml")
+        suite, _, name = self.config.task.partition("/")
+        if suite != "driving" or name not in TASKS:
+            raise UserError(f"{run_dir}: its task is {self.config.task}; give a run of a driving task")
+        read_checkpoint(run_dir / "checkpoint.pt", self.algorithm.name)  # says what is wrong with a bad one
+        self.run_dir, self.kind = run_dir, TASKS[name][0]
+        self.agent = self.algorithm.agent_class.load(run_dir)
+
+    def plans(self, data: BanditData, observations: np.ndarray, bases: np.ndarray, **options: Any) -> np.ndarray:
+        """A plan [N, 8, 3] for each of observations [N, O] with base plans [N, 8, 3]; options are act's."""
+        if data.encoding.action_dim != self.agent.action_dim:
+            raise UserError(
+                f"{self.run_dir}: its actions have {self.agent.action_dim} numbers, those of this set "
+                f"{data.encoding.action_dim}: give the --data_dir that the run was trained with"
+            )
+        actions = self.agent.act(torch.from_numpy(observations), **options).numpy()
+        return data.encoding.decode(np.clip(actions, -1.0, 1.0).astype(np.float64), bases)
+
+
+def sample_plans(policy: Policy, folder: Path, split: str, count: int, **options: Any) -> tuple[SceneSet, np.ndarray]:
+    """The scenes of a split and `count` plans [S, count, 8, 3] of the policy for each."""
+    data, scene_set = load_data(folder, policy.kind), read_split(folder, split)
+    observations = data.observations[split].repeat(count, axis=0)
+    bases = np.stack([along_route(scene) for scene in scene_set.scenes]).repeat(count, axis=0)
+    plans = policy.plans(data, observations, bases, **options)
+    return scene_set, plans.reshape(len(scene_set.scenes), count, *plans.shape[1:])

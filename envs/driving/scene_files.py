@@ -1,0 +1,126 @@
+"""A set of scenes on disk: a folder with the roads, one file for each log and a record of how it was made.
+
+<folder>/generation.json        versions, seed and settings (`envs.driving.collect`)
+<folder>/road_<family>.npz      raster, intersection, origin, resolution
+<folder>/log_<index>.npz        the scenes of one log, possibly none; arrays of LogRecord
+
+Scenes of one log overlap in time, so they are split by log: `split_of`.
+"""
+
+import functools
+import zipfile
+import zlib
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+
+from envs.driving.scene import Road, Scene
+from envs.errors import UserError
+from envs.files import replacing
+
+SPLITS = ("train", "validation", "test")
+# Split of the log pairs (one of each family), repeated: 70 % train, 10 % validation, 20 % test, early ones of each.
+CYCLE = ("train", "validation", "test", "train", "train", "train", "test", "train", "train", "train")
+SCORE_NAMES = ("no_collision", "drivable_area", "time_to_collision", "comfort", "progress", "pdms")
+
+
+@dataclass(frozen=True, eq=False)
+class LogRecord:
+    """The S scenes of one log with N agents at most, K plans each, as stored; arrays as in `Scene` unless noted.
+
+    family [] text; step [S]: of the log, 0.1 s apart; agents [S, 51, N, 4], size [S, N, 2], static [S, N]: NaN and
+    False where a scene has fewer; plans [S, K, 8, 3] and their scores [S, K, 6] by SCORE_NAMES; logged_plan and
+    reference_plan [S, 8, 3]: what the logging driver did, what the rule-based planner chose
+    """
+
+    family: np.ndarray
+    step: np.ndarray
+    ego: np.ndarray
+    history: np.ndarray
+    agents: np.ndarray
+    size: np.ndarray
+    static: np.ndarray
+    centreline: np.ndarray
+    speed_limit: np.ndarray
+    reference_progress: np.ndarray
+    plans: np.ndarray
+    scores: np.ndarray
+    logged_plan: np.ndarray
+    reference_plan: np.ndarray
+
+    def scene(self, index: int, road: Road) -> Scene:
+        """Scene number `index`, with the agents that it has."""
+        present = ~np.isnan(self.agents[index, 0, :, 0])
+        return Scene(
+            road=road,
+            ego=self.ego[index],
+            history=self.history[index],
+            agents=self.agents[index][:, present],
+            size=self.size[index][present],
+            static=self.static[index][present],
+            centreline=self.centreline,
+            speed_limit=float(self.speed_limit),
+            reference_progress=float(self.reference_progress[index]),
+        )
+
+
+def split_of(index: int) -> str:
+    """The split of log number `index`."""
+    return CYCLE[index // 2 % len(CYCLE)]
+
+
+def log_path(folder: Path, index: int) -> Path:
+    return folder / f"log_{index:06d}.npz"
+
+
+def log_index(path: Path) -> int:
+    return int(path.stem.removeprefix("log_"))
+
+
+def log_paths(folder: Path, split: str) -> list[Path]:
+    """The files of a split's logs, in order."""
+    return [path for path in sorted(folder.glob("log_*.npz")) if split_of(log_index(path)) == split]
+
+
+def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Replaces `path` by a compressed npz of `arrays`; equal arrays give equal bytes."""
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, **arrays)
+
+
+def write_log(path: Path, record: LogRecord) -> None:
+    write_arrays(path, {field.name: getattr(record, field.name) for field in fields(record)})
+
+
+def read_log(path: Path) -> LogRecord:
+    """Raises UserError where the file is damaged."""
+    arrays = read_arrays(path)
+    missing = [field.name for field in fields(LogRecord) if field.name not in arrays]
+    if missing:
+        raise UserError(f"{path}: {missing[0]} is missing: delete the file and run envs.driving.collect again")
+    return LogRecord(**{field.name: arrays[field.name] for field in fields(LogRecord)})
+
+
+def road_path(folder: Path, family: str) -> Path:
+    return folder / f"road_{family}.npz"
+
+
+def write_road(path: Path, road: Road) -> None:
+    write_arrays(path, {field.name: np.asarray(getattr(road, field.name)) for field in fields(road)})
+
+
+@functools.lru_cache(maxsize=8)
+def read_road(path: Path) -> Road:
+    """The road of a file, read once in a process, as all scenes of a family share it. Raises UserError."""
+    arrays = read_arrays(path)
+    return Road(arrays["raster"], arrays["intersection"], arrays["origin"], float(arrays["resolution"]))
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of an npz. Raises UserError where it is damaged."""
+    try:
+        with np.load(path) as file:
+            return dict(file)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"{path}: cannot be read ({error}): delete it and run envs.driving.collect again") from error

@@ -1,0 +1,232 @@
+"""The PDM score of plans in a scene: sub-scores and their composition, by NAVSIM's version 1 formula.
+
+PDMS = NC DAC (5 EP + 5 TTC + 2 C) / 12, with no at-fault collision (NC), drivable area compliance (DAC), ego progress
+(EP), time to collision (TTC) and comfort (C). Rules: NAVSIM's pdm_scorer.py, branch v1.1 (Apache-2.0), written anew
+from their definition. `extended_scores` holds the terms of version 2 (EPDMS) for which a scene carries what they need.
+Every score is in [0, 1].
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from envs.driving.boxes import corners, overlap
+from envs.driving.comfort import comfort_verdicts
+from envs.driving.scene import DRIVABLE, Scene, project
+from envs.driving.vehicle import (
+    DT,
+    HEADING,
+    LENGTH,
+    REAR_AXLE_TO_CENTRE,
+    V_X,
+    V_Y,
+    WIDTH,
+    X,
+    Y,
+    initial_state,
+    simulate,
+    wrap,
+)
+
+STOPPED_SPEED = 0.05  # m/s, of ego and agents
+AHEAD, BEHIND = np.deg2rad(30.0), np.deg2rad(150.0)  # bearings from the rear axle
+STATIC_SCORE = 0.5  # NC after hitting a static object
+TTC_OFFSETS = np.array([0, 3, 6, 9])  # steps that the ego is moved ahead
+TTC_STOPPED_SPEED = 0.005  # m/s
+TTC_LAST_STEP = {1: 40, 2: 31}  # by NAVSIM's version
+PROGRESS_THRESHOLD = 5.0  # metres; where the better of the pair made no more, progress is full
+PROGRESS_WEIGHT, TTC_WEIGHT, COMFORT_WEIGHT = 5.0, 5.0, 2.0
+LANE_KEEPING_DISTANCE, LANE_KEEPING_STEPS = 0.5, 20  # metres from the centreline for 2 s in a row
+EGO_SIZE = np.array([LENGTH, WIDTH])
+NEVER = -1  # instead of a step
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Scores of B plans, each [B] unless noted.
+
+    collision_step and ttc_step: first step that fails, NEVER where none does; comfort_terms [B, 6] bool;
+    raw_progress: metres along the centreline; states [B, 41, 11]: what was simulated.
+    """
+
+    no_collision: np.ndarray
+    drivable_area: np.ndarray
+    time_to_collision: np.ndarray
+    comfort: np.ndarray
+    progress: np.ndarray
+    pdms: np.ndarray
+    collision_step: np.ndarray
+    ttc_step: np.ndarray
+    comfort_terms: np.ndarray
+    raw_progress: np.ndarray
+    states: np.ndarray
+
+
+def score(scene: Scene, plans: np.ndarray) -> Scores:
+    """Scores of plans [B, 8, 3] in the ego's frame, each scored as the pair {reference planner, plan} of version 1."""
+    states = simulate(plans, initial_state(scene.pose, *scene.ego[3:]))
+    motion = Motion(scene, states)
+    no_collision, collision_step = motion.no_collision()
+    drivable_area = 1.0 - motion.off_road.any(axis=1)
+    time_to_collision, ttc_step = motion.time_to_collision(TTC_LAST_STEP[1])
+    comfort_terms = comfort_verdicts(states)
+    comfort = comfort_terms.all(axis=1).astype(np.float64)
+    raw_progress = motion.raw_progress()
+    multiplier = no_collision * drivable_area
+    progress = relative_progress(raw_progress, multiplier, scene.reference_progress)
+    weighted = PROGRESS_WEIGHT * progress + TTC_WEIGHT * time_to_collision + COMFORT_WEIGHT * comfort
+    pdms = multiplier * weighted / (PROGRESS_WEIGHT + TTC_WEIGHT + COMFORT_WEIGHT)
+    return Scores(
+        no_collision,
+        drivable_area,
+        time_to_collision,
+        comfort,
+        progress,
+        pdms,
+        collision_step,
+        ttc_step,
+        comfort_terms,
+        raw_progress,
+        states,
+    )
+
+
+def relative_progress(raw: np.ndarray, multiplier: np.ndarray, reference: float) -> np.ndarray:
+    """EP [B] of version 1: raw progress times multiplier over the larger of it and the reference's."""
+    own = raw * multiplier
+    best = np.maximum(own, reference)
+    near = (multiplier > 0).astype(np.float64)
+    return np.where(best > PROGRESS_THRESHOLD, own / np.maximum(best, PROGRESS_THRESHOLD), near)
+
+
+def extended_scores(scene: Scene, states: np.ndarray) -> dict[str, np.ndarray]:
+    """Terms of EPDMS for simulated states [B, 41, 11], each [B]: time to collision, comfort and lane keeping.
+
+    Comfort sees the simulated states only, where NAVSIM's version 2 puts 1.5 s of driven history before them. There is
+    no EPDMS from them: traffic lights, driving direction and the previous frame's plan are not in a scene.
+    """
+    motion = Motion(scene, states)
+    return {
+        "time_to_collision": motion.time_to_collision(TTC_LAST_STEP[2])[0],
+        "comfort": comfort_verdicts(states, version=2).all(axis=1).astype(np.float64),
+        "lane_keeping": motion.lane_keeping(),
+    }
+
+
+class Motion:
+    """Simulated states [B, 41, 11] in a scene, with what several sub-scores need of them."""
+
+    def __init__(self, scene: Scene, states: np.ndarray):
+        self.scene = scene
+        self.axle = states[..., [X, Y, HEADING]]
+        self.speed = np.hypot(states[..., V_X], states[..., V_Y])
+        heading = states[..., HEADING]
+        self.forward = np.stack([np.cos(heading), np.sin(heading)], axis=-1)  # [B, 41, 2]
+        self.centre = self._ahead(np.float64(REAR_AXLE_TO_CENTRE))
+        lanes = scene.road.lanes_at(corners(self.centre, LENGTH, WIDTH))  # [B, 41, 4]
+        self.off_road = ((lanes & DRIVABLE) == 0).any(axis=-1)
+        lanes = lanes & ~DRIVABLE
+        touched, shared = np.bitwise_or.reduce(lanes, axis=-1), np.bitwise_and.reduce(lanes, axis=-1)
+        self.multi_lane = (np.bitwise_count(touched) >= 2) & (shared == 0)
+        self.area = self.off_road | self.multi_lane  # [B, 41]
+        first_poses = scene.agents[0, :, :3]
+        overlapping = overlap(self.centre[:, :1], EGO_SIZE, first_poses, scene.size)
+        self.ignored = overlapping.any(axis=0)  # [n]: all plans start in the same place
+
+    def _ahead(self, distance: np.ndarray) -> np.ndarray:
+        """Poses [B, 41, 3] at `distance`, a number or [B, 41], before the rear axle."""
+        moved = self.axle.copy()
+        moved[..., :2] += distance[..., None] * self.forward
+        return moved
+
+    def _bearing(self, plan: np.ndarray, step: np.ndarray, points: np.ndarray) -> np.ndarray:
+        """Angles [...] in [0, pi] between the ego's heading and the direction from its rear axle to points [..., 2]."""
+        axle = self.axle[plan, step]
+        direction = np.arctan2(points[..., 1] - axle[..., 1], points[..., 0] - axle[..., 0])
+        return np.abs(wrap(direction - axle[..., 2]))
+
+    def _contacts(self, poses: np.ndarray, times: np.ndarray) -> np.ndarray:
+        """Whether ego boxes of centre poses [B, K, 3] overlap agent n at steps `times` [K]: [B, K, n] bool."""
+        agents, size = self.scene.agents[times], self.scene.size
+        reach = np.hypot(*EGO_SIZE) / 2 + np.hypot(size[:, 0], size[:, 1]) / 2
+        offset_x, offset_y = poses[..., None, 0] - agents[..., 0], poses[..., None, 1] - agents[..., 1]
+        near = (offset_x**2 + offset_y**2 <= reach**2) & ~self.ignored
+        plan, event, agent = np.nonzero(near)
+        near[plan, event, agent] = overlap(poses[plan, event], EGO_SIZE, agents[event, agent, :3], size[agent])
+        return near
+
+    def no_collision(self) -> tuple[np.ndarray, np.ndarray]:
+        """NC [B] in {0, 0.5, 1} and the step [B] of the first at-fault collision. Each agent's first contact decides.
+
+        At fault is the moving ego that hits what was stopped when first seen, or, of what is not behind it, touches
+        with its front edge or while it is in several lanes or off the road.
+        """
+        scene = self.scene
+        steps = np.arange(self.axle.shape[1])
+        contacts = self._contacts(self.centre, steps)
+        plan, agent = np.nonzero(contacts.any(axis=1))
+        step = contacts[plan, :, agent].argmax(axis=-1)
+        present = ~np.isnan(scene.agents[..., 0])
+        first_speed = scene.agents[present.argmax(axis=0), np.arange(len(scene.size)), 3]
+        stopped = (np.abs(first_speed) <= STOPPED_SPEED) | scene.static
+        front = self._ahead(np.float64(REAR_AXLE_TO_CENTRE + LENGTH / 2))[plan, step]
+        poses = scene.agents[step, agent, :3]
+        front_hits = overlap(front, EGO_SIZE * [0.0, 1.0], poses, scene.size[agent])
+        behind = self._bearing(plan, step, poses) > BEHIND
+        at_fault = stopped[agent] | (~behind & (front_hits | self.area[plan, step]))
+        at_fault &= self.speed[plan, step] > STOPPED_SPEED
+        plan, agent, step = plan[at_fault], agent[at_fault], step[at_fault]
+        result = np.ones(len(self.axle))
+        np.minimum.at(result, plan, np.where(scene.static[agent], STATIC_SCORE, 0.0))
+        return result, _first(plan, step, len(result))
+
+    def time_to_collision(self, last_step: int) -> tuple[np.ndarray, np.ndarray]:
+        """TTC [B] in {0, 1} over steps 0 to `last_step`, and the step [B] that fails first.
+
+        The ego box of a step is moved straight ahead at its speed by up to 0.9 s. Each agent's first overlap decides:
+        it fails if the agent is ahead, or not behind while the ego is in several lanes, off the road or in an
+        intersection.
+        """
+        scene = self.scene
+        steps = np.repeat(np.arange(last_step + 1), len(TTC_OFFSETS))
+        offsets = np.tile(TTC_OFFSETS, last_step + 1)
+        moved = self.centre[:, steps]
+        moved[..., :2] += (self.speed[:, steps] * offsets * DT)[..., None] * self.forward[:, steps]
+        contacts = self._contacts(moved, steps + offsets)
+        contacts &= (self.speed[:, steps] >= TTC_STOPPED_SPEED)[..., None]
+        plan, agent = np.nonzero(contacts.any(axis=1))
+        event = contacts[plan, :, agent].argmax(axis=-1)
+        step = steps[event]
+        bearing = self._bearing(plan, step, scene.agents[step + offsets[event], agent, :2])
+        wide = self.area[plan, step] | scene.road.intersection_at(self.axle[plan, step, :2])
+        fails = (bearing < AHEAD) | (wide & (bearing <= BEHIND))
+        result = np.ones(len(self.axle))
+        result[plan[fails]] = 0.0
+        return result, _first(plan[fails], step[fails], len(result))
+
+    def raw_progress(self) -> np.ndarray:
+        """Metres [B] along the centreline from the box centre's start to its end, not negative."""
+        arc, _ = project(self.centre[:, [0, -1], :2], self.scene.centreline)
+        return np.maximum(arc[:, 1] - arc[:, 0], 0.0)
+
+    def lane_keeping(self) -> np.ndarray:
+        """LK [B] of version 2: 0 where the box centre is too far from the centreline for 2 s in a row.
+
+        Steps in an intersection are passed over: they neither count nor end a row.
+        """
+        _, distance = project(self.centre[..., :2], self.scene.centreline)
+        far = distance > LANE_KEEPING_DISTANCE
+        skipped = self.scene.road.intersection_at(self.centre[..., :2])
+        result, row = np.ones(len(far)), np.zeros(len(far), dtype=np.int64)
+        for step in range(far.shape[1]):
+            row = np.where(skipped[:, step], row, np.where(far[:, step], row + 1, 0))
+            result[row >= LANE_KEEPING_STEPS] = 0.0
+        return result
+
+
+def _first(plan: np.ndarray, step: np.ndarray, plans: int) -> np.ndarray:
+    """The smallest step of each plan [plans], NEVER where it has none; plan and step [E] list them."""
+    unset = np.iinfo(np.int64).max
+    first = np.full(plans, unset)
+    np.minimum.at(first, plan, step)
+    return np.where(first == unset, NEVER, first)

@@ -1,0 +1,116 @@
+"""Driving tasks: `load` gives the data set and the environment of `driving/<name>`.
+
+bandit                    context -> a plan of 4 seconds, reward = PDMS; evaluated in the test scenes
+bandit-zscore             the same with plans standardised pose by pose instead of in the smooth basis
+<either>-validation       the same data, evaluated in the validation scenes: what hyperparameters are chosen by
+closed_loop               bandit's data, evaluated by driving on in reacting traffic; the score is metres, not PDMS
+"""
+
+import functools
+from pathlib import Path
+from typing import Optional
+
+import numpy as np
+import torch
+
+from envs.dataset import Dataset
+from envs.driving.bandit import DrivingBandit, fingerprint, load_data
+from envs.driving.closed_loop import DrivingClosedLoop
+from envs.driving.collect import collect, collect_command, data_folder, missing_logs, read_sidecar
+from envs.driving.observation import OBSERVATION_DIM
+from envs.errors import UserError
+from envs.names import nearest_names
+from envs.task import Task
+
+CLOSED_LOOP = "closed loop"
+TASKS = {  # name: (kind of the encoding, split of the evaluation)
+    "bandit": ("basis", "test"),
+    "bandit-zscore": ("zscore", "test"),
+    "bandit-validation": ("basis", "validation"),
+    "bandit-zscore-validation": ("zscore", "validation"),
+    "closed_loop": ("basis", CLOSED_LOOP),
+}
+SCORE = -1  # column of the scores: PDMS
+
+
+def load(name: str, data_dir: Optional[str] = None, collect_episodes: int = 0) -> Task:
+    """Loads the task `name`, one of TASKS, of the scenes in `data_dir`, by default ~/.driving/embedded.
+
+    An absent set is collected first when collect_episodes > 0, with so many logs. Rewards are PDMS in [0, 1], masks
+    are 0 throughout. Raises UserError for an unknown name and for data that is absent, incomplete or damaged.
+    """
+    if name not in TASKS:
+        raise UserError(f"task driving/{name}: unknown{nearest_names(name, TASKS)} (known: {', '.join(TASKS)})")
+    kind, split = TASKS[name]
+    folder = data_folder(data_dir)
+    _prepare(folder, collect_episodes)
+    data = load_data(folder, kind)
+    scenes = {part: len(observations) for part, observations in data.observations.items()}
+    rewards = {part: scores[..., SCORE] for part, scores in data.scores.items()}
+    identity = {
+        "suite": "driving",
+        "path": str(folder),
+        "sha256": fingerprint(folder),
+        "sha256_of": "names and contents of all log and road files",
+        "source": "locally generated",
+        "transitions": rewards["train"].size,
+        "episodes": rewards["train"].size,
+        "scenes": scenes,
+        "plans_per_scene": rewards["train"].shape[1],
+        "encoding": kind,
+        "evaluated_in": split,
+        "generation": read_sidecar(folder),
+    }
+    if split == CLOSED_LOOP:
+        make_env = functools.partial(DrivingClosedLoop, folder, kind)
+    else:
+        make_env = functools.partial(DrivingBandit, folder, kind, split)
+        identity["episode_return_mean"] = float(rewards["train"].mean())
+    sets = {
+        part: one_step_episodes(data.observations[part], data.actions[part], rewards[part])
+        for part in ("train", "validation")
+    }
+    return Task(
+        name=f"driving/{name}",
+        dataset=sets["train"],
+        validation=sets["validation"],
+        make_env=make_env,
+        observation_dim=OBSERVATION_DIM,
+        action_dim=data.encoding.action_dim,
+        score_name="return",
+        identity=identity,
+    )
+
+
+def _prepare(folder: Path, collect_episodes: int) -> None:
+    """Collects an absent set, or finishes an interrupted one, where asked for; refuses it otherwise."""
+    if collect_episodes > 0 and not folder.exists():
+        collect(folder, collect_episodes)
+    sidecar = read_sidecar(folder)
+    missing = missing_logs(folder, sidecar["logs"])
+    if missing and collect_episodes > 0:
+        collect(folder, sidecar["logs"], sidecar["seed"])
+    elif missing:
+        raise UserError(
+            f"{folder}: {len(missing)} of {sidecar['logs']} logs are missing, the collection was interrupted: finish "
+            f"it with `{collect_command(folder, sidecar['logs'])}`"
+        )
+
+
+def one_step_episodes(observations: np.ndarray, actions: np.ndarray, rewards: np.ndarray) -> Dataset:
+    """Observations [S, O] with actions [S, K, A] and rewards [S, K] as S * K one-step episodes, masks 0.
+
+    A scene has K + 1 rows of its observation: its K plans, and one that closes the group and repeats the last action,
+    so that the next observation of every plan is the scene itself. The column state_values is the group's mean reward.
+    """
+    scenes, plans, _ = actions.shape
+    closed = np.append(np.arange(plans), plans - 1)
+    rows = torch.arange(scenes * (plans + 1))
+    return Dataset(
+        observations=torch.from_numpy(np.repeat(observations, plans + 1, axis=0)),
+        actions=torch.from_numpy(actions[:, closed].reshape(len(rows), -1)),
+        rewards=torch.from_numpy(rewards[:, closed].reshape(-1).astype(np.float32)),
+        masks=torch.zeros(len(rows)),
+        valid=rows[rows % (plans + 1) < plans],
+        state_values=torch.from_numpy(np.repeat(rewards.mean(axis=1), plans + 1).astype(np.float32)),
+    )

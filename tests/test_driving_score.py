@@ -1,0 +1,282 @@
+"""The PDM scorer: every figure of NAVSIM's own modules in golden/driving/, and cases worked out by hand."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from envs.driving.boxes import corners, overlap
+from envs.driving.comfort import LOWER, SIGNALS, UPPER, comfort_signals, comfort_verdicts
+from envs.driving.scene import DRIVABLE, Road, Scene, project
+from envs.driving.score import Motion, Scores, extended_scores, score
+from envs.driving.vehicle import (
+    DT,
+    HEADING,
+    STATE_NAMES,
+    curvature_profile,
+    reference_path,
+    speed_profile,
+    to_frame,
+    to_world,
+    track,
+    wrap,
+)
+
+GOLDEN = Path(__file__).parent / "golden" / "driving"
+SCENES = range(10)
+
+
+@pytest.fixture(scope="module")
+def tracker() -> dict:
+    with np.load(GOLDEN / "tracker.npz") as file:
+        return dict(file)
+
+
+@pytest.fixture(scope="module")
+def scoring() -> dict:
+    with np.load(GOLDEN / "scoring.npz") as file:
+        return dict(file)
+
+
+@pytest.fixture(scope="module")
+def scored(scoring) -> list[tuple[Scene, Scores]]:
+    scenes = [golden_scene(scoring, index) for index in SCENES]
+    return [(scene, score(scene, scoring[f"s{index:02d}_plans"])) for index, scene in enumerate(scenes)]
+
+
+def golden_scene(scoring: dict, index: int) -> Scene:
+    part = {name[4:]: value for name, value in scoring.items() if name.startswith(f"s{index:02d}_")}
+    road = Road(part["raster"], part["intersection"], part["origin"], float(scoring["resolution"]))
+    names = ("ego", "agents", "size", "static", "centreline")
+    return Scene(
+        road=road,
+        history=np.zeros((3, 3)),
+        speed_limit=10.0,
+        reference_progress=float(scoring["ref_progress"][index]),
+        **{name: part[name] for name in names},
+    )
+
+
+def assert_close(actual: np.ndarray, expected: np.ndarray, tolerance: float) -> None:
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance)
+
+
+def states_difference(actual: np.ndarray, expected: np.ndarray) -> float:
+    difference = actual - expected
+    difference[..., HEADING] = wrap(difference[..., HEADING])
+    return float(np.abs(difference).max())
+
+
+# ---- NAVSIM's figures ----
+
+
+def test_references_profiles_and_states_of_48_plans_are_navsims(tracker):
+    assert tuple(tracker["state_names"]) == STATE_NAMES
+    reference = reference_path(tracker["poses"], np.zeros(3))
+    speeds = speed_profile(reference)
+    assert_close(reference, tracker["reference"], 1e-8)
+    assert_close(speeds, tracker["velocity_profile"], 1e-8)
+    assert_close(curvature_profile(reference, speeds), tracker["curvature_profile"], 1e-8)
+    assert states_difference(track(reference, tracker["initial_state"]), tracker["states"]) < 1e-8
+
+
+def test_comfort_signals_and_verdicts_of_48_plans_are_navsims(tracker):
+    assert tuple(tracker["comfort_names"]) == SIGNALS
+    assert np.array_equal(tracker["comfort_lo"], LOWER)
+    assert np.array_equal(tracker["comfort_hi"], UPPER)
+    for version in (1, 2):
+        assert_close(comfort_signals(tracker["states"], version), tracker[f"signals_v{version}"], 1e-7)
+        assert np.array_equal(comfort_verdicts(tracker["states"], version), tracker[f"comfort_v{version}"])
+
+
+def test_the_box_and_the_axle_are_navsims(tracker):
+    box = corners(np.array([1.461, 0.0, 0.0]), 5.176, 2.297)
+    names = list(tracker["vehicle_names"])
+    vehicle = dict(zip(names, tracker["vehicle"], strict=True))
+    assert box[0, 0] == pytest.approx(next(v for k, v in vehicle.items() if "front" in k))
+    assert box[1, 0] == pytest.approx(-next(v for k, v in vehicle.items() if "rear" in k and v < 1.4))
+
+
+def test_states_and_area_flags_of_320_plans_are_navsims(scoring, scored):
+    for index, (scene, scores) in enumerate(scored):
+        assert states_difference(scores.states, scoring["states"][index]) < 1e-8
+        motion = Motion(scene, scores.states)
+        assert np.array_equal(motion.off_road, scoring["off_road"][index])
+        assert np.array_equal(motion.multi_lane, scoring["multi_lane"][index])
+
+
+@pytest.mark.parametrize(
+    "field, column",
+    [
+        ("no_collision", "nc"),
+        ("drivable_area", "dac"),
+        ("time_to_collision", "ttc_v1"),
+        ("comfort", "comfort_v1"),
+        ("comfort_terms", "comfort6_v1"),
+        ("collision_step", "nc_step"),
+        ("ttc_step", "ttc_step_v1"),
+    ],
+)
+def test_verdicts_of_320_plans_are_navsims(scoring, scored, field, column):
+    assert np.array_equal([getattr(scores, field) for _, scores in scored], scoring[column])
+
+
+def test_version_2_verdicts_of_320_plans_are_navsims(scoring, scored):
+    for index, (scene, scores) in enumerate(scored):
+        assert np.array_equal(comfort_verdicts(scores.states, 2), scoring["comfort6_v2"][index])
+        extended = extended_scores(scene, scores.states)
+        assert np.array_equal(extended["time_to_collision"], scoring["ttc_v2"][index])
+        assert np.array_equal(extended["comfort"], scoring["comfort6_v2"][index].all(axis=1))
+        assert np.array_equal(Motion(scene, scores.states).time_to_collision(31)[1], scoring["ttc_step_v2"][index])
+
+
+def test_progress_and_pdms_of_320_plans_are_navsims(scoring, scored):
+    assert_close(np.stack([scores.raw_progress for _, scores in scored]), scoring["raw_progress"], 1e-6)
+    assert_close(np.stack([scores.progress for _, scores in scored]), scoring["ep_v1"], 1e-6)
+    assert_close(np.stack([scores.pdms for _, scores in scored]), scoring["pdms_v1"], 1e-8)
+
+
+def test_the_reference_plans_give_the_reference_progress(scoring, scored):
+    for index, (scene, _) in enumerate(scored):
+        own = score(scene, scoring[f"s{index:02d}_ref_plan"][None])
+        progress = own.raw_progress * own.no_collision * own.drivable_area
+        assert_close(progress, scoring["ref_progress"][[index]], 1e-6)
+
+
+def test_a_plan_scores_the_same_alone_and_among_others(scoring, scored):
+    scene, scores = scored[5]
+    alone = score(scene, scoring["s05_plans"][7:8])
+    assert_close(alone.pdms, scores.pdms[7:8], 1e-12)
+    assert_close(alone.states, scores.states[7:8], 1e-9)
+
+
+# ---- By hand ----
+
+
+def straight_scene(agents: np.ndarray, static: bool = False, speed: float = 10.0) -> Scene:
+    """A drivable square of 200 m without lanes; agents [n, 4] drive on along x."""
+    moving = np.repeat(np.asarray(agents, float)[None], 51, axis=0)
+    moving[..., 0] += moving[..., 3] * DT * np.arange(51)[:, None]
+    road = Road(np.full((401, 401), DRIVABLE, np.uint32), np.zeros((401, 401), bool), np.array([-100.0, -100.0]), 0.5)
+    return Scene(
+        road=road,
+        ego=np.array([0.0, 0.0, 0.0, speed, 0.0, 0.0, 0.0]),
+        history=np.zeros((3, 3)),
+        agents=moving,
+        size=np.tile([5.0, 2.0], (len(agents), 1)),
+        static=np.full(len(agents), static),
+        centreline=np.array([[-50.0, 0.0], [90.0, 0.0]]),
+        speed_limit=10.0,
+        reference_progress=40.0,
+    )
+
+
+def straight_plan(speed: float) -> np.ndarray:
+    plan = np.zeros((1, 8, 3))
+    plan[0, :, 0] = speed * 0.5 * np.arange(1, 9)
+    return plan
+
+
+def test_constant_speed_on_an_empty_road_is_perfect():
+    scores = score(straight_scene(np.zeros((0, 4))), straight_plan(10.0))
+    assert_close(scores.raw_progress, 40.0, 1e-6)
+    assert_close(scores.pdms, 1.0, 1e-6)
+
+
+def test_half_the_reference_progress_costs_5_of_24():
+    scene = straight_scene(np.zeros((0, 4)), speed=5.0)
+    assert_close(score(scene, straight_plan(5.0)).pdms, 1 - 5 / 24, 1e-6)
+
+
+@pytest.mark.parametrize(
+    "agent, static, expected",
+    [
+        ([30.0, 0.0, 0.0, 0.0], False, 0.0),  # a parked vehicle on the way
+        ([30.0, 0.0, 0.0, 0.0], True, 0.5),  # a static object on the way
+        ([30.0, 2.1, 0.0, 0.0], False, 0.0),  # grazed at its side, though stopped
+        ([30.0, 2.2, 0.0, 0.0], False, 1.0),  # passed
+        ([-15.0, 0.0, 0.0, 20.0], False, 1.0),  # drives into the ego's rear
+        ([-15.0, 0.0, 0.0, 20.0], True, 0.5),  # a static object counts as stopped, whatever its speed
+        ([60.0, 0.0, np.pi, -12.0], False, 0.0),  # comes head-on, in its own frame backwards
+    ],
+)
+def test_fault_of_one_collision(agent, static, expected):
+    scene = straight_scene([agent], static)
+    assert score(scene, straight_plan(10.0)).no_collision == expected
+
+
+def test_a_lateral_contact_is_the_egos_fault_only_in_several_lanes_or_off_the_road():
+    # The other vehicle, as fast, drifts into the ego's side, between its rear axle and its front edge.
+    scene = straight_scene([[0.5, 4.0, 0.0, 10.0]])
+    scene.agents[:, 0, 1] -= 0.1 * np.arange(51)
+    assert score(scene, straight_plan(10.0)).no_collision == 1.0
+    left, right = np.uint32(1), np.uint32(2)
+    scene.road.raster[:, 200:] |= left
+    scene.road.raster[:, :200] |= right
+    assert score(scene, straight_plan(10.0)).no_collision == 0.0
+
+
+def test_time_to_collision_fails_before_the_collision_does():
+    scores = score(straight_scene([[30.0, 0.0, 0.0, 0.0]]), straight_plan(10.0))
+    gap = 30.0 - 2.5 - 4.049
+    assert scores.collision_step == np.ceil(gap / 1.0)
+    assert scores.ttc_step == np.ceil(gap / 1.0 - 9)
+
+
+def test_an_agent_that_overlaps_at_the_start_is_ignored():
+    scene = straight_scene([[3.0, 0.0, 0.0, 0.0]])
+    scores = score(scene, straight_plan(10.0))
+    assert (scores.no_collision, scores.time_to_collision) == (1.0, 1.0)
+
+
+def test_leaving_the_grid_is_leaving_the_road():
+    assert score(straight_scene(np.zeros((0, 4))), straight_plan(24.0)).drivable_area == 1.0
+    assert score(straight_scene(np.zeros((0, 4)), speed=26.0), straight_plan(26.0)).drivable_area == 0.0
+
+
+def test_lane_keeping_fails_after_two_seconds_off_the_centreline():
+    scene = straight_scene(np.zeros((0, 4)))
+    scores = score(scene, straight_plan(10.0))
+    near, far = scores.states.copy(), scores.states.copy()
+    near[:, 1:20, 1] = near[:, 22:40, 1] = 0.6  # not in a row
+    far[:, 1:21, 1] = 0.6
+    assert extended_scores(scene, near)["lane_keeping"] == 1.0
+    assert extended_scores(scene, far)["lane_keeping"] == 0.0
+    scene.road.intersection[:] = True
+    assert extended_scores(scene, far)["lane_keeping"] == 1.0
+
+
+def test_boxes_overlap_where_one_holds_a_point_of_the_other():
+    generator = np.random.default_rng(0)
+    first = np.concatenate([generator.uniform(-3, 3, (200, 2)), generator.uniform(-4, 4, (200, 1))], axis=1)
+    size, other_size = generator.uniform(0.2, 4, (200, 2)), np.array([3.0, 1.5])
+    found = overlap(first, size, np.zeros(3), other_size)
+    grid = np.stack(np.meshgrid(np.linspace(-0.5, 0.5, 61), np.linspace(-0.5, 0.5, 61)), -1).reshape(-1, 2)
+    for pose, box, verdict in zip(first, size, found, strict=True):
+        points = np.concatenate([grid * box, np.zeros((len(grid), 1))], axis=1)
+        inside = (np.abs(to_world(points, pose)[:, :2]) <= other_size / 2 + 1e-9).all(axis=1)
+        assert verdict or not inside.any()
+        slightly_smaller = overlap(pose, box - 0.15, np.zeros(3), other_size - 0.15)
+        assert inside.any() or not slightly_smaller
+
+
+def test_touching_boxes_overlap_and_a_segment_is_a_box():
+    unit = np.array([1.0, 1.0])
+    assert overlap(np.zeros(3), unit, np.array([1.0, 0.0, 0.0]), unit)
+    assert not overlap(np.zeros(3), unit, np.array([1.001, 0.0, 0.0]), unit)
+    assert overlap(np.array([0.5, 0.0, 0.0]), unit * [0, 1], np.array([1.0, 0.0, 0.0]), unit)
+    assert not overlap(np.zeros(3), unit, np.full(3, np.nan), unit)
+
+
+def test_projection_on_a_line_with_a_corner():
+    line = np.array([[0.0, 0.0], [10.0, 0.0], [10.0, 10.0]])
+    arc, distance = project(np.array([[4.0, 3.0], [12.0, 7.0], [-5.0, 0.0], [10.0, 15.0]]), line)
+    assert_close(arc, np.array([4.0, 17.0, 0.0, 20.0]), 1e-12)
+    assert_close(distance, np.array([3.0, 2.0, 5.0, 5.0]), 1e-12)
+
+
+def test_frames_are_inverse_to_each_other():
+    poses = np.random.default_rng(1).normal(size=(20, 3))
+    pose = np.array([3.0, -2.0, 2.5])
+    assert_close(to_frame(to_world(poses, pose), pose), poses, 1e-12)
+    assert_close(to_world(np.array([2.0, 1.0, 0.0]), np.array([1.0, 1.0, np.pi / 2])), [0.0, 3.0, np.pi / 2], 1e-12)

@@ -1,0 +1,179 @@
+"""What looks at driving policies: the closed loop, the table of sub-scores and the pictures."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from algorithms.dipole import DIPOLEConfig, train
+from envs import load_task
+from envs.driving import closed_loop, show, table
+from envs.driving.bandit import load_data, read_split
+from envs.driving.planner import along_route, constant_velocity
+from envs.driving.policies import Policy
+from envs.driving.scene_files import SCORE_NAMES
+from envs.driving.vehicle import simulate
+from envs.errors import UserError
+from harness.run_folder import run_path
+
+SCENES = Path(__file__).resolve().parent / "golden" / "driving" / "scenes"
+PNG = b"\x89PNG"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("driving") / "scenes"
+    shutil.copytree(SCENES, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(folder) -> Path:
+    """A finished run of few updates, evaluated in the environment on the way."""
+    config = DIPOLEConfig(
+        task="driving/bandit",
+        data_dir=str(folder),
+        run_dir=str(folder.parent / "runs"),
+        device="cpu",
+        offline_steps=4,
+        log_interval=2,
+        checkpoint_interval=4,
+        eval_interval=4,
+        eval_episodes=3,
+        batch_size=16,
+        actor_hidden_dims=(16,),
+        value_hidden_dims=(16,),
+        num_candidates=1,
+        flow_steps=2,
+    )
+    result = train(config)
+    assert result["score_name"] == "return" and 0.0 <= result["score"] <= 1.0
+    return run_path(config)
+
+
+@pytest.fixture
+def drive(folder):
+    pytest.importorskip("highway_env")
+    return lambda seed: closed_loop.Drive(folder, seed)
+
+
+# ---- Closed loop ----
+
+
+def test_a_step_drives_the_first_half_second_of_the_plan(drive):
+    episode = drive(3)
+    scene = episode.scene()
+    assert scene.agents.shape[0] == 1 and scene.history.shape == (3, 3)
+    plan = constant_velocity(scene)
+    expected = simulate(plan[None], episode.states[-1])[0, 1:6]
+    before = {vehicle: state[:2] for vehicle, state in episode.frame.items()}
+    happened = episode.step(plan)
+    assert np.array_equal(episode.states[-5:], expected)
+    assert happened["progress"] == pytest.approx(np.hypot(*(expected[-1, :2] - scene.pose[:2])), abs=0.3)
+    assert np.array_equal(episode.scene().ego[:4], expected[-1, :4])
+    moved = [np.hypot(*np.subtract(state[:2], before[v])) for v, state in episode.frame.items() if v in before]
+    assert max(moved) > 1.0
+    middle = expected[-1, :2] + 2.5 * np.array([np.cos(expected[-1, 2]), np.sin(expected[-1, 2])])
+    assert np.allclose(episode.driver.state()[:2], middle)  # the others see the ego where it is
+
+
+def test_the_traffic_brakes_for_an_ego_in_its_way(drive):
+    speeds = []
+    for stands in (True, False):
+        episode = drive(1)
+        vehicle, (x, y, heading, speed) = max(episode.frame.items(), key=lambda item: item[1][3])
+        if stands:
+            episode.driver.place(np.array([x + 20 * np.cos(heading), y + 20 * np.sin(heading), heading]), 0.0)
+        for step in range(20):
+            episode.traffic.advance(episode.environment, step)
+        speeds.append(vehicle.speed)
+    assert speed > 7.0 and speeds[0] < 4.0 < speeds[1]
+
+
+def test_driving_straight_into_a_roundabout_leaves_the_road_and_ends_the_episode(folder, drive):
+    data = load_data(folder, "basis")
+    environment = load_task("driving/closed_loop", str(folder)).make_env()
+    first, _ = environment.reset(seed=10_000)
+    again, _ = environment.reset(seed=10_000)
+    assert np.array_equal(first, again) and first.shape == environment.observation_space.shape
+    rewards, over = [], False
+    while not over:
+        scene = environment.drive.scene()
+        straight = data.encoding.encode(constant_velocity(scene), along_route(scene)).astype(np.float32)
+        _, reward, over, truncated, info = environment.step(straight)
+        rewards.append(reward)
+        assert not truncated
+    assert info["off_road"] and info["success"] == 0.0 and rewards[-1] == 0.0
+    driven = environment.drive.states
+    assert sum(rewards) == pytest.approx(np.hypot(*(driven[-6, :2] - driven[closed_loop.WARM_UP, :2])), abs=3.0)
+
+
+def test_the_closed_loop_reports_planners_and_runs(folder, run, drive, capsys, monkeypatch):
+    monkeypatch.setattr(closed_loop, "MAX_PLANS", 2)
+    closed_loop.main(["--data_dir", str(folder), "--episodes", "2", "--run", str(run)])
+    lines = capsys.readouterr().out.splitlines()
+    labels = [line.split("|")[1].strip() for line in lines[2:]]
+    assert labels == ["constant velocity", "PDM-Closed-like planner", str(run)]
+    assert all(line.rstrip(" |").endswith("1.0") for line in lines[2:4])  # seconds of two plans
+
+
+# ---- Table ----
+
+
+def test_the_table_has_the_scores_of_planners_data_and_runs(folder, run, capsys):
+    table.main(["--data_dir", str(folder), "--run", str(run), "--greediness", "0", "1", "--samples", "2"])
+    lines = capsys.readouterr().out.splitlines()
+    rows = {line.split("|")[1].strip(): [float(cell) for cell in line.split("|")[2:-1]] for line in lines[2:]}
+    assert list(rows)[-2:] == ["dipole, greediness 0 (seed_0)", "dipole, greediness 1 (seed_0)"]
+    scenes = read_split(folder, "test")
+    straight = table.scores_of(scenes, np.stack([constant_velocity(scene) for scene in scenes.scenes])[:, None], "")
+    assert rows["constant velocity"] == pytest.approx(100 * straight.mean(axis=(0, 1)), abs=0.051)
+    assert rows["data: best of 16"][-1] >= rows["data: mean plan"][-1]
+    assert len(rows) == 7
+
+
+def test_the_best_plan_is_taken_whole():
+    scores = np.zeros((1, 3, len(SCORE_NAMES)))
+    scores[0, :, -1] = 0.2, 0.9, 0.5
+    scores[0, :, 0] = 0.1, 0.5, 1.0
+    assert table.best_of(scores)[0, 0, [0, -1]].tolist() == [0.5, 0.9]
+
+
+# ---- Pictures ----
+
+
+def test_a_picture_of_the_sets_own_plans_and_of_a_runs(folder, run, tmp_path, capsys):
+    token = read_split(folder, "train").tokens[0]
+    show.main([token, "--data_dir", str(folder), "--out", str(tmp_path / "own.png")])
+    show.main(["0", "--data_dir", str(folder), "--run", str(run), "--out", str(tmp_path / "run.png")])
+    assert (tmp_path / "own.png").read_bytes()[:4] == (tmp_path / "run.png").read_bytes()[:4] == PNG
+    assert capsys.readouterr().out.splitlines() == [str(tmp_path / "own.png"), str(tmp_path / "run.png")]
+
+
+def test_what_is_shown_are_the_candidates_and_the_chosen_plan(folder, run):
+    scenes = read_split(folder, "test")
+    scene, plans, title = show.plans_to_show(folder, scenes.tokens[2], None, 16)
+    assert np.array_equal(plans[:-1], scenes.plans[2]) and np.array_equal(plans[-1], scenes.reference_plans[2])
+    assert scenes.tokens[2] in title and np.array_equal(scene.ego, scenes.scenes[2].ego)
+    _, sampled, title = show.plans_to_show(folder, "2", run, 4)
+    assert sampled.shape == (5, 8, 3) and title.endswith("dipole")
+    assert len(np.unique(sampled[:, -1, 0])) == 5
+
+
+def test_mistakes_are_one_sentence_each(folder, run, tmp_path, capsys):
+    def refused(command, *arguments):
+        with pytest.raises(SystemExit) as exit_:
+            command(list(arguments))
+        assert exit_.value.code == 2
+        message = capsys.readouterr().err.strip()
+        assert message.count("\n") == 0
+        return message
+
+    data = ("--data_dir", str(folder))
+    assert "scene log_9: not in" in refused(show.main, "log_9", *data)
+    assert "holds no environment.json" in refused(show.main, "0", *data, "--run", str(tmp_path))
+    assert "no driving scenes in" in refused(table.main, "--data_dir", str(tmp_path))
+    policy, scenes = Policy(run), read_split(folder, "test")
+    with pytest.raises(UserError, match="have [0-9]+ numbers, those of this set 24: give the --data_dir"):
+        policy.plans(load_data(folder, "zscore"), np.zeros((1, 147), np.float32), scenes.logged_plans[:1])
