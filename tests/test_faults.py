@@ -236,7 +236,7 @@ class Unseeded(Faulty):
 
     def step(self, action):
         observation, *rest = super().step(action)
-        return observation + time.time(), *rest
+        return observation + np.float32(np.random.default_rng().random()), *rest
 
 
 @pytest.mark.slow  # two processes of their own
