@@ -76,7 +76,8 @@ def work_on(run: PlannedRun, cells: List[Dict[str, Any]], environment: Dict[str,
     wait_for_lock(run.folder / "lock")
     attempt = Attempt(run, cells, environment)
     try:
-        state = attempt.wait()
+        while (state := attempt.poll()) == RUNNING:  # not `wait`, in which ray.cancel is noticed at the end only
+            time.sleep(POLL_SECONDS)
     except KeyboardInterrupt:  # ray.cancel
         attempt.stop()
         attempt.process.wait()
