@@ -8,17 +8,17 @@ finished runs alone. docs/comparisons.md describes the file and what is written 
 
 import argparse
 import contextlib
-import fcntl
 import os
 import shutil
 import sys
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, NoReturn, Optional, Sequence
+from typing import Any, Dict, Iterator, List, Optional, Sequence
 
 import yaml
 
 from envs.errors import UserError, exit_on_user_error
-from envs.files import make_folder, write_text
+from envs.files import locked, make_folder, write_text
+from harness.command_line import CommandParser
 from harness.comparison.live_table import LiveTable
 from harness.comparison.matrix import Comparison, PlannedRun, load_comparison, noting, problem_list, read_matrix
 from harness.comparison.planned_run import is_complete
@@ -31,19 +31,9 @@ from harness.run_folder import remove_run
 SWEEP_FILE = "wandb_sweep.yaml"
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"command line: {message}; --help lists the flags")
-
-
 def parser() -> argparse.ArgumentParser:
     """The command's flags."""
-    flags = _Parser(
-        prog="python -m harness.compare",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    flags = CommandParser("python -m harness.compare", __doc__, advice="; --help lists the flags")
     flags.add_argument(
         "--config", metavar="FILE", required=True, help="the matrix, e.g. configs/compare/quickstart.yaml"
     )
@@ -188,11 +178,8 @@ def exit_code(runs: Sequence[PlannedRun], states: Dict[str, str], signal_number:
 def only_one(comparison: Comparison) -> Iterator[None]:
     """Keeps a second command from the comparison's folder. Raises UserError where there is one."""
     make_folder(comparison.out, "run_dir")
-    with open(comparison.out / "lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(f"{comparison.out}: another harness.compare works here; wait for it or stop it") from error
+    refusal = f"{comparison.out}: another harness.compare works here; wait for it or stop it"
+    with locked(comparison.out / "lock", refusal):
         yield
 
 

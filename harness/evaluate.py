@@ -15,7 +15,7 @@ import inspect
 import itertools
 import sys
 from pathlib import Path
-from typing import Any, NoReturn, Optional, Sequence
+from typing import Any, Optional, Sequence
 
 import numpy as np
 import torch
@@ -25,11 +25,11 @@ from envs import load_task
 from envs.errors import UserError, exit_on_user_error
 from envs.files import make_folder, replacing
 from harness.algorithms import load_algorithm
-from harness.command_line import load_config, nearest_field, parse_config
+from harness.command_line import CommandParser, load_config, nearest_field, parse_config
 from harness.devices import choose_device
 from harness.evaluation import GRID_SEED, Evaluator
 from harness.plots import option_names, plot_greediness
-from harness.run_folder import read_checkpoint, read_json
+from harness.run_folder import load_agent, read_json
 from harness.statistics import CONFIDENCE, interval
 from harness.video import check_graphics, choose_graphics, log_videos, record
 
@@ -203,18 +203,8 @@ def write_report(rows: Sequence[dict], folder: Path, task: Any, shown: Optional[
 # ---- The command ----
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"command line: {message}")
-
-
 def _parser(options: Sequence[str] = ()) -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="python -m harness.evaluate",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = CommandParser("python -m harness.evaluate", __doc__)
     parser.add_argument("run_dir", metavar="RUN_DIR", help="a run folder; with --help, its agent's options are listed")
     for name in options:
         parser.add_argument(f"--{name}", nargs="+", metavar="VALUE", help="act option: values to sweep")
@@ -272,8 +262,7 @@ def evaluate_command(argv: Sequence[str]) -> None:
         torch.set_num_threads(config.threads)
     folder = arguments.out or run_dir
     make_folder(folder, "--out")
-    read_checkpoint(run_dir / "checkpoint.pt", algorithm.name)  # says what is wrong with a bad one
-    agent = algorithm.agent_class.load(run_dir).to(choose_device(arguments.device))
+    agent = load_agent(algorithm.agent_class, run_dir, algorithm.name).to(choose_device(arguments.device))
     if arguments.video_episodes:
         choose_graphics()  # before the task imports MuJoCo, which reads the choice then
     task = load_task(config.task, arguments.data_dir or config.data_dir, 0, config.in_memory)

@@ -12,7 +12,7 @@ from envs.task import Task
 from harness.devices import choose_device
 from harness.evaluate import parse_grid, sweep, write_report
 from harness.loop import complete
-from harness.run_folder import algorithm_name, label_of, read_checkpoint, run_path
+from harness.run_folder import algorithm_name, label_of, load_agent, run_path
 
 
 def check(config: Any, agent_class: type) -> Dict[str, list]:
@@ -85,8 +85,7 @@ def report(config: Any, agent_class: type, task: Task) -> None:
 
 def sweep_run(config: Any, agent_class: type, task: Task, grid: Dict[str, list]) -> List[dict]:
     """The rows of the sweep of a finished run's agent."""
-    read_checkpoint(run_path(config) / "checkpoint.pt", algorithm_name(config))  # says what is wrong with a bad one
-    agent = agent_class.load(run_path(config)).to(choose_device(config.device))
+    agent = load_agent(agent_class, run_path(config), algorithm_name(config)).to(choose_device(config.device))
     return sweep(agent, task, config, grid, config.eval_episodes)
 
 

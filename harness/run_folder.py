@@ -9,7 +9,6 @@ CSV row is whole or absent.
 import contextlib
 import csv
 import dataclasses
-import fcntl
 import importlib.metadata
 import inspect
 import io
@@ -19,12 +18,12 @@ import platform
 import secrets
 import sys
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Sequence
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import torch
 
 from envs.errors import UserError
-from envs.files import make_folder, remove_abandoned, replacing, write_text
+from envs.files import locked, make_folder, remove_abandoned, replacing, write_text
 from envs.untrusted import check_stored_zip
 from harness.command_line import config_to_yaml, load_config
 
@@ -96,6 +95,18 @@ def remove_run(config: Any) -> None:
         (path / REPLAY_FOLDER).rmdir()
 
 
+def whole_rows(text: str) -> Tuple[List[str], List[Dict[str, str]]]:
+    """(header, rows) of a log's text, without a row that a crash cut short or that is still being written."""
+    reader = csv.DictReader(line for line in text.splitlines(keepends=True) if line.endswith("\n"))
+    header = list(reader.fieldnames or ())
+    return header, [row for row in reader if None not in row.values() and None not in row]
+
+
+def read_rows(path: Path) -> List[Dict[str, str]]:
+    """The whole rows of a run's log, which may be growing; empty where there is no file."""
+    return whole_rows(path.read_text(encoding="utf-8"))[1] if path.exists() else []
+
+
 class CsvLog:
     """Rows by step. The header grows with new keys; a row that a crash cut short is dropped when the log is opened."""
 
@@ -113,11 +124,9 @@ class CsvLog:
 
     def _read(self, text: str) -> None:
         """Raises ValueError where a whole line is no row."""
-        reader = csv.DictReader(line for line in text.splitlines(keepends=True) if line.endswith("\n"))
-        self.header = list(reader.fieldnames or ())
+        self.header, self.rows = whole_rows(text)
         if "step" not in self.header:
             raise ValueError("it has no column `step`")
-        self.rows = [row for row in reader if None not in row.values() and None not in row]
         for row in self.rows:
             int(row["step"])
 
@@ -164,11 +173,8 @@ class RunFolder:
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Keeps other processes from this run. Raises UserError where one has it; a process that ended holds none."""
-        with open(self.path / "lock", "w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise UserError(f"{self.path}: another process is running this; wait for it or stop it") from error
+        refusal = f"{self.path}: another process is running this; wait for it or stop it"
+        with locked(self.path / "lock", refusal):
             remove_abandoned(self.path)
             yield
 
@@ -298,6 +304,12 @@ def read_checkpoint(path: Path, algorithm: str) -> dict:
     if not whole:
         raise UserError(f"{path}: is no checkpoint that a run writes; put the right one back, or add --restart")
     return checkpoint
+
+
+def load_agent(agent_class: type, folder: Path, algorithm: str) -> torch.nn.Module:
+    """The agent of a run's checkpoint, on the CPU. Raises UserError that says what is wrong with a bad one."""
+    read_checkpoint(folder / "checkpoint.pt", algorithm)
+    return agent_class.load(folder)
 
 
 def read_json(path: Path, needed: Sequence[str]) -> dict:

@@ -35,7 +35,7 @@ import json
 import math
 import sys
 from pathlib import Path
-from typing import Any, Dict, List, NoReturn, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -47,7 +47,7 @@ from envs.files import make_folder, write_text
 from envs.names import nearest_names
 from envs.task import Task
 from harness.algorithms import ROOT, Algorithm, load_algorithm
-from harness.command_line import config_to_yaml, load_config, parse_config, read_mapping
+from harness.command_line import CommandParser, config_to_yaml, load_config, parse_config, read_mapping
 from harness.devices import choose_device
 from harness.evaluation import TUNING_SEED, evaluate
 from harness.loop import Diverged
@@ -283,18 +283,8 @@ def write_best(study: Study, base: Path, out: Path) -> None:
 # ---- The command ----
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"command line: {message}")
-
-
 def _parse(argv: Sequence[str]) -> Tuple[argparse.Namespace, List[str]]:
-    parser = _Parser(
-        prog="python -m harness.tune",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = CommandParser("python -m harness.tune", __doc__)
     parser.add_argument("--algorithm", required=True)
     parser.add_argument("--task", help="the task of a config below configs/<algorithm>/: its category's default task")
     parser.add_argument("--config", type=Path, help="the config to begin from, instead of --task")

@@ -12,7 +12,7 @@ from envs.driving.tasks import TASKS
 from envs.errors import UserError
 from harness.algorithms import load_algorithm
 from harness.command_line import load_config
-from harness.run_folder import read_checkpoint, read_json
+from harness.run_folder import load_agent, read_json
 
 
 class Policy:
@@ -27,9 +27,8 @@ class Policy:
         suite, _, name = self.config.task.partition("/")
         if suite != "driving" or name not in TASKS:
             raise UserError(f"{run_dir}: its task is {self.config.task}; give a run of a driving task")
-        read_checkpoint(run_dir / "checkpoint.pt", self.algorithm.name)  # says what is wrong with a bad one
         self.run_dir, self.kind = run_dir, TASKS[name][0]
-        self.agent = self.algorithm.agent_class.load(run_dir)
+        self.agent = load_agent(self.algorithm.agent_class, run_dir, self.algorithm.name)
 
     def plans(self, data: BanditData, observations: np.ndarray, bases: np.ndarray, **options: Any) -> np.ndarray:
         """A plan [N, 8, 3] for each of observations [N, O] with base plans [N, 8, 3]; options are act's."""

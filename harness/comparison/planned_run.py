@@ -22,7 +22,7 @@ from harness.devices import choose_device
 from harness.evaluate import write_rows_csv
 from harness.evaluation import EVALUATION_SEED, Evaluator
 from harness.run import run
-from harness.run_folder import RunFolder, read_checkpoint
+from harness.run_folder import RunFolder, load_agent
 
 
 def complete_run(planned: PlannedRun, cells: List[Dict[str, Any]]) -> None:
@@ -63,8 +63,8 @@ def reevaluate(planned: PlannedRun, cells: List[Dict[str, Any]], task: Task) -> 
         if not missing:
             return
         lines = current_lines(folder)
-        read_checkpoint(folder / "checkpoint.pt", planned.variant.algorithm)  # says what is wrong with a bad one
-        agent = planned.variant.load().agent_class.load(folder).to(choose_device(config.device))
+        agent_class, algorithm = planned.variant.load().agent_class, planned.variant.algorithm
+        agent = load_agent(agent_class, folder, algorithm).to(choose_device(config.device))
         environments = min(config.eval_environments, config.eval_episodes)
         with Evaluator(task.make_env, environments, config.eval_workers) as evaluator:
             for cell in tqdm(missing, desc="re-evaluation", unit="cell", disable=None):

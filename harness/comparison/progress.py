@@ -1,10 +1,11 @@
 """How far a run is, read from the CSV files of its folder while it may be running."""
 
-import csv
 import dataclasses
 import math
 from pathlib import Path
-from typing import Any, Dict, Optional
+from typing import Any
+
+from harness.run_folder import read_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,9 +31,9 @@ def total_updates(config: Any) -> int:
 
 def read_progress(folder: Path, config: Any) -> Progress:
     """The progress of the run of `config` in its folder, of none where nothing is written yet."""
-    trained, evaluated = _last_row(folder / "train.csv"), _last_row(folder / "eval.csv")
-    rows = [row for row in (trained, evaluated) if row is not None]
-    newest = max(rows, key=lambda row: int(row["step"]), default=None)
+    trained, evaluations = read_rows(folder / "train.csv"), read_rows(folder / "eval.csv")
+    evaluated = evaluations[-1] if evaluations else None
+    newest = max([*trained[-1:], *evaluations[-1:]], key=lambda row: int(row["step"]), default=None)
     name = "success" if evaluated and evaluated.get("success") else "return"
     return Progress(
         step=int(newest["step"]) if newest else 0,
@@ -42,13 +43,3 @@ def read_progress(folder: Path, config: Any) -> Progress:
         seconds=float(newest["seconds"]) if newest else 0.0,
         trained=(folder / "result.json").exists(),
     )
-
-
-def _last_row(path: Path) -> Optional[Dict[str, str]]:
-    """The last whole row of a CSV file, None where there is none."""
-    if not path.exists():
-        return None
-    with open(path, newline="", encoding="utf-8") as file:
-        lines = [line for line in file if line.endswith("\n")]
-    rows = [row for row in csv.DictReader(lines) if None not in row.values() and None not in row]
-    return rows[-1] if rows else None

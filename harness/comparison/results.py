@@ -4,12 +4,10 @@ A run that failed or is not finished has no score: its status and error are kept
 """
 
 import collections
-import csv
 import dataclasses
 import functools
 import json
 import statistics
-from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
@@ -18,7 +16,7 @@ from envs.errors import UserError
 from harness.command_line import load_config
 from harness.comparison.matrix import Comparison, PlannedRun, Row, find_cell, read_reevaluation
 from harness.comparison.workers import ERROR
-from harness.run_folder import FIRST_HARNESS_VERSION, read_json
+from harness.run_folder import FIRST_HARNESS_VERSION, read_json, read_rows
 
 FINAL, LAST = "final", "last"  # the two scores: of the finished policy; mean of the last evaluations during training
 SUCCESS, D4RL, RETURN = "success, %", "D4RL score", "return"  # units in which scores are shown
@@ -118,14 +116,6 @@ def read_run(planned: PlannedRun) -> RunResult:
         updates_per_second=statistics.median(speeds) if speeds else float("nan"),
         cells=tuple(read_reevaluation(folder)),
     )
-
-
-def read_rows(path: Path) -> List[Dict[str, str]]:
-    """The rows of a CSV file as text by column; empty where there is no file. A line cut short is left out."""
-    if not path.exists():
-        return []
-    with open(path, newline="", encoding="utf-8") as file:
-        return [row for row in csv.DictReader(file) if None not in row.values() and None not in row]
 
 
 # ---- Scores ----
