@@ -123,7 +123,6 @@ def test_training_goes_on_and_a_checkpoint_keeps_the_unfinished_evaluation(tmp_p
     at_once = toy_config(tmp_path / "at_once", eval_interval=30)
     toy_run(at_once)
     assert_same_run(config, at_once)
-    assert "evaluation" not in checkpoint_of(config)["loop"]
 
 
 def test_an_unfinished_evaluation_is_made_at_once_where_no_workers_are_asked_for_any_more(tmp_path):
@@ -195,11 +194,10 @@ def test_no_process_outlives_a_killed_run(tmp_path):
     config, marker = toy_config(tmp_path, eval_workers=1), tmp_path / "marker"
     process = SPAWNED.Process(target=train_in_a_group, args=(config, marker))
     process.start()
-    log = run_path(config) / "train.csv"
-    wait_until(lambda: log.exists() and any(int(row["step"]) >= 25 for row in CsvLog(log).rows))
-    assert len(processes_of(process.pid)) >= 3  # the run, its evaluations, their environments
+    wait_until(lambda: len(processes_of(process.pid)) >= 3)  # the run, its evaluations, their environments
     process.kill()
     process.join()
+    marker.touch()  # an environment's process ends after the step that it is in
     wait_until(lambda: not [command for command in processes_of(process.pid) if "spawn_main" in command])
 
 
