@@ -3,8 +3,8 @@
     python -m benchmarks.evaluation --task ogbench/cube-single-play-singletask-task2-v0 --data_dir data
     python -m benchmarks.evaluation --task exorl/local_sticky_random/cartpole_swingup --data_dir data
 
-The agent is DIPOLE with fresh networks of the given size and one thread. Numbers of processes take turns, since machines
-are noisy; the second table trains the same run twice, with its evaluations at once and beside training.
+The agent is DIPOLE with fresh networks of the given size and one thread. Numbers of processes take turns, since
+machines are noisy; the second table trains the same run twice, with its evaluations at once and beside training.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def time_workers(task: Task, config: DIPOLEConfig) -> None:
     for workers, values in seconds.items():
         median = statistics.median(values)
         factor = statistics.median(values_0 / value for values_0, value in zip(seconds[0], values, strict=True))
-        print(f"{workers} processes: {median:.2f} s, {steps / median:.0f} steps/s, {factor:.2f} times as fast as in this")
+        print(f"{workers} processes: {median:.2f} s, {steps / median:.0f} steps/s, {factor:.2f} times as fast as 0")
 
 
 def time_beside(task: Task, config: DIPOLEConfig) -> None:
