@@ -58,7 +58,9 @@ def ego_of(state: Any) -> Tuple[np.ndarray, np.ndarray]:
     dynamic = state.dynamic_car_state
     velocity, acceleration = dynamic.rear_axle_velocity_2d, dynamic.rear_axle_acceleration_2d
     moving = (velocity.x, acceleration.x, state.tire_steering_angle, dynamic.angular_velocity)
-    return np.array([*pose_of(state.rear_axle), *moving], np.float64), np.array([velocity.y, acceleration.y], np.float64)
+    return np.array([*pose_of(state.rear_axle), *moving], np.float64), np.array(
+        [velocity.y, acceleration.y], np.float64
+    )
 
 
 def history_of(agent_input: Any, pose: np.ndarray) -> np.ndarray:

@@ -22,7 +22,8 @@ class Policy:
         for name in ("environment.json", "config.yaml", "checkpoint.pt"):
             if not (run_dir / name).is_file():
                 raise UserError(f"{run_dir}: holds no {name}; give the folder of a run that has written a checkpoint")
-        self.algorithm = load_algorithm(read_json(run_dir / "environment.json", needed=("algorithm",))["algorithm"])
+        environment = read_json(run_dir / "environment.json", needed=("algorithm", "data"))
+        self.algorithm, self.data_identity = load_algorithm(environment["algorithm"]), environment["data"]
         self.config = load_config(self.algorithm.config_class, run_dir / "config.yaml")
         suite, _, name = self.config.task.partition("/")
         if suite != "driving" or name not in TASKS:

@@ -117,7 +117,9 @@ def read_log(path: Path) -> LogRecord:
     arrays = read_arrays(path)
     missing = [field.name for field in fields(LogRecord) if field.default is MISSING and field.name not in arrays]
     if missing:
-        raise UserError(f"{path}: {missing[0]} is missing: delete the file and give the command again that made the set")
+        raise UserError(
+            f"{path}: {missing[0]} is missing: delete the file and give the command again that made the set"
+        )
     return LogRecord(**{field.name: arrays[field.name] for field in fields(LogRecord) if field.name in arrays})
 
 
@@ -154,4 +156,6 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         with np.load(path) as file:
             return dict(file)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{path}: cannot be read ({error}): delete it and give the command again that made the set") from error
+        raise UserError(
+            f"{path}: cannot be read ({error}): delete it and give the command again that made the set"
+        ) from error
