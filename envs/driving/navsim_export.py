@@ -179,7 +179,7 @@ def _version(package: str) -> Optional[str]:
 def describe(names: Sequence[str], scenes: int, seed: int) -> Dict[str, Any]:
     """What the set depends on; its metric keeps it apart from scenes that NAVSIM's version 2 scores."""
     return {
-        "source": f"NAVSIM {_version('navsim') or 'of unknown version'} export",
+        "source": f"NAVSIM export, version {_version('navsim') or 'unknown'}",
         "metric": metric(),
         "generator_version": EXPORTER_VERSION,
         "seed": seed,

@@ -126,7 +126,7 @@ def _collected(name: str, folder: Path, collect_episodes: int) -> dict:
         collect(folder, collect_episodes)
     sidecar = read_sidecar(folder)
     if "metric" in sidecar:
-        raise UserError(f"{folder}: its scenes are {sidecar['source']}s, use task driving/navsim, not driving/{name}")
+        raise UserError(f"{folder}: its scenes are from NAVSIM, use task driving/navsim, not driving/{name}")
     missing = missing_logs(folder, sidecar["logs"])
     if missing and collect_episodes > 0:
         collect(folder, sidecar["logs"], sidecar["seed"])
