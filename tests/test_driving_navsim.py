@@ -27,7 +27,7 @@ from envs.driving.comfort import SIGNALS, comfort_signals  # noqa: E402
 from envs.driving.curate import score_matrix  # noqa: E402
 from envs.driving.observation import OBSERVATION_DIM, observe  # noqa: E402
 from envs.driving.planner import along_route  # noqa: E402
-from envs.driving.policies import Policy  # noqa: E402
+from envs.driving.policies import Policy, sample_plans  # noqa: E402
 from envs.driving.scene import DRIVABLE, MAX_LANES, Road  # noqa: E402
 from envs.driving.scene_files import SPLITS, log_path, read_log, read_road, road_path  # noqa: E402
 from envs.driving.score import score  # noqa: E402
@@ -321,6 +321,8 @@ def test_a_run_of_other_scenes_is_refused(folder, tmp_path):
     shutil.copy(log_path(other, 0), log_path(other, 2))
     with pytest.raises(UserError, match="is not the set that .* was trained on"):
         navsim_policy.ScenePlanner(run / "checkpoint.pt", str(other))
+    with pytest.raises(UserError, match="its task is driving/navsim, which the scenes in .* are not of"):
+        sample_plans(Policy(run), SCENES, "test", 1)
     config = run / "config.yaml"
     config.write_text(config.read_text().replace("driving/navsim", "driving/bandit"))
     with pytest.raises(UserError, match="its task is driving/bandit; give a run of driving/navsim"):

@@ -7,8 +7,9 @@ import numpy as np
 import torch
 
 from envs.driving.bandit import BanditData, SceneSet, load_data, read_split
+from envs.driving.collect import read_sidecar
 from envs.driving.planner import along_route
-from envs.driving.tasks import TASKS
+from envs.driving.tasks import TASKS, is_exported
 from envs.errors import UserError
 from harness.algorithms import load_algorithm
 from harness.command_line import load_config
@@ -31,6 +32,11 @@ class Policy:
         self.run_dir, self.kind = run_dir, TASKS[name][0]
         self.agent = load_agent(self.algorithm.agent_class, run_dir, self.algorithm.name)
 
+    def check_scenes(self, folder: Path) -> None:
+        """Raises UserError where the set in `folder` is of another source: embedded scenes or those of NAVSIM."""
+        if is_exported(self.config.task.partition("/")[2]) != ("metric" in read_sidecar(folder)):
+            raise UserError(f"{self.run_dir}: its task is {self.config.task}, which the scenes in {folder} are not of")
+
     def plans(self, data: BanditData, observations: np.ndarray, bases: np.ndarray, **options: Any) -> np.ndarray:
         """A plan [N, 8, 3] for each of observations [N, O] with base plans [N, 8, 3]; options are act's."""
         if data.encoding.action_dim != self.agent.action_dim:
@@ -44,6 +50,7 @@ class Policy:
 
 def sample_plans(policy: Policy, folder: Path, split: str, count: int, **options: Any) -> tuple[SceneSet, np.ndarray]:
     """The scenes of a split and `count` plans [S, count, 8, 3] of the policy for each."""
+    policy.check_scenes(folder)
     data, scene_set = load_data(folder, policy.kind), read_split(folder, split)
     observations = data.observations[split].repeat(count, axis=0)
     bases = np.stack([along_route(scene) for scene in scene_set.scenes]).repeat(count, axis=0)
