@@ -16,26 +16,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import shapely
 import torch
 
-shapely = pytest.importorskip("shapely")  # comes with NAVSIM
-
-from envs import load_task  # noqa: E402
-from envs.driving import navsim_export, navsim_interface, navsim_policy, navsim_results  # noqa: E402
-from envs.driving.bandit import load_data, read_split  # noqa: E402
-from envs.driving.comfort import SIGNALS, comfort_signals  # noqa: E402
-from envs.driving.curate import score_matrix  # noqa: E402
-from envs.driving.observation import OBSERVATION_DIM, observe  # noqa: E402
-from envs.driving.planner import along_route  # noqa: E402
-from envs.driving.policies import Policy, sample_plans  # noqa: E402
-from envs.driving.scene import DRIVABLE, MAX_LANES, Road  # noqa: E402
-from envs.driving.scene_files import SPLITS, log_path, read_log, read_road, road_path  # noqa: E402
-from envs.driving.score import score  # noqa: E402
-from envs.driving.vehicle import A_Y, V_Y  # noqa: E402
-from envs.errors import UserError  # noqa: E402
-from harness.algorithms import algorithm_names, load_algorithm  # noqa: E402
-from harness.run_folder import run_path  # noqa: E402
-from tests import navsim_standin  # noqa: E402
+from envs import load_task
+from envs.driving import navsim_export, navsim_interface, navsim_policy, navsim_results
+from envs.driving.bandit import load_data, read_split
+from envs.driving.comfort import SIGNALS, comfort_signals
+from envs.driving.curate import score_matrix
+from envs.driving.observation import OBSERVATION_DIM, observe
+from envs.driving.planner import along_route
+from envs.driving.policies import Policy, sample_plans
+from envs.driving.scene import DRIVABLE, MAX_LANES, Road
+from envs.driving.scene_files import SPLITS, log_path, read_log, read_road, road_path
+from envs.driving.score import score
+from envs.driving.vehicle import A_Y, V_Y
+from envs.errors import UserError
+from harness.algorithms import algorithm_names, load_algorithm
+from harness.run_folder import run_path
+from tests import navsim_standin
 
 ROOT = Path(__file__).resolve().parents[1]
 SCENES = ROOT / "tests" / "golden" / "driving" / "scenes"
@@ -150,6 +149,18 @@ def test_what_only_navsims_scenes_have_is_scored(exported):
     assert observe(scene)[75:].reshape(8, 9)[:, 0].sum() == min(8, len(scene.size) - 1)
 
 
+def on_road(road: Road, points: np.ndarray) -> np.ndarray:
+    return (road.lanes_at(points) & DRIVABLE) > 0
+
+
+def in_intersection(road: Road, points: np.ndarray) -> np.ndarray:
+    return road.intersection_at(points) & on_road(road, points)  # the stand-in's is its paved part, as NAVSIM's is
+
+
+def number_of_lanes(road: Road, points: np.ndarray) -> np.ndarray:
+    return np.bitwise_count(road.lanes_at(points) & ~DRIVABLE).astype(int)
+
+
 def test_another_lie_of_the_grid_moves_verdicts_at_the_border_only(navsim):
     entry, plans, _ = recorded("log_000001")
     scene, shift = entry.scene, np.array([0.07, 0.11])
@@ -163,13 +174,14 @@ def test_another_lie_of_the_grid_moves_verdicts_at_the_border_only(navsim):
     assert left_out == 0
     generator = np.random.default_rng(0)
     points = ego[:2] + generator.uniform(-59.0, 59.0, (20_000, 2))
-    different = ((found.lanes_at(points) ^ road.lanes_at(points)) & DRIVABLE) > 0
-    assert 0 < different.mean() < 0.02
-    beside = [
-        road.lanes_at(points + offset) & DRIVABLE for offset in 0.3 * np.array([[1, 0], [-1, 0], [0, 1], [0, -1]])
-    ]
-    border = np.ptp(np.array(beside, np.int64), axis=0) > 0
-    assert border[different].all()
+    assert 0 < (on_road(found, points) != on_road(road, points)).mean() < 0.02
+    turn = np.linspace(0.0, 2 * np.pi, 8, endpoint=False)
+    around = points + 0.3 * np.stack([np.cos(turn), np.sin(turn)], axis=-1)[:, None]
+    border = np.ptp(road.lanes_at(around).astype(int), axis=0) + np.ptp(
+        road.intersection_at(around).astype(int), axis=0
+    )
+    for looked_at in (on_road, number_of_lanes, in_intersection):
+        assert border[looked_at(found, points) != looked_at(road, points)].all()
     before, after = score(scene, plans), score(replace(moved, road=found), plans)
     assert np.mean(before.drivable_area == after.drivable_area) > 0.9
     np.testing.assert_allclose(before.raw_progress, after.raw_progress, atol=1e-6)
