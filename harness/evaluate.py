@@ -72,7 +72,7 @@ def _decode(name: str, text: str, config: Any) -> Any:
     try:
         return getattr(parse_config(type(config), [f"--{name}={text}"])[0], name)
     except UserError as error:
-        raise UserError(f"act option {name}={text}: {str(error).removeprefix('command line: ')}") from error
+        raise UserError(f"act option {name}={text}: {str(error).removeprefix('command line: --')}") from error
 
 
 def _unknown_option(name: str, options: Sequence[str]) -> UserError:

@@ -4,7 +4,7 @@ NiceGUI serves its scripts, styles and fonts itself: the page needs no internet.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 from nicegui import app, ui
 
@@ -47,18 +47,18 @@ def build(session: Session) -> None:
             ui.label(str(session.run.folder)).classes("text-sm text-gray-600 break-all")
         with ui.row().classes("w-full items-stretch no-wrap gap-3"):
             with ui.card().classes("w-80 shrink-0"):
-                _settings(session)
+                show_state = _settings(session)
             with ui.card().classes("grow min-w-0"):
                 latest = ui.refreshable(_latest)
                 latest(session)
         history = ui.refreshable(_history)
         history(session)
-    shown = {"version": session.version, "no_pictures": session.no_pictures}
+    shown = {"version": session.version}
 
     def look() -> None:
-        now = {"version": session.version, "no_pictures": session.no_pictures}
-        if now != shown:
-            shown.update(now)
+        show_state()
+        if session.version != shown["version"]:
+            shown["version"] = session.version
             latest.refresh()
             history.refresh()
 
@@ -68,28 +68,35 @@ def build(session: Session) -> None:
 # ---- The settings ----
 
 
-def _settings(session: Session) -> None:
+def _settings(session: Session) -> Callable[[], None]:
+    """The fields and buttons; returns what brings buttons and texts up to date."""
     fields = {control.name: _field(control) for control in session.controls}
     if not fields:
         ui.label(f"{session.run.algorithm.name} has no act options: other seeds are all there is to try.")
     with ui.row().classes("w-full no-wrap"):
-        episodes = ui.number("episodes", value=EPISODES, min=1, format="%d").classes("w-1/2").mark("episodes")
-        seed = ui.number("first seed", value=GRID_SEED, min=0, format="%d").classes("w-1/2").mark("seed")
+        episodes = ui.number("episodes", value=EPISODES, min=1, format="%d").props("data-testid=episodes")
+        seed = ui.number("first seed", value=GRID_SEED, min=0, format="%d").props("data-testid=seed")
 
-    def run() -> None:
-        values = {name: field.value for name, field in fields.items()}
-        session.start(values, seed.value, episodes.value)
+    def start() -> None:
+        session.start({name: field.value for name, field in fields.items()}, seed.value, episodes.value)
+        show_state()
 
     with ui.row().classes("w-full no-wrap"):
-        ui.button("Run", on_click=run).classes("grow").props("data-testid=run").bind_enabled_from(
-            session, "busy", backward=lambda busy: not busy
-        )
-        ui.button("Stop", on_click=session.stop).props("outline data-testid=stop").bind_enabled_from(session, "busy")
-    ui.linear_progress(show_value=False).props("indeterminate").bind_visibility_from(session, "busy")
-    ui.label().classes("text-sm text-gray-700").props("data-testid=status").bind_text_from(session, "status")
-    ui.label().classes("text-sm text-red-700 break-words").props("data-testid=error").bind_text_from(
-        session, "error", backward=lambda error: error or ""
-    )
+        run = ui.button("Run", on_click=start).classes("grow").props("data-testid=run")
+        stop = ui.button("Stop", on_click=session.stop).props("outline data-testid=stop")
+    busy = ui.linear_progress(show_value=False).props("indeterminate")
+    status = ui.label().classes("text-sm text-gray-700").props("data-testid=status")
+    error = ui.label().classes("text-sm text-red-700 break-words").props("data-testid=error")
+
+    def show_state() -> None:
+        run.set_enabled(not session.busy)
+        stop.set_enabled(session.busy)
+        busy.set_visibility(session.busy)
+        status.set_text(session.status)
+        error.set_text(session.error or "")
+
+    show_state()
+    return show_state
 
 
 def _field(control: Control) -> Any:
@@ -99,12 +106,12 @@ def _field(control: Control) -> Any:
         props = f'dense no-caps padding="2px 8px" data-testid={control.name}'
         return ui.toggle(list(control.choices), value=control.value).props(props)
     with ui.row().classes("w-full items-center no-wrap"):
-        number = ui.number(value=control.value, step=1 / STEPS_PER_UNIT).props(f"dense data-testid={control.name}")
+        number = ui.number(value=control.value, step=1 / STEPS_PER_UNIT).classes("w-16 shrink-0")
+        number.props(f'dense data-testid={control.name} aria-label="{control.label}"')
         if control.bounds:
             low, high = control.bounds
-            slider = ui.slider(min=low, max=high, step=1 / STEPS_PER_UNIT).classes("grow")
-            slider.props(f'label markers=1 data-testid="{control.name}_slider"').bind_value(number)
-            number.classes("w-16 shrink-0")
+            slider = ui.slider(min=low, max=high, step=1 / STEPS_PER_UNIT).classes("grow mx-2").bind_value(number)
+            slider.props(f"label data-testid={control.name}_slider")
     if control.note:
         ui.label(control.note).classes("text-sm text-gray-600")
     return number
@@ -114,48 +121,58 @@ def _field(control: Control) -> Any:
 
 
 def _latest(session: Session) -> None:
-    """Picture and score of the last press of Run."""
-    if not session.tried:
-        ui.label("The episode's picture and its score appear here.").classes("text-gray-600")
-    else:
+    """Score, picture and curve after the last press of Run."""
+    if session.tried:
         last, score_name = session.tried[-1], session.run.task.score_name
-        ui.label(f"{show_number(last.row[score_name], score_name)}").classes("text-4xl font-bold").props(
-            "data-testid=score"
-        )
-        ui.label(f"{score_name} at {show_options(last.options)}: {show_score(last, score_name)}").classes("text-sm")
+        with ui.row().classes("items-center no-wrap gap-6"):
+            _text(show_number(last.row[score_name], score_name), "score", "text-4xl font-bold")
+            with ui.column().classes("gap-1"):
+                ui.label(f"{score_name} at {show_options(last.options)}").classes("text-sm")
+                ui.label(show_score(last, score_name)).classes("text-sm")
         change = show_change(session.tried, score_name)
         if change:
-            ui.label(change).classes("text-sm text-blue-800").props("data-testid=change")
-        if last.picture:
-            _picture(session, last)
-    if session.no_pictures:
-        ui.label(session.no_pictures).classes("text-sm text-gray-600").props("data-testid=no_pictures")
+            _text(change, "change", "text-sm text-blue-800")
+        with ui.row().classes("w-full items-start no-wrap gap-4"):
+            with ui.column().classes("w-1/2 min-w-0 gap-1"):
+                _picture(session, last)
+            if session.curve:
+                _image(session, session.curve, "curve", "w-1/2 min-w-0")
+    else:
+        ui.label("The score, the curve and the picture of an episode appear here.").classes("text-gray-600")
+        _text(session.no_pictures or "", "no_pictures", "text-sm text-gray-600")
 
 
 def _picture(session: Session, last: Tried) -> None:
-    source = _url(session, last.picture)
+    """The drawn episode, or why there is none."""
+    if last.picture is None:
+        missing = "The first episode is being drawn." if session.busy else "The first episode was not drawn."
+        _text(session.no_pictures or missing, "no_pictures", "text-sm text-gray-600")
+        return
     if last.picture.suffix == ".mp4":
-        ui.video(source, autoplay=True, muted=True, loop=True).classes("w-full max-w-xl").props("data-testid=picture")
+        video = ui.video(_url(session, last.picture), autoplay=True, muted=True, loop=True)
+        video.classes("w-full").props("data-testid=picture")
     else:
-        ui.html(f'<img data-testid="picture" src="{source}" class="max-w-xl w-full">', sanitize=False)
-    score = show_number(last.drawn_score, session.run.task.score_name)
-    ui.label(f"the episode with seed {last.seed}: {session.run.task.score_name} {score}").classes("text-sm").props(
-        "data-testid=drawn_score"
-    )
+        _image(session, last.picture, "picture", "w-full")
+    score_name = session.run.task.score_name
+    score = show_number(last.drawn_score, score_name)
+    _text(f"the episode with seed {last.seed}: {score_name} {score}", "drawn_score", "text-sm")
 
 
 def _history(session: Session) -> None:
-    """Curve and table of everything that was tried."""
-    if not session.tried:
-        return
-    with ui.row().classes("w-full items-start no-wrap gap-3"):
-        if session.curve:
-            with ui.card().classes("shrink-0"):
-                ui.html(f'<img data-testid="curve" src="{_url(session, session.curve)}" width="480">', sanitize=False)
-        with ui.card().classes("grow min-w-0 overflow-x-auto"):
+    """The table of everything that was tried."""
+    if session.tried:
+        with ui.card().classes("w-full overflow-x-auto"):
             rows = table(session.tried, session.run.task.score_name)
             columns = [{"name": title, "label": title, "field": title} for title in rows[0]]
             ui.table(columns=columns, rows=rows, row_key="#").props("dense flat data-testid=table")
+
+
+def _text(text: str, name: str, classes: str) -> None:
+    ui.label(text).classes(classes).props(f"data-testid={name}")
+
+
+def _image(session: Session, path: Path, name: str, classes: str) -> None:
+    ui.element("img").classes(classes).props(f'src="{_url(session, path)}" alt="{name}" data-testid={name}')
 
 
 def _url(session: Session, path: Path) -> str:

@@ -40,7 +40,8 @@ class LoadedRun:
 class Session:
     """Runs what the page asks for. media: folder for pictures; no_pictures: why there are none, None where there are.
 
-    error: one sentence about the last press of Run, None where all went well. version: rises with every result.
+    error: one sentence about the last press of Run, None where all went well. version: rises with everything new that
+    there is to show.
     """
 
     def __init__(self, run: LoadedRun, media: Path, no_pictures: Optional[str] = None):
@@ -85,8 +86,8 @@ class Session:
     def close(self) -> None:
         """Ends the rollouts and their thread."""
         self.stop()
-        self.thread.submit(self.evaluator.close)
         self.thread.shutdown()
+        self.evaluator.close()
 
     def _run(self, options: dict, seed: int, episodes: int) -> None:
         try:
@@ -101,6 +102,7 @@ class Session:
             self.error = f"{type(error).__name__}: {sentence} (the terminal shows where)"
         finally:
             self.busy = False
+            self.version += 1
 
     def _evaluate(self, options: dict, seed: int, episodes: int) -> None:
         agent, task = self.run.agent, self.run.task
@@ -130,4 +132,3 @@ class Session:
             return
         drawn_score = float(result.scores(task.score_name)[0])
         self.tried[-1] = dataclasses.replace(last, picture=path, drawn_score=drawn_score)
-        self.version += 1
