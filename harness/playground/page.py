@@ -22,6 +22,7 @@ SECONDS_TO_SHUT_DOWN = 2  # what open pages get at Ctrl-C
 
 def serve(session: Session, port: int, open_browser: bool) -> None:
     """Serves the page on this machine alone until Ctrl-C, which it raises again as KeyboardInterrupt."""
+    app.config.socket_io_js_transports = ["websocket"]  # a tab that closes while it polls leaves a traceback
     app.add_media_files(MEDIA, session.media)
     app.on_startup(lambda: print(f"playground: http://{HOST}:{port}/ (Ctrl-C ends it)", flush=True))
     app.on_shutdown(session.close)
