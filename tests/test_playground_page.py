@@ -1,4 +1,4 @@
-"""The playground's page in a real headless browser; needs requirements-playground.txt, selenium, chromium and its driver.
+"""The playground in a real headless browser: needs requirements-playground.txt, selenium, chromium and its driver.
 
 apt-get install -y chromium chromium-driver && pip install selenium
 """

@@ -10,6 +10,7 @@ Nothing is written to the run folder: harness.evaluate does that. Ctrl-C ends it
 
 import argparse
 import errno
+import signal
 import socket
 import sys
 import tempfile
@@ -82,6 +83,7 @@ def playground(argv: Sequence[str]) -> None:
     run, no_pictures = open_run(arguments.run_dir, arguments.device, arguments.data_dir)
     from harness.playground.page import serve  # here: it needs nicegui
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does: the folder is removed
     with tempfile.TemporaryDirectory(prefix="playground_") as media:
         serve(Session(run, Path(media), no_pictures), arguments.port, not arguments.no_browser)
 
