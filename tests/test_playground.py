@@ -16,6 +16,7 @@ from torch import nn
 import harness.playground.__main__ as command
 from algorithms.dipole import DIPOLE, DIPOLEConfig
 from envs import load_task
+from envs.driving.show import CANDIDATES, draw
 from envs.errors import UserError
 from harness.algorithms import load_algorithm
 from harness.evaluate import act_options, sweep
@@ -230,7 +231,14 @@ def test_watched_environments_still_say_how_they_draw():
     assert Target.seeds == [5, 6]
 
 
-def test_a_one_step_driving_episode_is_drawn_from_above(open_session, tmp_path):
+def test_a_one_step_driving_episode_is_drawn_from_above(open_session, tmp_path, monkeypatch):
+    drawn = []
+
+    def remember_and_draw(scene, candidates, chosen, title):
+        drawn.append((candidates.pdms, chosen.pdms))
+        return draw(scene, candidates, chosen, title)
+
+    monkeypatch.setattr("harness.playground.scene_picture.draw", remember_and_draw)
     folder = tmp_path / "scenes"
     shutil.copytree(SCENES, folder)
     task = load_task("driving/bandit", str(folder))
@@ -244,6 +252,8 @@ def test_a_one_step_driving_episode_is_drawn_from_above(open_session, tmp_path):
         last = session.tried[-1]
         assert session.error is None and last.picture.suffix == ".png"
         assert last.drawn_score == pytest.approx(last.scores[0], abs=1e-5)
+        candidates, chosen = drawn[-1]
+        assert candidates.shape == (CANDIDATES,) and chosen == pytest.approx([last.drawn_score], abs=1e-6)
         pictures.add(last.picture.read_bytes())
     assert len(pictures) == 2 and all(picture[:4] == PNG for picture in pictures)
 
