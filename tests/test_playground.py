@@ -22,7 +22,7 @@ from harness.algorithms import load_algorithm
 from harness.evaluate import act_options, sweep
 from harness.evaluation import GRID_SEED, evaluate
 from harness.playground.controls import decode_count, decode_options, make_controls, refusal
-from harness.playground.results import Tried, curve_rows, show_change, show_score, table
+from harness.playground.results import Tried, curve_rows, draw_curve, show_change, show_score, table
 from harness.playground.session import LoadedRun, Session
 from harness.playground.watch import Progress, watch
 from harness.video import build_for_pictures
@@ -288,6 +288,18 @@ def test_the_table_holds_everything_and_the_curve_what_is_comparable():
     assert [row["greediness"] for row in curve_rows(everything)] == [0, 2]
     assert show_score(tried(0, 1.0), "return") == "1.00 ± 0.50 over 3 episodes, 95% interval of the mean [0.90, 1.10]"
     assert show_score(tried(0, 1.0, episodes=1), "return") == "1.00 (one episode)"
+
+
+def test_without_greediness_the_curve_is_that_of_the_first_option(tmp_path):
+    def candidates(number, mean):
+        row = {name: value for name, value in toy_row(0, mean, number).items() if name != "greediness"}
+        return Tried({"num_candidates": number, "flow_steps": 10}, 0, row, np.full(3, mean))
+
+    pictures = set()
+    for index, last in enumerate((candidates(4, 2.0), candidates(4, 3.0), candidates(8, 3.0))):
+        draw_curve([candidates(1, 1.0), last], tmp_path / f"{index}.png", "return", {})
+        pictures.add((tmp_path / f"{index}.png").read_bytes())
+    assert len(pictures) == 3 and all(picture[:4] == PNG for picture in pictures)
 
 
 # ---- The command ----
