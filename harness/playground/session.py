@@ -10,11 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Optional
 
-import torch
-
 from envs.errors import UserError
 from envs.task import Task
 from harness.algorithms import Algorithm
+from harness.devices import set_up_torch
 from harness.evaluate import result_row
 from harness.evaluation import Evaluator
 from harness.playground.controls import decode_count, decode_options, make_controls
@@ -53,10 +52,7 @@ class Session:
         self.tried: list[Tried] = []
         self.curve: Optional[Path] = None
         self.busy, self.error, self.version = False, None, 0
-        threads = run.config.threads
-        self.thread = ThreadPoolExecutor(
-            1, "rollouts", initializer=lambda: torch.set_num_threads(threads or torch.get_num_threads())
-        )
+        self.thread = ThreadPoolExecutor(1, "rollouts", initializer=set_up_torch, initargs=(run.config,))
 
     @property
     def status(self) -> str:
