@@ -45,7 +45,7 @@ def task_names() -> tuple:
 
 
 def dataset_of(task_name: str) -> str:
-    """The data set `<environment>-<kind>` of a single task's id. Raises UserError that says why not, or the nearest ids."""
+    """The data set `<environment>-<kind>` of a single task. Raises UserError that says why not, or the nearest ids."""
     for beginning, reason in NOT_SUPPORTED.items():
         if task_name.startswith(beginning):
             raise UserError(f"OGBench task {task_name!r} is not supported: {reason}")
