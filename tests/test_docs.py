@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from harness.algorithms import algorithm_names, load_algorithm
 from tests.conftest import small_config
@@ -168,3 +169,47 @@ def test_the_readmes_returns_of_the_baselines_are_those_of_the_runs(name):
     scores = [json.loads((folder / "result.json").read_text())["score"] for folder in results(name)]
     title = {"rebrac": "ReBRAC"}.get(name, name.upper())
     assert [cell for cell in readme_row(title) if cell] == [f"{sum(scores) / len(scores):.0f}", str(len(scores))]
+
+
+def tables_of(text: str) -> list:
+    """The tables of a page as lists of rows of cells, the header first."""
+    blocks = re.findall(r"(?:^\|.*\|\n)+", text, flags=re.MULTILINE)
+    rows = [
+        [line.strip("|").split("|") for line in block.splitlines() if not set(line) <= set("|-:")] for block in blocks
+    ]
+    return [[[cell.strip() for cell in row] for row in table] for table in rows]
+
+
+def published(source: str, suite: str) -> dict:
+    """{task or category: {method: score}} of one table of harness/report/published.yaml."""
+    tables = yaml.safe_load((ROOT / "harness" / "report" / "published.yaml").read_text(encoding="utf-8"))["tables"]
+    found = [table for table in tables if table["source"].startswith(source) and table["data"]["suite"] == suite]
+    methods, scores = found[0]["methods"], found[0]["scores"]
+    return {key: dict(zip(methods, map(str, row), strict=True)) for key, row in scores.items()}
+
+
+@pytest.mark.parametrize(("suite", "place"), [("exorl", 0), ("ogbench", 1)])
+def test_the_published_scores_of_dipoles_page_are_all_of_the_papers(suite, place):
+    (_, *methods), *rows = tables_of(section(page("dipole"), "Published scores"))[place]
+    names = {"DIPOLE, N = 1": "DIPOLE without rejection sampling"}
+    shown = {
+        row[0].replace(" ", "_"): {
+            names.get(method, method): score for method, score in zip(methods, row[1:], strict=True)
+        }
+        for row in rows
+    }
+    assert shown == published("Liang", suite)
+
+
+@pytest.mark.parametrize("name", ["iql", "rebrac", "ifql", "fql"])
+def test_the_published_scores_of_a_baselines_page_are_the_papers(name):
+    method = {"rebrac": "ReBRAC"}.get(name, name.upper())
+    ogbench, exorl = tables_of(section(page(name), "Published scores"))
+    assert {task.replace(" ", "_"): score for task, score in zip(*exorl, strict=True)} == {
+        task: scores[method] for task, scores in published("Liang", "exorl").items()
+    }
+    scores = published("Park", "ogbench")
+    for category, default, *_, at_default, tasks, mean in ogbench[1:]:
+        expected = [scores[f"{category}/{number}"][method] for number in range(1, 6)]
+        assert (tasks.split("/"), mean) == (expected, scores[category][method]), category
+        assert at_default == expected[int(default) - 1], category
