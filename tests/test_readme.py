@@ -57,9 +57,9 @@ class Form:
 PREPARATIONS = {  # commands of the README, shortened, that make what others need
     "own run": "python -m examples.greediness_sweep",
     "maze": "python -m envs.ogbench_generate pointmaze-medium-navigate --transitions 1000 --workers 1 --out data",
-    "cartpole run": QUICKSTART + TINY_CARTPOLE,
+    "cartpole run": f"{QUICKSTART}{TINY_CARTPOLE} --data_dir tiny --run_dir tiny",
 }
-OWN_RUN, CARTPOLE_RUN = "runs/dipole/own/reach/seed_0", "runs/dipole/exorl/local_sticky_random/cartpole_swingup/seed_0"
+OWN_RUN, CARTPOLE_RUN = "runs/dipole/own/reach/seed_0", "tiny/dipole/exorl/local_sticky_random/cartpole_swingup/seed_0"
 OWN = "DIPOLE_SUITES=own=examples.custom_task "
 
 FORMS: Dict[str, Form] = {
@@ -83,7 +83,7 @@ FORMS: Dict[str, Form] = {
     ),
     f"{OWN}python algorithms/dipole.py --task own/reach --offline_steps 5_000": Form(
         f"{OWN}python algorithms/dipole.py --task own/reach --run_dir other{TINY_TRAINING}",
-        f"{OWN}python algorithms/dipole.py --task own/reach --offline_steps 50",
+        f"{OWN}python algorithms/dipole.py --task own/reach --run_dir other --offline_steps 50",
         MINUTES,
     ),
     "python -m examples.greediness_sweep": Form(None, "python -m examples.greediness_sweep", "run as a preparation"),
