@@ -126,7 +126,7 @@ def main() -> None:
         greediness=1.0,
         num_candidates=4,
     )
-    train(config)
+    train([config])
 
 
 if __name__ == "__main__":

@@ -43,7 +43,8 @@ SPACES = {  # of a Minari data set: what checks them, and what the sentence says
 }
 
 
-def train(config, restart):
+def train(configs, restart):
+    config = configs[0]
     load_task(config.task, config.data_dir, config.collect_episodes, config.in_memory)
 
 
