@@ -6,6 +6,8 @@ With G = A(s,a) = Q(s,a) - V(s), behaviour policy mu, inverse temperature beta a
                           = [mu sigma(beta G)]^(1+omega) / [mu (1 - sigma(beta G))]^omega     (eq. 7)
     two policies     pi+  ~ mu sigma(beta G)          pi- ~ mu (1 - sigma(beta G))            (eq. 8)
     training         E[w |v+ - (a - x0)|^2] + E[(1-w) |v- - (a - x0)|^2],  w = sigma(beta A + k)   (eq. 9)
+    critics          sum_k E[mean_j (Q_k(s,a) - y_j)^2],  y_j = r + discount mask Qbar_j(s', a'),  a' of the policy
+    value            E[|expectile - 1[u < 0]| u^2],  u = min_k Qbar_k(s,a) - V(s)             (IQL, eq. 5)
     sampling         v = (1+omega) v+ - omega v-,  Euler steps from x ~ N(0, I)               (eq. 10)
 
 so both regressions have weights in [0, 1] and omega is chosen when acting, without training again.
@@ -299,6 +301,7 @@ class DIPOLE(nn.Module):
         self.observation_dim, self.action_dim = observation_dim, action_dim
         self.noise = Noise(config.seed)
         num_policies = 1 if is_single_policy(config.weighting) else 2
+        # Columns of a minibatch beyond the usual ones.
         self.batch_fields = ("state_values",) if config.advantage == "group" else ()
 
         def network(members, input_dim, hidden_dims, output_dim, layer_norm):
@@ -312,6 +315,7 @@ class DIPOLE(nn.Module):
         self.value = network(1, observation_dim, config.value_hidden_dims, 1, config.value_layer_norm)
         self.flow = network(num_policies, flow_dim, config.actor_hidden_dims, action_dim, config.actor_layer_norm)
         trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        # capturable: the step count stays on the device, so that a CUDA graph can hold the step
         self.optimizer = torch.optim.Adam(trainable, lr=config.learning_rate, fused=True, capturable=True)
 
     def update(self, batch: dict) -> dict:

@@ -3,14 +3,14 @@
 A diffusion model with T noise levels is the policy; x_t = sqrt(abar_t) a + sqrt(1 - abar_t) eps is an action at level t
 and eps_theta predicts the noise in it. With two critics Q_k, their targets Qbar_k and an EMA copy of the policy:
 
-    critics     sum over k of E[(Q_k(s,a) - y)^2],   y = r + gamma mask min_k max_c Qbar_k(s', a'_c)
+    critics     sum over k of E[(Q_k(s,a) - y)^2],   y = r + discount mask min_k max_c Qbar_k(s', a'_c)
                 with C next actions a'_c of the EMA policy (C = 1, or 10 for the max-Q backup)
     cloning     L_bc = E[|eps_theta(s, x_t, t) - eps|^2],   t uniform in 1..T
     policy      L_bc - eta E[Q_i(s, a0)] / E|Q_j(s, a0)|,   (i, j) = (1, 2) or (2, 1) by a fair coin per update,
                 where a0 is sampled with gradients through all T steps of the chain; the divisor has none
     sampling    x ~ N(0, I); per level x0 = (x - sqrt(1 - abar_t) eps_theta) / sqrt(abar_t), clipped to [-1, 1];
                 x <- mean of the posterior q(x_{t-1} | x, x0) + its standard deviation times z
-    acting      50 samples; one is drawn with probabilities softmax(min_k Qbar_k)
+    acting      N samples; one is drawn with probabilities softmax(min_k Qbar_k)
 
 abar_t is the product of the 1 - beta_u of the levels u up to t, and
 beta_u = 1 - exp(-b_min / T - (b_max - b_min) (2u - 1) / (2 T^2)).
@@ -345,14 +345,16 @@ def candidate_q(critic: EnsembleMLP, observations: Tensor, actions: Tensor) -> T
 class DQL(nn.Module):
     """The agent: a diffusion policy with its EMA copy, and two critics with targets."""
 
-    batch_fields = ()
+    batch_fields = ()  # columns of a minibatch beyond the usual ones
 
     def __init__(self, config: DQLConfig, observation_dim: int, action_dim: int):
         super().__init__()
         self.config = config
         self.observation_dim, self.action_dim = observation_dim, action_dim
         self.noise = Noise(config.seed)
-        self.register_buffer("updates", torch.zeros((), dtype=torch.long))  # so far, for the schedules
+        self.register_buffer(
+            "updates", torch.zeros((), dtype=torch.long)
+        )  # made so far, on the device
         generator, published = self.noise.generator, config.networks == "published"
 
         def critics():
@@ -375,6 +377,7 @@ class DQL(nn.Module):
         for target, online in ((self.target_critic, self.critic), (self.ema_actor, self.actor)):
             target.load_state_dict(online.state_dict())
             target.requires_grad_(False)
+        # capturable: the step count stays on the device, so that a CUDA graph can hold the step
         self.critic_optimizer = torch.optim.Adam(
             self.critic.parameters(), lr=config.critic_learning_rate, fused=True, capturable=True
         )
@@ -410,7 +413,7 @@ class DQL(nn.Module):
         optimizer.zero_grad()
         loss.backward(inputs=parameters)  # the policy's loss leaves no gradient in the critics
         if self.config.max_gradient_norm > 0:
-            nn.utils.clip_grad_norm_(parameters, self.config.max_gradient_norm)
+            nn.utils.clip_grad_norm_(parameters, self.config.max_gradient_norm)  # adds 1e-6 to the norm, as theirs
         optimizer.step()
 
     @torch.no_grad()

@@ -72,9 +72,9 @@ class FQLConfig:
     value_hidden_dims: Tuple[int, ...] = (512, 512, 512, 512)  # hidden sizes of critics and value
     actor_layer_norm: bool = False  # layer norm in the policy networks
     value_layer_norm: bool = True  # layer norm in critics and value
-    target_aggregation: str = "mean"  # mean | min over the target critics in the critics' targets
+    target_aggregation: str = "mean"  # mean | min over the target critics in the critics' targets (FQL: q_agg)
     distillation_weight: float = 10.0  # alpha: of the distance to the flow's samples in the policy's loss
-    normalise_q_loss: bool = False  # divide the policy's Q term by the mean of |Q|
+    normalise_q_loss: bool = False  # divide the policy's Q term by the mean of |Q| (FQL: normalize_q_loss)
     flow_steps: int = 10  # Euler steps of the flow
 
     def __post_init__(self):
@@ -202,7 +202,7 @@ def one_step_actions(policy: EnsembleMLP, observations: Tensor, z: Tensor) -> Te
 class FQL(nn.Module):
     """The agent: a flow that clones the data, a one-step policy, and two critics with targets."""
 
-    batch_fields = ()
+    batch_fields = ()  # columns of a minibatch beyond the usual ones
 
     def __init__(self, config: FQLConfig, observation_dim: int, action_dim: int):
         super().__init__()
@@ -221,6 +221,7 @@ class FQL(nn.Module):
         self.flow = network(1, critic_dim + 1, config.actor_hidden_dims, action_dim, config.actor_layer_norm)
         self.policy = network(1, critic_dim, config.actor_hidden_dims, action_dim, config.actor_layer_norm)
         trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        # capturable: the step count stays on the device, so that a CUDA graph can hold the step
         self.optimizer = torch.optim.Adam(trainable, lr=config.learning_rate, fused=True, capturable=True)
 
     def update(self, batch: dict) -> dict:

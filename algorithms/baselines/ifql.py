@@ -205,7 +205,7 @@ def best_candidate(critic: EnsembleMLP, observations: Tensor, candidates: Tensor
 class IFQL(nn.Module):
     """The agent: a flow policy, two critics with targets, and a state value."""
 
-    batch_fields = ()
+    batch_fields = ()  # columns of a minibatch beyond the usual ones
 
     def __init__(self, config: IFQLConfig, observation_dim: int, action_dim: int):
         super().__init__()
@@ -224,6 +224,7 @@ class IFQL(nn.Module):
         self.value = network(1, observation_dim, config.value_hidden_dims, 1, config.value_layer_norm)
         self.flow = network(1, critic_dim + 1, config.actor_hidden_dims, action_dim, config.actor_layer_norm)
         trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        # capturable: the step count stays on the device, so that a CUDA graph can hold the step
         self.optimizer = torch.optim.Adam(trainable, lr=config.learning_rate, fused=True, capturable=True)
 
     def update(self, batch: dict) -> dict:

@@ -207,7 +207,7 @@ def gaussian_log_prob(mean: Tensor, actions: Tensor) -> Tensor:
 class IQL(nn.Module):
     """The agent: a Gaussian policy, two critics with targets, and a state value."""
 
-    batch_fields = ()
+    batch_fields = ()  # columns of a minibatch beyond the usual ones
 
     def __init__(self, config: IQLConfig, observation_dim: int, action_dim: int):
         super().__init__()
@@ -227,6 +227,7 @@ class IQL(nn.Module):
         self.policy = network(1, observation_dim, config.actor_hidden_dims, action_dim, config.actor_layer_norm)
         scale_output(self.policy, POLICY_OUTPUT_VARIANCE)
         trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        # capturable: the step count stays on the device, so that a CUDA graph can hold the step
         self.optimizer = torch.optim.Adam(trainable, lr=config.learning_rate, fused=True, capturable=True)
 
     def update(self, batch: dict) -> dict:

@@ -5,7 +5,7 @@ and eps_theta predicts the noise in it, which is a negative score. Score matchin
 gradient of Q, so the policy is trained without sampling from it and without gradients through the chain. With K
 critics Q_k, their targets Qbar_k and a weight M_q:
 
-    critics     mean over k of E[(Q_k(s,a) - y)^2],   y = r + gamma mask (mean_k Qbar_k - rho std_k Qbar_k)(s', a')
+    critics     mean over k of E[(Q_k(s,a) - y)^2],   y = r + discount mask (mean_k Qbar_k - rho std_k Qbar_k)(s', a')
     score       L_qsm = E[|eps_theta(s, x_t, t) + M_q g|^2],   g = mean_k grad_a Qbar_k(s, x_t) at the noisy action
     cloning     L_bc = E[|eps_theta(s, x_t, t) - eps|^2],   the same x_t, t uniform in 1..T
     policy      alpha L_bc + L_qsm; its minimum is eps_theta = (alpha E[eps | x_t] - M_q g) / (1 + alpha)
@@ -356,7 +356,7 @@ def best_candidate(critic: EnsembleMLP, observations: Tensor, candidates: Tensor
 class QSM(nn.Module):
     """The agent: a diffusion policy, and critics with targets."""
 
-    batch_fields = ()
+    batch_fields = ()  # columns of a minibatch beyond the usual ones
 
     def __init__(self, config: QSMConfig, observation_dim: int, action_dim: int):
         super().__init__()
@@ -381,6 +381,7 @@ class QSM(nn.Module):
         else:
             self.actor = FQLDenoiser(*actor_settings, generator)
         self.trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        # capturable: the step count stays on the device, so that a CUDA graph can hold the step
         self.optimizer = torch.optim.Adam(self.trainable, lr=config.learning_rate, fused=True, capturable=True)
 
     def update(self, batch: dict) -> dict:

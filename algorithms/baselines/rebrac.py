@@ -199,7 +199,7 @@ def squared_distance(actions: Tensor, data_actions: Tensor) -> Tensor:
 class ReBRAC(nn.Module):
     """The agent: a deterministic policy and two critics, all with targets."""
 
-    batch_fields = ("next_actions",)
+    batch_fields = ("next_actions",)  # columns of a minibatch beyond the usual ones
 
     def __init__(self, config: ReBRACConfig, observation_dim: int, action_dim: int):
         super().__init__()
@@ -220,8 +220,11 @@ class ReBRAC(nn.Module):
         self.target_policy = network(1, observation_dim, config.actor_hidden_dims, action_dim, config.actor_layer_norm)
         self.target_policy.load_state_dict(self.policy.state_dict())
         self.target_policy.requires_grad_(False)
-        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))  # on the device, for CUDA graphs
+        self.register_buffer(
+            "updates", torch.zeros((), dtype=torch.int64)
+        )  # made so far, on the device
         trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        # capturable: the step count stays on the device, so that a CUDA graph can hold the step
         self.optimizer = torch.optim.Adam(trainable, lr=config.learning_rate, fused=True, capturable=True)
 
     def update(self, batch: dict) -> dict:
