@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import importlib
 from pathlib import Path
-from typing import Any, Callable, Dict, Tuple
+from typing import Any, Callable, Dict, List, Sequence, Tuple
 
 from envs.errors import UserError
 
@@ -14,12 +14,12 @@ PACKAGES = ("algorithms", "algorithms.baselines")
 
 @dataclasses.dataclass(frozen=True)
 class Algorithm:
-    """One algorithm file: its name, its config and agent classes and its `train(config)`."""
+    """One algorithm file: its name, its config and agent classes and its `train(configs)`."""
 
     name: str
     config_class: type
     agent_class: type
-    train: Callable[[Any], Any]
+    train: Callable[[Sequence[Any]], List[dict]]
 
 
 def algorithm_names(root: Path = ROOT) -> Tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""The command line of every algorithm: `--config FILE`, `--field value` for each config field, and `--restart`.
+"""The command line of every algorithm: `--config FILE`, `--field value` for each field, `--seeds 0 1 2`, `--restart`.
 
 pyrallis (0.3.1) makes the flags and the help from a flat frozen dataclass whose fields all have defaults. Values
 are decoded here, from the nodes of PyYAML's SafeLoader and by the same rules for file and command line, because
@@ -72,14 +72,15 @@ EXPECTED = {  # type: (description, example)
 }
 
 
-def run_command(config_class: type, train: Callable[[Any, bool], Any]) -> None:
-    """Train with the config of `sys.argv`; `train(config, restart)` removes an earlier run of it where asked to."""
+def run_command(config_class: type, train: Callable[[List[Any], bool], Any]) -> None:
+    """Train with the configs of `sys.argv`; `train(configs, restart)` removes earlier runs of them where asked to."""
     with exit_on_user_error():
         from harness.run_fields import check_run_fields  # here: heavy imports come after the flags are right
 
-        config, restart = parse_config(config_class, sys.argv[1:])
-        check_run_fields(config)
-        train(config, restart)
+        configs, restart = parse_configs(config_class, sys.argv[1:])
+        for config in configs:
+            check_run_fields(config)
+        train(configs, restart)
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -94,8 +95,14 @@ class CommandParser(argparse.ArgumentParser):
         raise UserError(f"command line: {message}{self.advice}")
 
 
-def parse_config(config_class: type, argv: List[str]) -> Tuple[Any, bool]:
-    """Return the config of a command line (program name left out) and whether `--restart` was given.
+def parse_config(config_class: type, argv: List[str]) -> Any:
+    """Return the one config of a command line (program name left out). Raises as `parse_configs`."""
+    (config,), _ = parse_configs(config_class, argv)
+    return config
+
+
+def parse_configs(config_class: type, argv: List[str]) -> Tuple[List[Any], bool]:
+    """Return a command line's configs, one for each of `--seeds`, and whether `--restart` was given.
 
     Raises UserError, and SystemExit(0) after printing the help.
     """
@@ -107,16 +114,30 @@ def parse_config(config_class: type, argv: List[str]) -> Tuple[Any, bool]:
     given = _parse_flags(parser, config_class, argv)
     restart = given.pop("restart", False)
     path = given.pop("config", None)
+    seeds = _decode_seeds(given.pop("seeds", None), given)
     config = config_class() if path is None else load_config(config_class, path)
     overrides = {
         name: decode(_flag_node(text, kinds[name], f"--{name}"), kinds[name], f"command line: --{name}")
         for name, text in given.items()
     }
     try:
-        return dataclasses.replace(config, **overrides), restart
+        config = dataclasses.replace(config, **overrides)
     except ValueError as error:
         dashes = "--" if str(error).split(" ")[0] in overrides else ""
         raise UserError(f"command line: {dashes}{_one_line(error)}") from error
+    return [dataclasses.replace(config, seed=seed) for seed in seeds] if seeds else [config], restart
+
+
+def _decode_seeds(texts: Optional[List[str]], given: Dict[str, Any]) -> List[int]:
+    """The values of `--seeds`, none where it is not among the flags. Raises UserError."""
+    if texts is None:
+        return []
+    seeds = [decode(_flag_node(text, int, "--seeds"), int, "command line: --seeds") for text in texts]
+    if "seed" in given:
+        raise UserError("command line: --seed and --seeds are both given, keep one")
+    if len(set(seeds)) < len(seeds):
+        raise UserError("command line: --seeds has a seed twice, give each once")
+    return seeds
 
 
 def load_config(config_class: type, path: Union[str, Path]) -> Any:
@@ -191,12 +212,14 @@ class _HelpFormatter(pyrallis.help_formatter.SimpleHelpFormatter):
             return ""
         if action.dest == "config":
             return "FILE"
+        if action.dest == "seeds":
+            return "SEED ..."
         form, item = _form(action.type)
         return {"scalar": "{}", "optional": "{}|null", "list": "[{}, ...]"}[form].format(item.__name__)
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help
-        if action.dest not in ("help", "config", "restart"):
+        if action.dest not in ("help", "config", "seeds", "restart"):
             text = f"{text.strip()} (default: {_as_yaml(action.default)})".strip()
         return text.replace("%", "%%")
 
@@ -210,8 +233,10 @@ class _Parser(pyrallis.argparsing.ArgumentParser):
 
 def _parser(config_class: type) -> _Parser:
     pyrallis.utils.CONFIG_ARG = "config"  # read when a parser is made; pyrallis' own name is config_path
-    usage = "%(prog)s [--config FILE] [--field value ...] [--restart]"
+    usage = "%(prog)s [--config FILE] [--field value ...] [--seeds SEED ...] [--restart]"
     parser = _Parser(config_class, formatter_class=_HelpFormatter, usage=usage, allow_abbrev=False, exit_on_error=False)
+    help_text = "train these seeds side by side in one process, each in its own run folder"
+    parser.add_argument("--seeds", nargs="+", metavar="SEED", default=argparse.SUPPRESS, help=help_text)
     parser.add_argument("--restart", action="store_true", help="remove the existing run of this config, then train")
     return parser
 
@@ -229,7 +254,7 @@ def _parse_flags(parser: _Parser, config_class: type, argv: List[str]) -> Dict[s
         raise UserError(f"command line: {error.argument_name}: {error.message}, {advice}") from error
     if unknown and unknown[0].startswith("-"):
         name = unknown[0].lstrip("-").split("=")[0]
-        known = (*_kinds(config_class), "config", "restart")
+        known = (*_kinds(config_class), "config", "seeds", "restart")
         raise _unknown_field("command line", "--", name, config_class, known)
     if unknown:
         advice = 'write --field value, a list as one argument in quotes: --field "[512, 512]"'

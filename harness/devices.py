@@ -1,4 +1,6 @@
-"""Devices by the name that a config gives them, and generators on them."""
+"""Devices by the name that a config gives them, how torch computes on them, and generators on them."""
+
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +15,13 @@ def choose_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("config: device is 'cuda', but torch finds no GPU here, set it to auto or cpu")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def set_up_torch(config: Any) -> None:
+    """Sets this process's number of CPU threads and the precision of its float32 products as the config says."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    torch.set_float32_matmul_precision(config.matmul_precision)
 
 
 def seeded_generator(device: torch.device, *key: int) -> torch.Generator:

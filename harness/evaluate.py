@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, Optional, Sequence
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from envs import load_task
@@ -26,7 +25,7 @@ from envs.errors import UserError, exit_on_user_error
 from envs.files import make_folder, replacing
 from harness.algorithms import load_algorithm
 from harness.command_line import CommandParser, load_config, nearest_field, parse_config
-from harness.devices import choose_device
+from harness.devices import choose_device, set_up_torch
 from harness.evaluation import GRID_SEED, Evaluator
 from harness.plots import option_names, plot_greediness
 from harness.run_folder import load_agent, read_json
@@ -70,7 +69,7 @@ def parse_grid(assignments: Sequence[str], agent: Any, config: Any) -> dict[str,
 def _decode(name: str, text: str, config: Any) -> Any:
     """The value that `--name text` has on a training command line."""
     try:
-        return getattr(parse_config(type(config), [f"--{name}={text}"])[0], name)
+        return getattr(parse_config(type(config), [f"--{name}={text}"]), name)
     except UserError as error:
         raise UserError(f"act option {name}={text}: {str(error).removeprefix('command line: ')}") from error
 
@@ -258,8 +257,7 @@ def evaluate_command(argv: Sequence[str]) -> None:
     assignments = [f"{name}={','.join(given)}" for name, given in values.items() if given]
     grid = parse_grid(assignments, algorithm.agent_class, config)
 
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    set_up_torch(config)
     folder = arguments.out or run_dir
     make_folder(folder, "--out")
     agent = load_agent(algorithm.agent_class, run_dir, algorithm.name).to(choose_device(arguments.device))

@@ -4,12 +4,12 @@ import contextlib
 import dataclasses
 import multiprocessing
 import os
-from typing import Any, Dict, Iterator, List, Optional
+from typing import Any, Dict, Iterator, List, Optional, Sequence
 
 import torch
 
 from envs.task import Task
-from harness.devices import choose_device
+from harness.devices import choose_device, set_up_torch
 from harness.evaluate import parse_grid, sweep, write_report
 from harness.loop import complete
 from harness.run_folder import algorithm_name, label_of, load_agent, run_path
@@ -20,31 +20,31 @@ def check(config: Any, agent_class: type) -> Dict[str, list]:
     return parse_grid(config.final_report, agent_class, config)
 
 
-def control_config(config: Any, agent_class: type) -> Optional[Any]:
-    """The config of the run's control, with the changes that the agent class names in `control`; None without them."""
+def control_configs(configs: Sequence[Any], agent_class: type) -> List[Any]:
+    """The configs of the runs' controls, with the changes that the agent class names in `control`; [] without them."""
     changes = getattr(agent_class, "control", None)
-    if not config.final_report or changes is None:
-        return None
-    label = f"{label_of(config)}_{changes['label']}"
-    return dataclasses.replace(config, **(changes | {"label": label}), final_report=())
+    if not configs[0].final_report or changes is None:
+        return []
+    label = f"{label_of(configs[0])}_{changes['label']}"
+    return [dataclasses.replace(config, **(changes | {"label": label}), final_report=()) for config in configs]
 
 
 @contextlib.contextmanager
-def control_beside(config: Any, agent_class: type, task: Task) -> Iterator[None]:
-    """Trains the control in a process of its own meanwhile, where the machine has the cores for both.
+def controls_beside(controls: Sequence[Any], agent_class: type, task: Task) -> Iterator[None]:
+    """Trains the controls in a process of their own meanwhile, where the machine has the cores for both.
 
-    `report` runs the control again, which finds it finished or continues it: what goes wrong here shows there.
+    `report` runs the controls again, which finds them finished or continues them: what goes wrong here shows there.
     """
-    control = control_config(config, agent_class)
-    if control is None or not 0 < 2 * config.threads <= (os.cpu_count() or 1):
+    if not controls or not 0 < 2 * controls[0].threads <= (os.cpu_count() or 1):
         yield
         return
-    process = multiprocessing.get_context("spawn").Process(target=run_quietly, args=(control, agent_class, task))
+    arguments = (controls, agent_class, task)
+    process = multiprocessing.get_context("spawn").Process(target=complete_quietly, args=arguments)
     process.start()
     try:
         yield
         if process.is_alive():
-            print(f"waiting for the control run in {run_path(control)}", flush=True)
+            print(f"waiting for the control run in {run_path(controls[0])}", flush=True)
     except BaseException:
         process.terminate()
         raise
@@ -52,25 +52,35 @@ def control_beside(config: Any, agent_class: type, task: Task) -> Iterator[None]
         process.join()
 
 
-def run_quietly(config: Any, agent_class: type, task: Task) -> None:
-    """Runs `config` and prints nothing."""
-    if config.threads:
-        torch.set_num_threads(config.threads)
+def complete_quietly(configs: Sequence[Any], agent_class: type, task: Task) -> None:
+    """Completes the runs of `configs` and prints nothing."""
+    set_up_torch(configs[0])
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
-        complete(config, agent_class(config, task.observation_dim, task.action_dim), task)
+        complete(new_agents(configs, agent_class, task), task)
 
 
-def report(config: Any, agent_class: type, task: Task) -> None:
-    """Sweeps the act options that `final_report` names, for the control too, and prints all in one table.
+def new_agents(configs: Sequence[Any], agent_class: type, task: Task) -> List[torch.nn.Module]:
+    return [agent_class(config, task.observation_dim, task.action_dim) for config in configs]
 
-    The control has the same budget of updates and is trained here where it is not yet; an option that it sets itself
+
+def report(configs: Sequence[Any], agent_class: type, task: Task) -> None:
+    """Sweeps the act options that `final_report` names, for the controls too, and prints a table for each seed.
+
+    A control has the same budget of updates and is trained here where it is not yet; an option that it sets itself
     is not swept for it. All cells share episode seeds, which training's evaluations do not use.
     """
+    controls = control_configs(configs, agent_class)
+    if controls:
+        complete(new_agents(controls, agent_class, task), task)
+    for index, config in enumerate(configs):
+        report_run(config, controls[index] if controls else None, agent_class, task)
+
+
+def report_run(config: Any, control: Optional[Any], agent_class: type, task: Task) -> None:
+    """Prints the table of one finished run and its finished control."""
     grid = check(config, agent_class)
-    control = control_config(config, agent_class)
     shown: List[dict] = [{"policy": label, task.score_name: score} for label, score in task.reference_scores().items()]
     if control is not None:
-        complete(control, agent_class(control, task.observation_dim, task.action_dim), task)
         control_grid = {name: values for name, values in grid.items() if name not in agent_class.control}
         shown += with_label(control, sweep_run(control, agent_class, task, control_grid))
     rows = sweep_run(config, agent_class, task, grid)

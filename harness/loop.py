@@ -1,277 +1,159 @@
-"""The loop of a run: updates, logs, evaluations and checkpoints, from wherever the run's folder stands."""
+"""The loop: advances one run, or the runs of several seeds side by side, to their ends."""
 
 import contextlib
-import math
-import signal
-import threading
-import time
-from typing import Any, Iterator
+import dataclasses
+from typing import List, Sequence
 
 import torch
 from tqdm import tqdm
 
-from envs.errors import UserError
 from envs.task import Task
-from harness import divergence
-from harness.devices import choose_device, seeded_generator
-from harness.evaluation import EVALUATION_SEED, Evaluator
-from harness.online import OnlinePhase
-from harness.plots import plot_learning_curve
+from harness.devices import choose_device
+from harness.evaluations import Evaluations
 from harness.run_folder import RunFolder
-from harness.weights_and_biases import WandbLog
-
-# Streams of random numbers beside the agent's own, which has the config's seed itself.
-BATCH_STREAM = 0x5EED
-VALIDATION_STREAM, NEW_BATCH_STREAM, NEW_NOISE_STREAM = 1, 2, 3
-SCORE_EVALUATIONS = 3  # a result also holds the mean score of the last so many evaluations (FQL's protocol)
+from harness.signals import Stopped, StopSignals
+from harness.training import Diverged, Training
+from harness.updates import Updates
 
 
-class Stopped(BaseException):
-    """SIGINT or SIGTERM came while an evaluation ran; the evaluation is run again when the run continues.
+def complete(agents: Sequence[torch.nn.Module], task: Task) -> List[dict]:
+    """Takes the agents' runs to their ends, from the beginning or from where an earlier call stopped; their results.
 
-    A BaseException, as KeyboardInterrupt is: it passes through the environments' own handling of errors.
+    agents: new ones, whose configs differ in the seed only. A finished run is not trained again. SIGTERM or Ctrl-C
+    write checkpoints and exit. Raises UserError where a run's folder holds another run, and Diverged after the others'
+    ends where a run has diverged.
     """
+    configs = [agent.config for agent in agents]
+    if any(dataclasses.replace(config, seed=configs[0].seed) != configs[0] for config in configs):
+        raise ValueError("the runs that are trained together may differ in their seed only")
+    device = choose_device(configs[0].device)
+    folders = [RunFolder(config, task.identity) for config in configs]
+    with contextlib.ExitStack() as locks:
+        for folder in folders:
+            locks.enter_context(folder.lock())
+        todo = []
+        for agent, folder in zip(agents, folders, strict=True):
+            if folder.result() is None:
+                todo.append((agent.to(device), folder))
+            else:
+                print(f"{folder.path}: finished before, not trained again (--restart would)")
+        if todo:
+            train_side_by_side(todo, task, device)
+        return [folder.result() for folder in folders]
 
 
-class Diverged(UserError):
-    """Training gave a number that is not finite."""
+def train_side_by_side(todo: Sequence[tuple], task: Task, device: torch.device) -> None:
+    """Trains the (agent, folder) pairs to their ends."""
+    dataset = task.dataset.to(device)
+    validation = task.validation.to(device) if task.validation is not None else None
+    with Evaluations(task, todo[0][0], device) as evaluations:
+        trainings = [
+            Training(agent, task, folder, dataset, validation, evaluations, _name(agent, len(todo)))
+            for agent, folder in todo
+        ]
+        with StopSignals() as signals, contextlib.ExitStack() as environments:
+            for training in trainings:
+                environments.enter_context(training.online)
+            Loop(trainings, evaluations, signals).run()
+        if signals.received:  # after the last update: nothing is left to save, but what follows is not wanted
+            raise SystemExit(128 + signals.received)
 
 
-class StopSignals:
-    """Notes SIGINT and SIGTERM, so that a run ends between two updates; a second SIGINT ends it at once."""
-
-    def __init__(self):
-        self.received = 0
-        self.evaluating = False
-
-    def _note(self, number, frame) -> None:
-        if self.received and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.received = number
-        if self.evaluating:
-            raise Stopped
-
-    def __enter__(self) -> "StopSignals":
-        self.previous = {}
-        if threading.current_thread() is threading.main_thread():  # elsewhere (Ray) the caller owns the signals
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self.previous[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *exception) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
-
-    @contextlib.contextmanager
-    def may_interrupt(self) -> Iterator[None]:
-        """Within it a signal raises Stopped at once."""
-        self.evaluating = True
-        try:
-            if self.received:
-                raise Stopped
-            yield
-        finally:
-            self.evaluating = False
-
-
-def complete(config: Any, agent: torch.nn.Module, task: Task) -> dict:
-    """Takes `config`'s run to its end, from the beginning or from where an earlier call stopped; returns its result.
-
-    A finished run is not trained again. SIGTERM or Ctrl-C write a checkpoint and exit. Raises UserError where the
-    run's folder holds another run.
-    """
-    device = choose_device(config.device)
-    folder = RunFolder(config, task.identity)
-    with folder.lock():
-        result = folder.result()
-        if result is not None:
-            print(f"{folder.path}: finished before, not trained again (--restart would)")
-            return result
-        return Loop(config, agent.to(device), task, folder, device).run()
+def _name(agent: torch.nn.Module, count: int) -> str:
+    return f"seed {agent.config.seed}: " if count > 1 else ""
 
 
 class Loop:
-    """One call's part of a run: what it holds in memory, and the steps of the loop."""
+    """Advances trainings together: those that are behind first, then all at the same step."""
 
-    def __init__(self, config: Any, agent: torch.nn.Module, task: Task, folder: RunFolder, device: torch.device):
-        self.config, self.agent, self.task, self.folder, self.device = config, agent, task, folder, device
-        self.dataset = task.dataset.to(device)
-        self.validation = task.validation.to(device) if task.validation is not None else None
-        self.batches = seeded_generator(device, config.seed, BATCH_STREAM)
-        self.online = OnlinePhase(config, task, self.dataset, folder.path)
-        self.last_step = config.offline_steps + config.online_steps
-        self.step = 0  # updates, of both phases
-        self.seconds = 0.0  # spent so far, earlier calls included
-        self.resume()
-        self.started = time.perf_counter() - self.seconds
-        self.logged_at = self.step, self.seconds
-        evaluations = self.folder.eval_log.rows
-        self.evaluated = int(evaluations[-1]["step"]) if evaluations else 0
-        folder.describe(agent, device)
-
-    def resume(self) -> None:
-        checkpoint = self.folder.load_checkpoint()
-        if checkpoint is None:
-            self.online.restore(0, None)
-            return
-        loop = checkpoint["loop"]
-        self.step, self.seconds = loop["step"], loop["seconds"]
-        if loop["device"] == self.device.type:
-            self.batches.set_state(loop["batches"])
-        else:
-            print(f"now on {self.device.type} instead of {loop['device']}: random streams start anew from (seed, step)")
-            self.batches = seeded_generator(self.device, self.config.seed, NEW_BATCH_STREAM, self.step)
-            noise = seeded_generator(self.device, self.config.seed, NEW_NOISE_STREAM, self.step)
-            checkpoint["agent"]["noise"] = noise.get_state()
-        self.agent.load_state_dict(checkpoint["agent"])
-        print(f"{self.folder.path}: continuing after {self.step} of {self.last_step} updates")
-        self.online.restore(self.step, loop.get("online"))
-
-    def run(self) -> dict:
-        config = self.config
-        environments = min(config.eval_environments, config.eval_episodes)
-        wandb_log = WandbLog(config, self.folder.path)
-        progress = tqdm(
-            total=self.last_step, initial=self.step, desc="training", unit="update", disable=None, smoothing=0.1
+    def __init__(self, trainings: Sequence[Training], evaluations: Evaluations, signals: StopSignals):
+        self.trainings, self.evaluations, self.signals = list(trainings), evaluations, signals
+        self.diverged: List[Diverged] = []
+        self.updates: Updates = None
+        self.updated: list = []  # what `updates` was made for
+        several = f" {len(self.trainings)} seeds" if len(self.trainings) > 1 else ""
+        self.progress = tqdm(
+            total=trainings[0].last_step,
+            initial=min(training.step for training in trainings),
+            desc=f"training{several}",
+            unit="update",
+            disable=None,
+            smoothing=0.1,
         )
-        evaluations = Evaluator(self.task.make_env, environments, config.eval_workers)
-        with StopSignals() as signals, evaluations as evaluator, self.online:
-            while True:
-                if self.due(config.eval_interval) and self.evaluated < self.step:
-                    try:
-                        with signals.may_interrupt():
-                            row = self.evaluate(evaluator)
-                    except Stopped:
-                        self.stop(signals.received)
-                    self.folder.eval_log.append(row)
-                    wandb_log.log("evaluation", row)
-                    progress.write(self.evaluation_line(row))
-                if self.step == self.last_step:
-                    break
-                metrics = self.agent.update(self.next_batch())
-                self.step += 1
-                progress.update()
-                if self.due(config.log_interval):
-                    row = self.log_row(metrics)
-                    self.folder.train_log.append(row)
-                    wandb_log.log("training", row)
-                    progress.set_postfix({name: f"{row[name]:.4g}" for name in list(metrics)[:1]}, refresh=False)
-                if self.due(config.checkpoint_interval):
-                    self.finite(metrics)
-                    self.save()
-                if signals.received:
-                    self.stop(signals.received)
-        progress.close()
-        wandb_log.finish()
-        result = self.finish()
-        if signals.received:  # after the last update: nothing is left to save, but what follows is not wanted
-            raise SystemExit(128 + signals.received)
-        return result
 
-    def next_batch(self) -> dict:
-        """The next update's minibatch: of the data set, or online of the replay, after one step in the environment."""
-        source = self.dataset
-        if self.step >= self.config.offline_steps:
-            self.online.step(self.agent)
-            source = self.online.replay
-        return source.sample(self.config.batch_size, self.batches, self.agent.batch_fields)
+    def run(self) -> None:
+        with self.progress:
+            while self.trainings:
+                self._evaluate()
+                if self.trainings:
+                    self._advance()
+                if self.signals.received and self.trainings:
+                    self._stop()
+        if self.diverged:
+            raise self.diverged[0]
 
-    def due(self, interval: int) -> bool:
-        """Whether something that happens every `interval` updates, and at the end of each phase, happens now."""
-        phase_ends = (self.config.offline_steps, self.last_step)
-        return self.step > 0 and (self.step % interval == 0 or self.step in phase_ends)
+    def _evaluate(self) -> None:
+        """Asks for the evaluations that are due, and ends the trainings that are at their end."""
+        for training in list(self.trainings):
+            with self._drops_diverged(training):
+                try:
+                    with self.signals.may_interrupt():
+                        training.evaluate_if_due()
+                except Stopped:
+                    self._stop()
+        self.evaluations.collect(wait=any(training.is_at_end for training in self.trainings))
+        for training in [each for each in self.trainings if each.is_at_end]:
+            training.finish()
+            self.trainings.remove(training)
 
-    def elapsed(self) -> float:
-        return time.perf_counter() - self.started
+    def _advance(self) -> None:
+        """Makes one update of the trainings that are behind, or as many as a replay of their CUDA graph makes."""
+        step = min(training.step for training in self.trainings)
+        behind = [training for training in self.trainings if training.step == step]
+        updates = self._updates_of(behind)
+        lead = [training.step - step for training in self.trainings if training.step > step]
+        room = min([training.updates_until_event() for training in behind] + lead)
+        count = updates.stride if updates.stride <= room else 1
+        metrics = updates.advance(count)
+        self.progress.update(count)
+        for training, metric in zip(behind, metrics, strict=True):
+            with self._drops_diverged(training):
+                training.count_updates(count, metric)
 
-    def save(self) -> None:
-        state = {
-            "step": self.step,
-            "seconds": self.elapsed(),
-            "device": self.device.type,
-            "batches": self.batches.get_state(),
-            "online": self.online.save(self.step),
-        }
-        self.folder.save_checkpoint(self.agent, state)
-
-    def stop(self, number: int) -> None:
-        """Writes a checkpoint and leaves the program the way a process ended by that signal is reported."""
-        self.finite({})
-        self.save()
-        print(f"\nstopped after {self.step} updates; the same command continues from here", flush=True)
-        raise SystemExit(128 + number)
-
-    def finite(self, metrics: dict) -> dict:
-        """The metrics as plain numbers; the loop waits for the device here.
-
-        Raises Diverged where training has diverged, so that no checkpoint of it replaces a good one.
-        """
-        bad = divergence.values_not_finite(self.agent, metrics)
-        if bad:
-            batches = seeded_generator(self.device, self.config.seed, BATCH_STREAM)
-            last = min(self.step, self.config.offline_steps)  # what was met online is not met again
-            report = divergence.find(self.config, self.agent, self.dataset, batches, self.folder.path, last)
-            found = "the update that began it could not be repeated"
-            if report is not None:
-                where = self.folder.path / divergence.REPORT_FILE
-                found = f"it began in update {report['update']} with {report['not_finite'][0]}, see {where}"
-            raise Diverged(
-                f"{self.folder.path}: {bad[0]} after {self.step} updates; {found}; the last checkpoint is kept, try a "
-                "smaller learning_rate"
+    def _updates_of(self, trainings: List[Training]) -> Updates:
+        """What advances these trainings in their present phase; a graph is captured anew when they change."""
+        wanted = [(training.config.seed, training.is_online) for training in trainings]
+        if wanted != self.updated:
+            first = trainings[0]
+            # online there is a step in the environment between two updates, and the replay grows
+            captured = first.device.type == "cuda" and first.config.cuda_graphs and not first.is_online
+            self.updates = Updates(
+                [training.agent for training in trainings],
+                [training.next_batch for training in trainings],
+                [training.generators for training in trainings],
+                captured,
             )
-        return {name: float(metric) for name, metric in metrics.items()}
+            self.updated = wanted
+        return self.updates
 
-    def log_row(self, metrics: dict) -> dict:
-        """One row of train.csv."""
-        row = self.finite(metrics)
-        if self.validation is not None:
-            generator = seeded_generator(self.device, self.config.seed, VALIDATION_STREAM, self.step)
-            batch = self.validation.sample(self.config.batch_size, generator, self.agent.batch_fields)
-            row |= {f"validation/{name}": float(metric) for name, metric in self.agent.losses(batch).items()}
-        step, seconds = self.logged_at
-        self.logged_at = self.step, self.elapsed()
-        speed = (self.step - step) / (self.logged_at[1] - seconds)
-        row |= self.online.metrics()
-        return {"step": self.step, "seconds": self.elapsed(), "updates_per_second": speed, **row}
+    @contextlib.contextmanager
+    def _drops_diverged(self, training: Training):
+        """A training that diverges within the block is over; the others go on."""
+        try:
+            yield
+        except Diverged as error:
+            self.diverged.append(error)
+            self.trainings.remove(training)
+            if self.trainings:
+                tqdm.write(f"error: {error}; the other seeds go on")
 
-    def evaluate(self, evaluator: Evaluator) -> dict:
-        """One row of eval.csv."""
-        self.finite({})
-        started = time.perf_counter()
-        result = evaluator.evaluate(self.agent, self.config.eval_episodes, EVALUATION_SEED)
-        self.evaluated = self.step
-        seconds = time.perf_counter() - started
-        self.logged_at = self.logged_at[0], self.logged_at[1] + seconds  # the speed is that of the updates
-        row = {"step": self.step, "seconds": self.elapsed(), "evaluation_seconds": seconds, **result.summary()}
-        normalized = self.task.normalized_return(row["return"])
-        return row if normalized is None else row | {"normalized_return": normalized}
-
-    def evaluation_line(self, row: dict) -> str:
-        spread = f" ± {row['return_std']:.4g}" if self.task.score_name == "return" else ""
-        return f"{self.step:>9,} updates: {self.task.score_name} {row[self.task.score_name]:.4g}{spread}"
-
-    def finish(self) -> dict:
-        """Draws the learning curve and writes result.json, which marks the run as finished."""
-        name = self.task.score_name
-        rows = self.folder.eval_log.rows
-        last = [float(row[name]) for row in rows[-SCORE_EVALUATIONS:]]
-        offline_steps = self.config.offline_steps
-        plot_learning_curve(
-            self.folder.path / "eval.csv",
-            self.folder.path / "learning_curve.png",
-            name,
-            self.task.reference_scores(),
-            online_from=offline_steps if self.config.online_steps else None,
-        )
-        result = {
-            "score_name": name,
-            "offline_score": {int(row["step"]): float(row[name]) for row in rows}.get(offline_steps),
-            "score": last[-1],
-            "score_last_evaluations": math.fsum(last) / len(last),
-            "evaluations_averaged": len(last),
-            "episodes": self.config.eval_episodes,
-            "step": self.step,
-            "seconds": self.elapsed(),
-        }
-        self.folder.save_result(result)
-        return result
+    def _stop(self) -> None:
+        """Writes checkpoints and leaves the program the way a process ended by that signal is reported."""
+        steps = [training.step for training in self.trainings]
+        for training in list(self.trainings):
+            with self._drops_diverged(training):
+                training.stop()
+        if self.diverged:
+            raise self.diverged[0]
+        print(f"\nstopped after {min(steps)} updates; the same command continues from here", flush=True)
+        raise SystemExit(128 + self.signals.received)

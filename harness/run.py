@@ -1,44 +1,46 @@
-"""What an algorithm's train() calls: a run from its folder's present state to its result and final report."""
+"""What an algorithm's train() calls: runs from their folders' present state to their results and final reports."""
 
-from typing import Any
+from typing import List, Sequence
 
 import torch
 
 from envs.errors import UserError
 from envs.task import Task
 from harness import final_report
+from harness.devices import set_up_torch
 from harness.loop import complete
 from harness.run_fields import check_run_fields
 from harness.run_folder import RunFolder, remove_run, run_path
 
 
-def run(config: Any, agent: torch.nn.Module, task: Task, restart: bool = False) -> dict:
-    """Completes the run of `config`, prints what it asks for and returns the result (see `harness.loop.complete`).
+def run(agents: Sequence[torch.nn.Module], task: Task, restart: bool = False) -> List[dict]:
+    """Completes the runs of the agents' configs, which differ in the seed only, prints what they ask for; results.
 
-    `restart` removes an earlier run first, and its control. Raises UserError for what the user must mend, before
-    anything is removed or trained.
+    See `harness.loop.complete`. `restart` removes earlier runs first, and their controls. Raises UserError for what the
+    user must mend, before anything is removed or trained.
     """
-    check_run_fields(config)
-    check_columns(agent, task)
-    agent_class = type(agent)
-    final_report.check(config, agent_class)
-    control = final_report.control_config(config, agent_class)
-    runs = [config] if control is None else [config, control]
+    configs, agent_class = [agent.config for agent in agents], type(agents[0])
+    for config in configs:
+        check_run_fields(config)
+    check_columns(agents[0], task)
+    final_report.check(configs[0], agent_class)
+    controls = final_report.control_configs(configs, agent_class)
     if restart:
-        for each in runs:
-            remove_run(each)
-    for each in runs:
-        RunFolder(each, task.identity)  # refuses another run's folder now instead of after the training
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    with final_report.control_beside(config, agent_class, task):
-        result = complete(config, agent, task)
-    if config.final_report:
-        final_report.report(config, agent_class, task)
+        for config in [*configs, *controls]:
+            remove_run(config)
+    for config in [*configs, *controls]:
+        RunFolder(config, task.identity)  # refuses another run's folder now instead of after the training
+    set_up_torch(configs[0])
+    with final_report.controls_beside(controls, agent_class, task):
+        results = complete(agents, task)
+    if configs[0].final_report:
+        final_report.report(configs, agent_class, task)
     else:
-        before = f"{result['offline_score']:.4g} offline, " if config.online_steps else ""
-        print(f"{run_path(config)}: {task.score_name} {before}{result['score']:.4g} after {result['step']} updates")
-    return result
+        for config, result in zip(configs, results, strict=True):
+            before = f"{result['offline_score']:.4g} offline, " if config.online_steps else ""
+            score = f"{task.score_name} {before}{result['score']:.4g}"
+            print(f"{run_path(config)}: {score} after {result['step']} updates")
+    return results
 
 
 def check_columns(agent: torch.nn.Module, task: Task) -> None:

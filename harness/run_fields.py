@@ -31,6 +31,7 @@ RANGES = {
     "exploration_noise": (0, math.inf),
 }
 WANDB_MODES = ("disabled", "offline", "online")
+MATMUL_PRECISIONS = ("highest", "high", "medium")  # torch.set_float32_matmul_precision
 
 
 def check_run_fields(config: Any) -> None:
@@ -41,8 +42,9 @@ def check_run_fields(config: Any) -> None:
             if not low <= value <= high:
                 bound = f"at least {low}" if value < low else f"at most {high:g}"
                 raise UserError(f"config: {field} is {value}, it must be {bound}")
-    if config.wandb_mode not in WANDB_MODES:
-        raise UserError(f"config: wandb_mode is {config.wandb_mode!r}, choose one of {', '.join(WANDB_MODES)}")
+    for field, choices in {"wandb_mode": WANDB_MODES, "matmul_precision": MATMUL_PRECISIONS}.items():
+        if getattr(config, field) not in choices:
+            raise UserError(f"config: {field} is {getattr(config, field)!r}, choose one of {', '.join(choices)}")
     if config.label is not None and (config.label in ("", ".", "..") or {"/", os.sep} & set(config.label)):
         raise UserError(f"config: label is {config.label!r}, it names one folder, so leave out slashes")
     choose_device(config.device)

@@ -37,6 +37,7 @@ FREE_FIELDS = (
     "in_memory",
     "run_dir",
     "device",
+    "cuda_graphs",
     "checkpoint_interval",
     "eval_workers",
     "final_report",

@@ -50,10 +50,10 @@ from harness.algorithms import ROOT, Algorithm, load_algorithm
 from harness.command_line import CommandParser, config_to_yaml, load_config, parse_config, read_mapping
 from harness.devices import choose_device
 from harness.evaluation import TUNING_SEED, evaluate
-from harness.loop import Diverged
 from harness.run_fields import check_run_fields
 from harness.run_folder import FREE_FIELDS, read_json, run_path
 from harness.search_space import Space, find_search_file, is_search_file, load_space
+from harness.training import Diverged
 
 RECORD_SUFFIX = ".tuning.json"
 RECORD_KEYS = ("algorithm", "trials", "task", "best_values")
@@ -158,11 +158,11 @@ class Study:
 
     def score(self, number: int, values: Dict[str, Any]) -> Optional[float]:
         """Trains and evaluates a trial; None where it diverges or the config refuses its values together."""
-        scores = []
-        for seed in range(TUNING_SEED, TUNING_SEED + self.training_seeds):
-            try:
-                config = self.trial_config(number, seed, values)
-                self.algorithm.train(config)
+        seeds, scores = range(TUNING_SEED, TUNING_SEED + self.training_seeds), []
+        try:
+            configs = [self.trial_config(number, seed, values) for seed in seeds]
+            self.algorithm.train(configs)
+            for config in configs:
                 agent = self.algorithm.agent_class.load(run_path(config)).to(choose_device(config.device))
                 result = evaluate(
                     agent,
@@ -172,10 +172,10 @@ class Study:
                     self.config.eval_environments,
                     self.config.eval_workers,
                 )
-            except (Diverged, FloatingPointError, RefusedValues) as error:
-                print(f"trial {number}: {error}", file=sys.stderr)
-                return None
-            scores.append(result.scores(self.task.score_name).mean())
+                scores.append(result.scores(self.task.score_name).mean())
+        except (Diverged, FloatingPointError, RefusedValues) as error:
+            print(f"trial {number}: {error}", file=sys.stderr)
+            return None
         return math.fsum(scores) / len(scores)
 
     def trial_config(self, number: int, seed: int, values: Dict[str, Any]) -> Any:
@@ -336,7 +336,7 @@ def tune(argv: Sequence[str]) -> Path:
     arguments, overrides = _parse(argv)
     algorithm = load_algorithm(arguments.algorithm)
     base = arguments.config or config_of_task(algorithm, arguments.task)
-    config, _ = parse_config(algorithm.config_class, ["--config", str(base), *overrides])
+    config = parse_config(algorithm.config_class, ["--config", str(base), *overrides])
     check_run_fields(config)
     space = load_space(arguments.search or find_search_file(base), config)
     folder = arguments.folder or Path("runs/tuning") / algorithm.name / config.task

@@ -24,8 +24,8 @@ class Toy:
 
 DEFAULT = ToyConfig()
 
-def train(config):
-    return config.seed + 1
+def train(configs):
+    return [config.seed + 1 for config in configs]
 '''
 
 
@@ -63,7 +63,7 @@ def test_algorithm_is_loaded_from_its_file(root, name, module, agent):
     assert algorithm.name == name
     assert (algorithm.agent_class.__name__, algorithm.agent_class.__module__) == (agent, module)
     assert algorithm.config_class.__name__ == f"{agent}Config"
-    assert algorithm.train(algorithm.config_class(seed=2)) == 3
+    assert algorithm.train([algorithm.config_class(seed=2)]) == [3]
     assert load_algorithm(name, root) == algorithm
 
 

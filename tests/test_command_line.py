@@ -13,7 +13,7 @@ import pytest
 
 from algorithms.dipole import DIPOLEConfig
 from envs.errors import UserError, exit_on_user_error
-from harness.command_line import config_to_yaml, load_config, parse_config, run_command
+from harness.command_line import config_to_yaml, load_config, parse_config, parse_configs, run_command
 
 SOURCE_OF = functools.cache(inspect.getsource)
 ROOT = Path(__file__).resolve().parents[1]
@@ -170,7 +170,7 @@ def read_the_source_once(monkeypatch):
 @pytest.mark.parametrize("field, text, value", ACCEPTED)
 def test_value_is_accepted_from_file_and_command_line(tmp_path, field, text, value):
     from_file = getattr(load(tmp_path, f"{field}: {text}\n"), field)
-    from_flag = getattr(parse_config(ToyConfig, [f"--{field}={text}"])[0], field)
+    from_flag = getattr(parse_config(ToyConfig, [f"--{field}={text}"]), field)
     assert from_file == from_flag == value
     assert type(from_file) is type(from_flag) is type(value)
 
@@ -192,7 +192,7 @@ def test_text_in_a_file_is_quoted_where_yaml_reads_something_else(tmp_path):
 @pytest.mark.parametrize("text", ["on", "5", "true", "a: b", "[x", "# x", "", "~"])
 def test_text_on_the_command_line_is_taken_as_it_stands(text):
     for field in ("task", "label"):
-        assert getattr(parse_config(ToyConfig, [f"--{field}", text])[0], field) == text
+        assert getattr(parse_config(ToyConfig, [f"--{field}", text]), field) == text
 
 
 def test_empty_or_broken_flag_values_are_refused():
@@ -298,15 +298,26 @@ def test_flags_override_the_file(tmp_path):
     path = tmp_path / "toy.yaml"
     path.write_text("task: a\ndiscount: 0.5\n")
     for argv in (["--config", str(path), "--discount", "0.7"], ["--discount=0.7", f"--config={path}"]):
-        assert parse_config(ToyConfig, argv) == (ToyConfig(task="a", discount=0.7), False)
-    assert parse_config(ToyConfig, []) == (ToyConfig(), False)
+        assert parse_configs(ToyConfig, argv) == ([ToyConfig(task="a", discount=0.7)], False)
+    assert parse_configs(ToyConfig, []) == ([ToyConfig()], False)
 
 
 def test_restart_is_a_bare_flag_and_no_field(tmp_path):
-    assert parse_config(ToyConfig, ["--restart", "--task", "a"]) == (ToyConfig(task="a"), True)
+    assert parse_configs(ToyConfig, ["--restart", "--task", "a"]) == ([ToyConfig(task="a")], True)
     assert flag_error("--restart=true").startswith("--restart: ignored explicit argument")
     assert "'true' belongs to no flag" in flag_error("--restart", "true")
     assert "restart is not a field" in file_error(tmp_path, "restart: true\n")
+
+
+def test_seeds_give_one_config_each(tmp_path):
+    configs, restart = parse_configs(DIPOLEConfig, ["--seeds", "3", "0", "1e1", "--task", "a", "--restart"])
+    assert configs == [DIPOLEConfig(task="a", seed=seed) for seed in (3, 0, 10)] and restart
+    with pytest.raises(UserError, match="--seed and --seeds are both given, keep one"):
+        parse_configs(DIPOLEConfig, ["--seeds", "1", "--seed", "2"])
+    assert flag_error("--seeds", "1", "1").startswith("--seeds has a seed twice")
+    assert flag_error("--seeds", "1.5").startswith("--seeds must be a whole number")
+    assert flag_error("--seeds").startswith("--seeds: expected at least one argument")
+    assert "seeds is not a field" in file_error(tmp_path, "seeds: [0, 1]\n")
 
 
 @pytest.mark.parametrize("argv", [["--task"], ["--task", "--discount", "0.5"], ["--config"], ["--layer_norm"]])
@@ -315,8 +326,8 @@ def test_missing_value_is_refused(argv):
 
 
 def test_value_that_begins_with_a_dash():
-    assert parse_config(ToyConfig, ["--shift", "-1.5"])[0].shift == -1.5
-    assert parse_config(ToyConfig, ["--shift=-1e-3"])[0].shift == -1e-3
+    assert parse_config(ToyConfig, ["--shift", "-1.5"]).shift == -1.5
+    assert parse_config(ToyConfig, ["--shift=-1e-3"]).shift == -1e-3
     assert "--field=value where the value begins with a dash" in flag_error("--shift", "-1e-3")
 
 
@@ -371,9 +382,9 @@ def test_help_is_complete(capsys, flag):
 def test_run_command_trains_and_hands_restart_on(monkeypatch):
     calls = []
     monkeypatch.setattr(sys, "argv", ["dipole.py", "--seed", "3"])
-    run_command(DIPOLEConfig, lambda config, restart: calls.append((config.seed, restart)))
+    run_command(DIPOLEConfig, lambda configs, restart: calls.append((configs[0].seed, restart)))
     monkeypatch.setattr(sys, "argv", ["dipole.py", "--seed", "3", "--restart"])
-    run_command(DIPOLEConfig, lambda config, restart: calls.append((config.seed, restart)))
+    run_command(DIPOLEConfig, lambda configs, restart: calls.append((configs[0].seed, restart)))
     assert calls == [(3, False), (3, True)]
 
 
@@ -404,7 +415,7 @@ def test_mistake_in_a_real_command_prints_one_line(tmp_path):
     script.write_text(
         "from algorithms.dipole import DIPOLEConfig\n"
         "from harness.command_line import run_command\n"
-        "run_command(DIPOLEConfig, lambda config, restart: print('steps', config.offline_steps))\n"
+        "run_command(DIPOLEConfig, lambda configs, restart: print('steps', configs[0].offline_steps))\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
 

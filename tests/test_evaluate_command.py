@@ -138,7 +138,7 @@ def run_dir(tmp_path, monkeypatch):
     loaded = []
     monkeypatch.setattr(harness.evaluate, "load_algorithm", lambda name: {"toy": algorithm}[name])
     monkeypatch.setattr(harness.evaluate, "load_task", lambda *arguments: loaded.append(arguments) or toy_task())
-    monkeypatch.setattr(harness.evaluate.torch, "set_num_threads", lambda count: loaded.append(count))
+    monkeypatch.setattr(harness.evaluate, "set_up_torch", lambda config: loaded.append(config.threads))
     return SimpleNamespace(folder=folder, algorithm=algorithm, loaded=loaded)
 
 

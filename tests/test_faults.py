@@ -20,9 +20,9 @@ from envs.task import file_sha256
 from harness import evaluation
 from harness.devices import seeded_generator
 from harness.evaluation import EnvironmentFailure, EnvironmentProcesses, Evaluator, evaluate
-from harness.loop import BATCH_STREAM
 from harness.run import run
 from harness.run_folder import CsvLog, run_path
+from harness.training import BATCH_STREAM
 from tests.test_evaluation import SEED, Agent, RandomWalk, same
 from tests.test_run import assert_same_end, checkpoint_of, rows_of, without_times
 from tests.toy import toy_task
@@ -104,7 +104,7 @@ def test_a_changed_data_file_is_refused_at_resume(tmp_path, name):
     def train():
         identity = toy_task().identity | {"path": str(data), name: file_sha256(data)[0]}
         task = dataclasses.replace(toy_task(), identity=identity)
-        return run(config, DIPOLE(config, task.observation_dim, task.action_dim), task)
+        return run([DIPOLE(config, task.observation_dim, task.action_dim)], task)[0]
 
     train()
     (run_path(config) / "result.json").unlink()
@@ -141,7 +141,7 @@ def diverge(agent_class, **changes) -> tuple:
     config = toy_config(**changes)
     task = toy_task()
     with pytest.raises(UserError, match="learning_rate") as caught:
-        run(config, agent_class(config, task.observation_dim, task.action_dim), task)
+        run([agent_class(config, task.observation_dim, task.action_dim)], task)
     assert "\n" not in str(caught.value)
     return config, str(caught.value)
 

@@ -14,12 +14,13 @@ import torch
 
 from algorithms.dipole import DIPOLE
 from envs.errors import UserError
-from harness.loop import Loop
+from harness.evaluations import Evaluations
 from harness.online import FIRST_SEED, OnlinePhase
 from harness.plots import plot_learning_curve
 from harness.run import run
 from harness.run_fields import check_run_fields
 from harness.run_folder import RUN_FILES, CsvLog, RunFolder, read_checkpoint, remove_run, run_path
+from harness.training import Training
 from tests.conftest import small_config
 from tests.test_agents import make_agent
 from tests.test_run import assert_same_end, checkpoint_of, rows_of, without_times
@@ -37,7 +38,7 @@ def online_config(run_dir, **changes):
 
 def train(config, make_env=PointEnv) -> dict:
     task = dataclasses.replace(toy_task(), make_env=make_env)
-    return run(config, DIPOLE(config, task.observation_dim, task.action_dim), task)
+    return run([DIPOLE(config, task.observation_dim, task.action_dim)], task)[0]
 
 
 def parts_of(config) -> list:
@@ -200,7 +201,7 @@ def test_every_algorithm_trains_online(algorithm, tmp_path):
         changes = {"task": "toy/point", "device": "cpu", "batch_size": 8, "eval_episodes": 2, "run_dir": str(tmp_path)}
         changes |= {"offline_steps": 3, "online_steps": 14, "balanced_sampling": balanced, "label": f"b{balanced}"}
         config = small_config(algorithm, **changes)
-        result = run(config, algorithm.agent_class(config, task.observation_dim, task.action_dim), task)
+        (result,) = run([algorithm.agent_class(config, task.observation_dim, task.action_dim)], task)
         assert result["step"] == 17
         recorded = transitions_of(config)
         assert recorded["episodes"].tolist() == [0] * 10 + [1] * 4
@@ -391,8 +392,10 @@ def kill_and_check(config, process, straight) -> None:
         checkpoint = read_checkpoint(folder / "checkpoint.pt", "dipole")
         step = checkpoint["loop"]["step"]
         task = toy_task()
-        loop = Loop(config, DIPOLE(config, 3, 2), task, RunFolder(config, task.identity), torch.device("cpu"))
-        assert loop.step == step and loop.online.replay.added == max(0, step - OFFLINE)
+        agent = DIPOLE(config, 3, 2)
+        evaluations = Evaluations(task, agent, torch.device("cpu"))
+        training = Training(agent, task, RunFolder(config, task.identity), task.dataset, None, evaluations)
+        assert training.step == step and training.online.replay.added == max(0, step - OFFLINE)
     assert logged - step <= INTERVAL
     toy_run(config)
     assert_same_run(straight, config)

@@ -166,7 +166,7 @@ def test_a_signal_during_an_evaluation_repeats_it(tmp_path, capsys):
     toy_run(straight)
     task = dataclasses.replace(toy_task(), make_env=SignallingEnv)
     with pytest.raises(SystemExit) as exit:
-        run(stopped, DIPOLE(stopped, task.observation_dim, task.action_dim), task)
+        run([DIPOLE(stopped, task.observation_dim, task.action_dim)], task)
     assert exit.value.code == 128 + signal.SIGTERM
     assert checkpoint_of(stopped)["loop"]["step"] == 60 and len(rows_of(run_path(stopped) / "eval.csv")) == 2
     toy_run(stopped)
@@ -302,7 +302,7 @@ def test_divergence_keeps_the_last_checkpoint(tmp_path):
     with torch.no_grad():
         agent.value.biases[-1].fill_(1e30)
     with pytest.raises(UserError, match="learning_rate"):
-        run(config, agent, task)
+        run([agent], task)
     path = run_path(config) / "checkpoint.pt"
     assert not path.exists() or all(
         torch.isfinite(tensor).all() for tensor in torch.load(path, weights_only=True)["agent"]["networks"].values()
@@ -315,7 +315,7 @@ def test_restart_is_refused_before_it_deletes(tmp_path):
     task = toy_task()
     wrong = dataclasses.replace(config, eval_interval=0)
     with pytest.raises(UserError, match="eval_interval"):
-        run(wrong, DIPOLE(wrong, task.observation_dim, task.action_dim), task, restart=True)
+        run([DIPOLE(wrong, task.observation_dim, task.action_dim)], task, restart=True)
     assert (run_path(config) / "checkpoint.pt").exists()
 
 

@@ -13,11 +13,11 @@ from harness import tune as tune_module
 from harness.algorithms import ROOT, Algorithm, algorithm_names, load_algorithm
 from harness.command_line import config_to_yaml, load_config
 from harness.evaluation import EVALUATION_SEED, GRID_SEED, TUNING_SEED, evaluate
-from harness.loop import Diverged
 from harness.search_space import find_search_file, is_search_file, load_space
+from harness.training import Diverged
 from harness.tune import tune, tuning_record
 from tests.toy import PointEnv, toy_task
-from tests.toy_run import toy_config, toy_run
+from tests.toy_run import toy_config, toy_runs
 
 QUICKSTART = "configs/fql/quickstart.yaml"
 SPACE = """\
@@ -35,10 +35,10 @@ def toy(tmp_path, monkeypatch):
     config = toy_config("unused", offline_steps=12, checkpoint_interval=5)
     tmp_path.joinpath("small.yaml").write_text(config_to_yaml(config))
     tmp_path.joinpath("small.search.yaml").write_text(SPACE)
-    algorithm = Algorithm("dipole", DIPOLEConfig, DIPOLE, toy_run)
+    algorithm = Algorithm("dipole", DIPOLEConfig, DIPOLE, toy_runs)
     monkeypatch.setattr(tune_module, "load_algorithm", lambda name: algorithm)
     monkeypatch.setattr(
-        "harness.loop.plot_learning_curve", lambda *arguments, **options: None
+        "harness.training.plot_learning_curve", lambda *arguments, **options: None
     )  # most of a toy run's time
     monkeypatch.setattr(tune_module, "load_task", lambda *arguments: toy_task())
 
@@ -147,10 +147,10 @@ def test_a_record_beside_a_changed_yaml_is_refused(toy):
 
 
 def test_a_diverged_trial_counts_and_is_never_the_best(toy, tmp_path, monkeypatch):
-    def train(config):
-        if config.label != "trial_0001":
+    def train(configs):
+        if configs[0].label != "trial_0001":
             raise Diverged("loss is nan")
-        return toy_run(config)
+        return toy_runs(configs)
 
     replace_train(monkeypatch, train)
     record = tuning_record(toy("study", 3))
@@ -167,7 +167,7 @@ def test_a_combination_that_the_config_refuses_counts_as_a_trial(toy, tmp_path, 
 
 
 def test_a_study_of_diverged_trials_writes_no_yaml(toy, tmp_path, monkeypatch):
-    def train(config):
+    def train(configs):
         raise Diverged("loss is nan")
 
     replace_train(monkeypatch, train)
@@ -178,7 +178,7 @@ def test_a_study_of_diverged_trials_writes_no_yaml(toy, tmp_path, monkeypatch):
 
 def test_equal_values_are_trained_once_and_count_twice(toy, tmp_path, monkeypatch):
     labels = []
-    replace_train(monkeypatch, lambda config: labels.append(config.label) or toy_run(config))
+    replace_train(monkeypatch, lambda configs: labels.append(configs[0].label) or toy_runs(configs))
     (tmp_path / "two.yaml").write_text("greediness: [0.0, 1.0]\n")
     toy("study", 5, "--search", str(tmp_path / "two.yaml"))
     trials = trials_of(tmp_path / "study")

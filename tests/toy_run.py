@@ -1,8 +1,9 @@
-"""python -m tests.toy_run RUN_DIR field=value ...: one DIPOLE run on the toy task, for tests that stop or kill it."""
+"""python -m tests.toy_run RUN_DIR field=value ...: DIPOLE on the toy task, for tests that stop it; seeds=[0,1]."""
 
 import dataclasses
 import sys
 from ast import literal_eval
+from typing import List, Sequence
 
 from algorithms.dipole import DIPOLE, DIPOLEConfig
 from envs.errors import exit_on_user_error
@@ -33,14 +34,20 @@ def toy_config(run_dir, **changes) -> DIPOLEConfig:
 
 def toy_run(config: DIPOLEConfig, validation: bool = False) -> dict:
     """Trains and evaluates; returns the run's result."""
+    return toy_runs([config], validation)[0]
+
+
+def toy_runs(configs: Sequence[DIPOLEConfig], validation: bool = False) -> List[dict]:
+    """Trains the seeds side by side and evaluates them; returns the runs' results."""
     task = toy_task(validation)
-    return run(config, DIPOLE(config, task.observation_dim, task.action_dim), task)
+    return run([DIPOLE(config, task.observation_dim, task.action_dim) for config in configs], task)
 
 
 def main() -> None:
-    changes = dict(argument.split("=") for argument in sys.argv[2:])
+    changes = {name: literal_eval(text) for name, text in (argument.split("=") for argument in sys.argv[2:])}
+    seeds = changes.pop("seeds", [0])
     with exit_on_user_error():
-        toy_run(toy_config(sys.argv[1], **{name: literal_eval(text) for name, text in changes.items()}))
+        toy_runs([toy_config(sys.argv[1], **({"seed": seed} | changes)) for seed in seeds])
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ import sys
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Optional, Tuple
+from typing import List, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -47,6 +47,8 @@ class FQLConfig:
     seed: int = 0  # of networks, minibatches and noise
     device: str = "auto"  # auto | cpu | cuda
     threads: int = 0  # CPU threads of torch; 0 = torch's choice
+    matmul_precision: str = "highest"  # of float32 products: highest | high (tf32 on GPUs) | medium (bf16 on CPUs)
+    cuda_graphs: bool = True  # on a GPU replay recorded updates; false = one by one, the same numbers more slowly
     offline_steps: int = 1_000_000  # updates on the data set
     online_steps: int = 0  # environment steps after those, each followed by an update
     balanced_sampling: bool = False  # online minibatches half of data and half of new transitions; else uniform
@@ -57,7 +59,7 @@ class FQLConfig:
     eval_interval: int = 100_000  # updates between evaluations
     eval_episodes: int = 50  # episodes of an evaluation
     eval_environments: int = 50  # episodes that advance together as one batch
-    eval_workers: int = 0  # processes that host the environments; 0 = this one
+    eval_workers: int = 0  # processes that host the environments, beside training if `threads` allow; 0 = this one
     final_report: Tuple[str, ...] = ()  # act options swept after training, e.g. ["greediness=0,1"]; empty = no report
     wandb_mode: str = "disabled"  # disabled | offline | online
     wandb_project: str = "dipole"  # Weights & Biases project
@@ -315,14 +317,17 @@ class FQL(nn.Module):
         return agent
 
 
-def train(config: FQLConfig, restart: bool = False) -> dict:
-    """Trains on the task's data set and evaluates in its environment, anew with `restart`; returns the result."""
+def train(configs: Sequence[FQLConfig], restart: bool = False) -> List[dict]:
+    """Trains an agent for each config on their task's data and evaluates it in the environment; returns the results.
+
+    The configs differ in the seed only. `restart` begins anew where runs are there already.
+    """
     from envs import load_task
     from harness.run import run
 
-    task = load_task(config.task, config.data_dir, config.collect_episodes, config.in_memory)
-    agent = FQL(config, task.observation_dim, task.action_dim)
-    return run(config, agent, task, restart)
+    task = load_task(configs[0].task, configs[0].data_dir, configs[0].collect_episodes, configs[0].in_memory)
+    agents = [FQL(config, task.observation_dim, task.action_dim) for config in configs]
+    return run(agents, task, restart)
 
 
 def main() -> None:

@@ -30,7 +30,7 @@ def complete_run(planned: PlannedRun, cells: List[Dict[str, Any]]) -> None:
     config = planned.config
     task = load_task(config.task, config.data_dir, config.collect_episodes, config.in_memory)
     agent = planned.variant.load().agent_class(config, task.observation_dim, task.action_dim)
-    run(config, agent, task)
+    run([agent], task)
     reevaluate(planned, cells, task)
 
 

@@ -23,7 +23,7 @@ from harness.comparison.matrix import Comparison, PlannedRun, noting
 from harness.comparison.planned_run import is_complete, missing_cells
 from harness.comparison.progress import read_progress, total_updates
 from harness.comparison.results import GUARDED_FIELDS
-from harness.devices import choose_device, seeded_generator
+from harness.devices import choose_device, seeded_generator, set_up_torch
 from harness.run_folder import RunFolder
 
 MEASURED_SECONDS = 0.5  # of updates of one variant, and of each kind of action
@@ -143,8 +143,7 @@ def inspect_data(
 def measure(run: PlannedRun, cells: Sequence[Dict[str, Any]], task: Task, start: float) -> Cost:
     """A few updates and a few actions of the variant at its real size, and an episode of random actions."""
     config = run.config
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    set_up_torch(config)
     device = choose_device(config.device)
     agent = run.variant.load().agent_class(config, task.observation_dim, task.action_dim).to(device)
     dataset = task.dataset.to(device)
