@@ -1,9 +1,9 @@
 """The update of DIPOLE (flow form) in JAX, to measure algorithms/dipole.py against; its formulas are docs/dipole.md's.
 
 As in the released code, which is in JAX, both velocity networks are evaluated when the next actions are sampled,
-whatever the greediness, and one compiled function makes a whole update. Where that code leaves a choice it is the faster
-one: the minibatch is taken inside the compiled function from arrays on the device, x0 and t are drawn once for both
-policies, Adam leaves the target critics out, and the old state's memory is given up to the new one.
+whatever the greediness, and one compiled function makes a whole update. Choices beyond that are in favour of speed: the
+minibatch is taken inside the compiled function from arrays on the device, x0 and t are drawn once for both policies,
+Adam leaves the target critics out, and the old state's memory is given up to the new one.
 
 It trains with the default `weighting`, `advantage` and `composition` only. requirements-bench.txt says what it needs.
 """

@@ -1,10 +1,13 @@
 """What an update of each algorithm costs: parameters, floating-point operations, updates per second, time by part.
 
     python -m harness.throughput --algorithm dipole fql iql --size published quickstart --csv FILE --plot FILE
+    python -m harness.throughput --device cuda --precision highest high --seeds 1 8
 
 Random rows of the size's shapes take the place of data, so no data set is needed; an update includes the sampling of
-its minibatch. Rounds of all algorithms follow each other and the median round counts, since machines are noisy; the
-rate of plain matrix products of the networks' width, measured in the same rounds, says what the machine gives.
+its minibatch. Rounds of everything measured follow each other and the median round counts, since machines are noisy;
+the rate of plain matrix products of the networks' width, measured in the same rounds at the same precision, says what
+the machine gives. On a GPU each algorithm is measured twice: update by update (eager) and as a CUDA graph (graph).
+Several seeds are trained side by side; their updates per second count together.
 """
 
 import argparse
@@ -13,20 +16,22 @@ import statistics
 import sys
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Optional, Sequence
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from envs.dataset import Dataset
-from envs.errors import exit_on_user_error
+from envs.errors import UserError, exit_on_user_error
+from envs.files import write_rows_csv
 from harness.algorithms import ROOT, algorithm_names, load_algorithm
 from harness.command_line import load_config
 from harness.devices import choose_device
-from harness.evaluate import write_rows_csv
 from harness.plots import plot_time_split
+from harness.run_fields import MATMUL_PRECISIONS
 from harness.time_split import PARTS, time_split
+from harness.updates import UPDATES_PER_REPLAY, WARM_UP_UPDATES, Updates
 
 ROUNDS = 5
 ROWS = 100_000  # of the data that minibatches are sampled from
@@ -51,6 +56,15 @@ SIZES = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class Mode:
+    """How updates are made: one by one or as a CUDA graph, of how many seeds side by side, in which precision."""
+
+    precision: str
+    captured: bool
+    seeds: int
+
+
 def build_agent(name: str, size: Size, device: torch.device) -> torch.nn.Module:
     """The algorithm at that size: its default options and the size's networks, or its quick-start config."""
     algorithm = load_algorithm(name)
@@ -73,12 +87,27 @@ def random_dataset(size: Size, device: torch.device) -> Dataset:
     ).to(device)
 
 
-def rate(work: Callable[[], Any], seconds: float, device: torch.device) -> float:
-    """Calls of `work` per second, over at least `seconds` after one call that is not counted."""
+def build_updates(name: str, size: Size, dataset: Dataset, captured: bool, seeds: int) -> Updates:
+    """Updates of so many agents of the algorithm, with minibatches of their own from `dataset`, on its device."""
+    device = dataset.observations.device
+    agents = [build_agent(name, size, device) for _ in range(seeds)]
+    batches = [torch.Generator(device).manual_seed(seed) for seed in range(seeds)]
+    samplers = [
+        lambda agent=agent, generator=generator: dataset.sample(size.batch_size, generator, agent.batch_fields)
+        for agent, generator in zip(agents, batches, strict=True)
+    ]
+    generators = [[agent.noise.generator, generator] for agent, generator in zip(agents, batches, strict=True)]
+    return Updates(agents, samplers, generators, captured)
+
+
+def rate(work: Callable[[], Any], seconds: float, wait: Callable[[], Any]) -> float:
+    """Calls of `work` per second, over at least `seconds` after one call that is not counted.
+
+    wait: returns when the work of all calls so far is done.
+    """
 
     def finished() -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        wait()
         return time.perf_counter()
 
     work()
@@ -92,41 +121,71 @@ def rate(work: Callable[[], Any], seconds: float, device: torch.device) -> float
     return calls / elapsed
 
 
-def measure(names: List[str], size_name: str, seconds: float, device: torch.device) -> List[dict]:
-    """A row per algorithm: parameters, megaflops and updates per second (median of rounds), and the time by part."""
+def waiting_for(device: torch.device) -> Callable[[], Any]:
+    """What waits for the device; a CPU has always finished."""
+    return (lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else (lambda: None)
+
+
+def warm_up(updates: Updates) -> Updates:
+    """The same after its first updates, the last of which captures the graph."""
+    for _ in range(WARM_UP_UPDATES + 1):
+        updates.advance(1)
+    return updates
+
+
+def update_rate(updates: Updates, seconds: float, wait: Callable[[], Any]) -> float:
+    """Updates per second of all agents together."""
+    per_call = UPDATES_PER_REPLAY if updates.captured else 1
+    return rate(lambda: updates.advance(per_call), seconds, wait) * per_call * len(updates.agents)
+
+
+def measure(
+    names: Sequence[str], size_name: str, modes: Sequence[Mode], seconds: float, device: torch.device
+) -> List[dict]:
+    """A row per algorithm and mode: parameters, megaflops, updates per second (median of rounds), time by part."""
     size = SIZES[size_name]
-    dataset, generator = random_dataset(size, device), torch.Generator(device).manual_seed(0)
-    agents = {name: build_agent(name, size, device) for name in names}
-    samples = {
-        name: lambda fields=agent.batch_fields: dataset.sample(size.batch_size, generator, fields)
-        for name, agent in agents.items()
-    }
-    flops = {name: count_flops(agent, samples[name]()) for name, agent in agents.items()}
-    width = (size.hidden_dims or next(iter(agents.values())).config.actor_hidden_dims)[0]
+    dataset, wait = random_dataset(size, device), waiting_for(device)
+    measured, facts = {}, {}
+    for name in names:
+        updates = build_updates(name, size, dataset, captured=False, seeds=1)
+        (agent,), (sample,) = updates.agents, updates.samplers
+        facts[name] = agent, count_flops(agent, sample()), time_split(agent, sample, SPLIT_UPDATES)
+        for mode in modes:
+            torch.set_float32_matmul_precision(mode.precision)  # a graph keeps the one of its capture
+            measured[name, mode] = warm_up(build_updates(name, size, dataset, mode.captured, mode.seeds))
+    width = (size.hidden_dims or next(iter(facts.values()))[0].config.actor_hidden_dims)[0]
     left, right = torch.rand(size.batch_size, width, device=device), torch.rand(width, width, device=device)
-    updates: Dict[str, list] = {name: [] for name in names}
-    products = []
+    rates: Dict[Any, list] = {key: [] for key in [*measured, *(mode.precision for mode in modes)]}
     for _ in tqdm(range(ROUNDS), desc=size_name, leave=False, disable=None):
-        products.append(rate(lambda: torch.mm(left, right), seconds / 4, device))
-        for name, agent in agents.items():
-            updates[name].append(
-                rate(lambda agent=agent, sample=samples[name]: agent.update(sample()), seconds, device)
-            )
-    product_rate = statistics.median(products) * 2 * size.batch_size * width * width
-    return [
-        {
-            "size": size_name,
-            "algorithm": name,
-            "parameters": sum(p.numel() for p in agent.parameters() if p.requires_grad),
-            "megaflop_per_update": round(flops[name] / 1e6, 1),
-            "updates_per_second": round(statistics.median(updates[name]), 2),
-            "gigaflop_per_second": round(flops[name] * statistics.median(updates[name]) / 1e9, 2),
-            "product_gigaflop_per_second": round(product_rate / 1e9, 2),
-            "ratio": round(flops[name] * statistics.median(updates[name]) / product_rate, 3),
-            **{part: round(share, 3) for part, share in time_split(agent, samples[name], SPLIT_UPDATES).items()},
-        }
-        for name, agent in agents.items()
-    ]
+        for precision in dict.fromkeys(mode.precision for mode in modes):
+            torch.set_float32_matmul_precision(precision)
+            rates[precision].append(rate(lambda: torch.mm(left, right), seconds / 4, wait))
+            for (name, mode), updates in measured.items():
+                if mode.precision == precision:
+                    rates[name, mode].append(update_rate(updates, seconds, wait))
+    torch.set_float32_matmul_precision(MATMUL_PRECISIONS[0])
+    rows = []
+    for name, mode in measured:
+        agent, flops, split = facts[name]
+        product_rate = statistics.median(rates[mode.precision]) * 2 * size.batch_size * width * width
+        speed = statistics.median(rates[name, mode])
+        rows.append(
+            {
+                "size": size_name,
+                "algorithm": name,
+                "precision": mode.precision,
+                "mode": "graph" if mode.captured else "eager",
+                "seeds": mode.seeds,
+                "parameters": sum(p.numel() for p in agent.parameters() if p.requires_grad),
+                "megaflop_per_update": round(flops / 1e6, 1),
+                "updates_per_second": round(speed, 2),
+                "gigaflop_per_second": round(flops * speed / 1e9, 2),
+                "product_gigaflop_per_second": round(product_rate / 1e9, 2),
+                "ratio": round(flops * speed / product_rate, 3),
+                **{part: round(share, 3) for part, share in split.items()},
+            }
+        )
+    return rows
 
 
 def count_flops(agent: torch.nn.Module, batch: dict) -> int:
@@ -142,26 +201,57 @@ def format_rows(rows: List[dict]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def machine(device: torch.device) -> str:
+    """The device's name, the threads and torch's version, for the head of a table."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
+    return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+def processor() -> str:
+    """The CPU's model as Linux names it, else the architecture."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{models[0]} ({len(models)} cores)" if models else "CPU"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m harness.throughput", description=__doc__.splitlines()[0])
     parser.add_argument("--algorithm", nargs="+", default=list(algorithm_names()), help="default: all")
     parser.add_argument("--size", nargs="+", choices=list(SIZES), default=list(SIZES))
-    parser.add_argument("--seconds", type=float, default=2.0, help="of each algorithm in each of the five rounds")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement in each of the five rounds")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads of torch; 0 = torch's choice")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--precision", nargs="+", choices=MATMUL_PRECISIONS, default=["highest"], help="of products")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="agents trained side by side")
     parser.add_argument("--csv", type=Path, help="also write the rows there")
     parser.add_argument("--plot", type=Path, help="also draw the time of an update by part there (PNG)")
     options = parser.parse_args(sys.argv[1:])
     with exit_on_user_error():
+        if min(options.seeds) < 1:
+            raise UserError(f"--seeds is {min(options.seeds)}, set it to 1 or more")
         device = choose_device(options.device)
         if options.threads:
             torch.set_num_threads(options.threads)
-        rows = [row for size in options.size for row in measure(options.algorithm, size, options.seconds, device)]
-        print(f"device {device}, {torch.get_num_threads()} threads, torch {torch.__version__}\n\n{format_rows(rows)}")
+        modes = [
+            Mode(precision, captured, seeds)
+            for precision in options.precision
+            for captured in ((False, True) if device.type == "cuda" else (False,))
+            for seeds in options.seeds
+        ]
+        rows = [
+            row for size in options.size for row in measure(options.algorithm, size, modes, options.seconds, device)
+        ]
+        print(f"{machine(device)}\n\n{format_rows(rows)}")
         if options.csv:
             write_rows_csv(rows, options.csv)
         if options.plot:
-            plot_time_split(rows, PARTS, options.plot)
+            plot_time_split([row for row in rows if is_plotted(row, rows[0])], PARTS, options.plot)
+
+
+def is_plotted(row: dict, first: dict) -> bool:
+    """Whether the figure shows the row: one per size and algorithm, made as the first, whose updates are eager."""
+    return all(row[key] == first[key] for key in ("precision", "mode", "seeds"))
 
 
 if __name__ == "__main__":
