@@ -10,10 +10,9 @@ and as a CUDA graph. On a CPU both use all cores, or so many as `taskset` leaves
 
 import argparse
 import os
-import statistics
 import sys
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Sequence
+from typing import Any, Dict, List, Sequence
 
 # JAX would take three quarters of the GPU's memory at its first use; it reads this when it is imported.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -37,6 +36,7 @@ from harness.throughput import (
     machine,
     random_dataset,
     rate,
+    spread,
     update_rate,
     waiting_for,
     warm_up,
@@ -104,12 +104,6 @@ def measure(
             )
     torch.set_float32_matmul_precision(MATMUL_PRECISIONS[0])
     return rows
-
-
-def spread(name: str, values: Sequence[float]) -> Dict[str, float]:
-    """The values' smallest, median and largest."""
-    parts: Dict[str, Callable] = {"min": min, "median": statistics.median, "max": max}
-    return {f"{name}_{part}": round(function(values), 3) for part, function in parts.items()}
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from envs.dataset import Dataset
 from envs.errors import UserError, exit_on_user_error
 from envs.files import write_rows_csv
-from harness.algorithms import ROOT, algorithm_names, load_algorithm
+from harness.algorithms import ROOT, Algorithm, algorithm_names, load_algorithm
 from harness.command_line import load_config
 from harness.devices import choose_device
 from harness.plots import plot_time_split
@@ -65,11 +65,10 @@ class Mode:
     seeds: int
 
 
-def build_agent(name: str, size: Size, device: torch.device) -> torch.nn.Module:
+def build_agent(algorithm: Algorithm, size: Size, device: torch.device) -> torch.nn.Module:
     """The algorithm at that size: its default options and the size's networks, or its quick-start config."""
-    algorithm = load_algorithm(name)
     if size.hidden_dims is None:
-        config = load_config(algorithm.config_class, ROOT / "configs" / name / "quickstart.yaml")
+        config = load_config(algorithm.config_class, ROOT / "configs" / algorithm.name / "quickstart.yaml")
     else:
         dims = {"actor_hidden_dims": size.hidden_dims, "value_hidden_dims": size.hidden_dims}
         config = dataclasses.replace(algorithm.config_class(), **dims, batch_size=size.batch_size)
@@ -90,7 +89,8 @@ def random_dataset(size: Size, device: torch.device) -> Dataset:
 def build_updates(name: str, size: Size, dataset: Dataset, captured: bool, seeds: int) -> Updates:
     """Updates of so many agents of the algorithm, with minibatches of their own from `dataset`, on its device."""
     device = dataset.observations.device
-    agents = [build_agent(name, size, device) for _ in range(seeds)]
+    algorithm = load_algorithm(name)
+    agents = [build_agent(algorithm, size, device) for _ in range(seeds)]
     batches = [torch.Generator(device).manual_seed(seed) for seed in range(seeds)]
     samplers = [
         lambda agent=agent, generator=generator: dataset.sample(size.batch_size, generator, agent.batch_fields)
@@ -199,6 +199,12 @@ def format_rows(rows: List[dict]) -> str:
     """The rows as a Markdown table."""
     lines = [list(rows[0]), ["---"] * len(rows[0]), *([str(value) for value in row.values()] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def spread(name: str, values: Sequence[float]) -> Dict[str, float]:
+    """The smallest, the median and the largest of the values, as columns of a table."""
+    parts: Dict[str, Callable] = {"min": min, "median": statistics.median, "max": max}
+    return {f"{name}_{part}": round(function(values), 3) for part, function in parts.items()}
 
 
 def machine(device: torch.device) -> str:
