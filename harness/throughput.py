@@ -36,6 +36,7 @@ from harness.updates import UPDATES_PER_REPLAY, WARM_UP_UPDATES, Updates
 ROUNDS = 5
 ROWS = 100_000  # of the data that minibatches are sampled from
 SPLIT_UPDATES = 10  # profiled for the time by part
+PRODUCTS = 100  # matrix products in one call of what measures their rate
 MIN_CALLS = 3  # between two looks at the clock, so that a GPU is not waited for after each
 
 
@@ -139,53 +140,87 @@ def update_rate(updates: Updates, seconds: float, wait: Callable[[], Any]) -> fl
     return rate(lambda: updates.advance(per_call), seconds, wait) * per_call * len(updates.agents)
 
 
+def product_work(left: torch.Tensor, right: torch.Tensor) -> Callable[[], Any]:
+    """What makes PRODUCTS products left @ right: on a GPU as one CUDA graph, else their launches would be measured."""
+    product = torch.mm(left, right)
+
+    def work() -> None:
+        for _ in range(PRODUCTS):
+            torch.mm(left, right, out=product)
+
+    if not left.is_cuda:
+        return work
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    return graph.replay
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What does not depend on how an algorithm's updates are made, and the shares of the time of eager ones."""
+
+    parameters: int
+    flops: int
+    split: Dict[str, float]
+
+
+def cost(name: str, size: Size, dataset: Dataset) -> Cost:
+    """The cost of an update of the algorithm."""
+    updates = build_updates(name, size, dataset, captured=False, seeds=1)
+    (agent,), (sample,) = updates.agents, updates.samplers
+    parameters = sum(parameter.numel() for parameter in agent.parameters() if parameter.requires_grad)
+    return Cost(parameters, count_flops(agent, sample()), time_split(agent, sample, SPLIT_UPDATES))
+
+
 def measure(
     names: Sequence[str], size_name: str, modes: Sequence[Mode], seconds: float, device: torch.device
 ) -> List[dict]:
     """A row per algorithm and mode: parameters, megaflops, updates per second (median of rounds), time by part."""
     size = SIZES[size_name]
     dataset, wait = random_dataset(size, device), waiting_for(device)
-    measured, facts = {}, {}
-    for name in names:
-        updates = build_updates(name, size, dataset, captured=False, seeds=1)
-        (agent,), (sample,) = updates.agents, updates.samplers
-        facts[name] = agent, count_flops(agent, sample()), time_split(agent, sample, SPLIT_UPDATES)
-        for mode in modes:
-            torch.set_float32_matmul_precision(mode.precision)  # a graph keeps the one of its capture
-            measured[name, mode] = warm_up(build_updates(name, size, dataset, mode.captured, mode.seeds))
-    width = (size.hidden_dims or next(iter(facts.values()))[0].config.actor_hidden_dims)[0]
+    width = (size.hidden_dims or build_agent(load_algorithm(names[0]), size, device).config.actor_hidden_dims)[0]
     left, right = torch.rand(size.batch_size, width, device=device), torch.rand(width, width, device=device)
-    rates: Dict[Any, list] = {key: [] for key in [*measured, *(mode.precision for mode in modes)]}
+    costs = {name: cost(name, size, dataset) for name in names}
+    measured, products = {}, {}
+    for mode in modes:
+        torch.set_float32_matmul_precision(mode.precision)  # a graph keeps the one of its capture
+        products[mode.precision] = product_work(left, right)
+        for name in names:
+            measured[name, mode] = warm_up(build_updates(name, size, dataset, mode.captured, mode.seeds))
+    rates: Dict[Any, list] = {key: [] for key in (*measured, *products)}
     for _ in tqdm(range(ROUNDS), desc=size_name, leave=False, disable=None):
-        for precision in dict.fromkeys(mode.precision for mode in modes):
+        for precision, product in products.items():
             torch.set_float32_matmul_precision(precision)
-            rates[precision].append(rate(lambda: torch.mm(left, right), seconds / 4, wait))
+            rates[precision].append(rate(product, seconds / 4, wait) * PRODUCTS * 2 * left.shape[0] * width * width)
             for (name, mode), updates in measured.items():
                 if mode.precision == precision:
                     rates[name, mode].append(update_rate(updates, seconds, wait))
     torch.set_float32_matmul_precision(MATMUL_PRECISIONS[0])
-    rows = []
-    for name, mode in measured:
-        agent, flops, split = facts[name]
-        product_rate = statistics.median(rates[mode.precision]) * 2 * size.batch_size * width * width
-        speed = statistics.median(rates[name, mode])
-        rows.append(
-            {
-                "size": size_name,
-                "algorithm": name,
-                "precision": mode.precision,
-                "mode": "graph" if mode.captured else "eager",
-                "seeds": mode.seeds,
-                "parameters": sum(p.numel() for p in agent.parameters() if p.requires_grad),
-                "megaflop_per_update": round(flops / 1e6, 1),
-                "updates_per_second": round(speed, 2),
-                "gigaflop_per_second": round(flops * speed / 1e9, 2),
-                "product_gigaflop_per_second": round(product_rate / 1e9, 2),
-                "ratio": round(flops * speed / product_rate, 3),
-                **{part: round(share, 3) for part, share in split.items()},
-            }
-        )
-    return rows
+    median = {key: statistics.median(values) for key, values in rates.items()}
+    return [
+        row(size_name, name, mode, costs[name], median[name, mode], median[mode.precision])
+        for name in names
+        for mode in modes
+    ]
+
+
+def row(size_name: str, name: str, mode: Mode, its_cost: Cost, speed: float, product_rate: float) -> dict:
+    """A row of the table: `speed` in updates, `product_rate` in floating-point operations per second."""
+    return {
+        "size": size_name,
+        "algorithm": name,
+        "precision": mode.precision,
+        "mode": "graph" if mode.captured else "eager",
+        "seeds": mode.seeds,
+        "parameters": its_cost.parameters,
+        "megaflop_per_update": round(its_cost.flops / 1e6, 1),
+        "updates_per_second": round(speed, 2),
+        "gigaflop_per_second": round(its_cost.flops * speed / 1e9, 2),
+        "product_gigaflop_per_second": round(product_rate / 1e9, 2),
+        "ratio": round(its_cost.flops * speed / product_rate, 3),
+        **{part: round(share, 3) for part, share in its_cost.split.items()},
+    }
 
 
 def count_flops(agent: torch.nn.Module, batch: dict) -> int:
@@ -197,8 +232,8 @@ def count_flops(agent: torch.nn.Module, batch: dict) -> int:
 
 def format_rows(rows: List[dict]) -> str:
     """The rows as a Markdown table."""
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *([str(value) for value in row.values()] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *([str(value) for value in line.values()] for line in rows)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def spread(name: str, values: Sequence[float]) -> Dict[str, float]:
@@ -245,19 +280,19 @@ def main() -> None:
             for captured in ((False, True) if device.type == "cuda" else (False,))
             for seeds in options.seeds
         ]
-        rows = [
-            row for size in options.size for row in measure(options.algorithm, size, modes, options.seconds, device)
-        ]
+        rows: List[dict] = []
+        for size in options.size:
+            rows += measure(options.algorithm, size, modes, options.seconds, device)
         print(f"{machine(device)}\n\n{format_rows(rows)}")
         if options.csv:
             write_rows_csv(rows, options.csv)
         if options.plot:
-            plot_time_split([row for row in rows if is_plotted(row, rows[0])], PARTS, options.plot)
+            plot_time_split([line for line in rows if is_plotted(line, rows[0])], PARTS, options.plot)
 
 
-def is_plotted(row: dict, first: dict) -> bool:
+def is_plotted(line: dict, first: dict) -> bool:
     """Whether the figure shows the row: one per size and algorithm, made as the first, whose updates are eager."""
-    return all(row[key] == first[key] for key in ("precision", "mode", "seeds"))
+    return all(line[key] == first[key] for key in ("precision", "mode", "seeds"))
 
 
 if __name__ == "__main__":
