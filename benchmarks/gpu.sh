@@ -48,6 +48,8 @@ run_all() {
     step million measure benchmarks.training_run --algorithm dipole --size ${sizes%% *} --precision high highest \
         --updates "$long" --csv "$OUT/million.csv"
     step waiting measure benchmarks.training_run --size ${sizes%% *} --updates "$short" --csv "$OUT/waiting.csv"
+    step waiting-eager measure benchmarks.training_run --size ${sizes%% *} --updates "$short" --eager \
+        --csv "$OUT/waiting_eager.csv"
     if "$python" -c "import jax" 2>/dev/null; then
         step jax measure benchmarks.against_jax --size $sizes --precision highest high --seconds "$seconds" \
             --rounds "$rounds" --csv "$OUT/against_jax.csv"
