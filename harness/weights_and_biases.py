@@ -26,6 +26,7 @@ class WandbLog:
             group=os.environ.get("WANDB_RUN_GROUP", label_of(config)),  # a comparison sets it to its name
             id=read_json(folder / "environment.json", needed=("run_id",))["run_id"],
             resume="allow",
+            reinit="create_new",  # seeds side by side are runs of their own
             dir=folder,
             config=dataclasses.asdict(config),
             mode=config.wandb_mode,

@@ -239,6 +239,7 @@ def test_restart_deletes_the_run_and_nothing_else(tmp_path, capsys):
         ("seed", 2**70),
         ("device", "gpu"),
         ("wandb_mode", "on"),
+        ("matmul_precision", "bf16"),
         ("label", "../other"),
         ("learning_rate", -1.0),
         ("actor_hidden_dims", (8, 0)),
@@ -307,6 +308,18 @@ def test_divergence_keeps_the_last_checkpoint(tmp_path):
     assert not path.exists() or all(
         torch.isfinite(tensor).all() for tensor in torch.load(path, weights_only=True)["agent"]["networks"].values()
     )
+
+
+def test_the_precision_of_products_is_torchs_and_part_of_the_run(tmp_path):
+    before = torch.get_float32_matmul_precision()
+    try:
+        toy_run(toy_config(tmp_path, matmul_precision="high"))
+        assert torch.get_float32_matmul_precision() == "high"
+        with pytest.raises(UserError, match=r"another matmul_precision \(high there, highest asked\)"):
+            toy_run(toy_config(tmp_path))
+        toy_run(toy_config(tmp_path, matmul_precision="high", cuda_graphs=False))  # how it is computed may differ
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def test_restart_is_refused_before_it_deletes(tmp_path):
