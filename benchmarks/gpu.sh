@@ -4,9 +4,10 @@
 #   OUT=gpu_results benchmarks/gpu.sh
 #   DEVICE=cpu QUICK=1 OUT=/tmp/dry benchmarks/gpu.sh     # every step but CUDA's, in a few updates each
 #
-# Needs Python with torch, numpy, PyYAML, tqdm, matplotlib and pyrallis; JAX with its CUDA plugin for the ratio, without
-# it that step is left out and said so. No network: what is missing is installed from the folder of wheels $WHEELS, e.g.
-#   pip download --no-deps -d wheels pyrallis==0.3.1 typing-inspect mypy-extensions
+# Needs Python with torch, numpy, PyYAML, tqdm, matplotlib and pyrallis; for the ratio JAX with its CUDA plugin; for the
+# step `captured` also pytest, pytest-xdist, gymnasium, scipy, h5py and imageio-ffmpeg. No network: what is missing is
+# installed from the folder of wheels $WHEELS, e.g.
+#   pip download --no-deps -d wheels pyrallis==0.3.1 gymnasium farama-notifications imageio-ffmpeg
 #   WHEELS=wheels OUT=gpu_results benchmarks/gpu.sh
 # A step that fails is named at the end, and the others run all the same; the exit code is then 1.
 set -uo pipefail
@@ -55,6 +56,9 @@ run_all() {
             --rounds "$rounds" --csv "$OUT/against_jax.csv"
     else
         failed+=("jax (not installed)")
+    fi
+    if [ "$device" = cuda ]; then # bit for bit, graphs against updates one by one
+        step captured "$python" -m pytest -n 0 tests/test_seeds.py tests/test_dipole.py -k "captured or cuda_graph"
     fi
     step precision measure benchmarks.precision --csv "$OUT/precision.csv"
     echo "== done after $SECONDS s; failed: ${failed[*]:-none}"
