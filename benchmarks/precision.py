@@ -2,12 +2,16 @@
 
     python -m benchmarks.precision --precision highest high medium --csv FILE
 
-A row per recorded case and precision: the largest relative difference of a loss and of a network's parameters after the
-recorded updates, each relative to the largest reference value of that loss over the steps or of that parameter.
+A row per case and precision: the largest relative difference of a loss and of a network's parameters after three
+updates, each relative to the largest reference value of that loss over the steps or of that parameter. The recorded
+networks are 32 wide, which libraries may find too small for their fast products; so one more case, dipole_published,
+has DIPOLE's published size, and its reference is tests/plain_dipole.py.
 """
 
 import argparse
+import json
 import sys
+import tempfile
 from collections import defaultdict
 from pathlib import Path
 from typing import Any, Dict, List, Sequence, Tuple
@@ -20,8 +24,11 @@ from envs.files import write_rows_csv
 from harness.algorithms import ROOT
 from harness.devices import choose_device
 from harness.run_fields import MATMUL_PRECISIONS
-from harness.throughput import format_rows, machine
+from harness.throughput import SIZES, format_rows, machine
 from tests.golden.checker import replay
+from tests.plain_dipole import write_case
+
+GOLDEN = ROOT / "tests" / "golden"
 
 
 def measure(case: Path, precision: str, device: torch.device) -> Dict[str, Any]:
@@ -42,8 +49,18 @@ def measure(case: Path, precision: str, device: torch.device) -> Dict[str, Any]:
 
 
 def relative_difference(pairs: Sequence[Tuple[np.ndarray, np.ndarray]]) -> float:
-    """Largest difference of ours and the reference's, relative to the reference's largest value."""
-    return max(np.abs(ours - theirs).max() for ours, theirs in pairs) / max(np.abs(theirs).max() for _, theirs in pairs)
+    """Largest difference of ours and the reference's, relative to the reference's largest value unless that is 0."""
+    scale = max(np.abs(theirs).max() for _, theirs in pairs)
+    return max(np.abs(ours - theirs).max() for ours, theirs in pairs) / (scale or 1.0)
+
+
+def write_published_case(folder: Path) -> Path:
+    """Makes three float64 updates of DIPOLE at its published size and returns the case's .npz."""
+    size, path = SIZES["published"], folder / "dipole_published"
+    settings = json.loads((GOLDEN / "dipole.json").read_text())["config"]
+    settings |= {"actor_hidden_dims": list(size.hidden_dims), "value_hidden_dims": list(size.hidden_dims)}
+    write_case(path, settings, size.observation_dim, size.action_dim, size.batch_size, seed=0)
+    return path.with_suffix(".npz")
 
 
 def largest(deviations) -> float:
@@ -58,8 +75,9 @@ def main() -> None:
     options = parser.parse_args(sys.argv[1:])
     with exit_on_user_error():
         device = choose_device(options.device)
-        cases = sorted((ROOT / "tests" / "golden").glob("*.npz"))
-        rows = [measure(case, precision, device) for case in cases for precision in options.precision]
+        with tempfile.TemporaryDirectory() as folder:
+            cases = [*sorted(GOLDEN.glob("*.npz")), write_published_case(Path(folder))]
+            rows = [measure(case, precision, device) for case in cases for precision in options.precision]
         print(f"{machine(device)}\n\n{format_rows(rows)}")
         if options.csv:
             write_rows_csv(rows, options.csv)

@@ -138,11 +138,14 @@ def test_training_run_fails_where_nothing_is_learnt(monkeypatch, capsys):
 def test_precision_measures_relative_to_the_largest_value():
     pairs = [(np.array([1.0, -2.0]), np.array([1.1, -2.0])), (np.array(4.0), np.array(4.4))]
     assert precision.relative_difference(pairs) == pytest.approx(0.4 / 4.4)
+    assert precision.relative_difference([(np.array([0.0, 0.5]), np.zeros(2))]) == 0.5
 
 
-def test_float32_is_near_the_recorded_figures(monkeypatch):
-    row = precision.measure(CASE, "highest", torch.device("cpu"))
-    assert 0 < row["loss"] < 1e-5 and 0 < row["parameter"] < 1e-3
+def test_float32_is_near_recorded_and_made_figures(tmp_path, monkeypatch):
+    monkeypatch.setitem(SIZES, "published", Size(5, 2, (24, 24), 16))
+    for case in (CASE, precision.write_published_case(tmp_path)):
+        row = precision.measure(case, "highest", torch.device("cpu"))
+        assert 0 < row["loss"] < 1e-5 and 0 < row["parameter"] < 1e-3, row
     assert torch.get_float32_matmul_precision() == "highest"
 
 
