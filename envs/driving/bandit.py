@@ -23,10 +23,10 @@ from envs.driving.scene import Scene
 from envs.driving.scene_files import (
     SCORE_NAMES,
     SPLITS,
+    StoredRoad,
     log_paths,
     read_arrays,
     read_log,
-    read_road,
     road_path,
     write_arrays,
 )
@@ -64,9 +64,9 @@ def read_split(folder: Path, split: str) -> SceneSet:
     scenes, tokens, parts = [], [], []
     for path in log_paths(folder, split):
         record = read_log(path)
-        road = read_road(road_path(folder, str(record.family)))
-        scenes += [record.scene(index, road) for index in range(len(record.step))]
-        tokens += [f"{path.stem}_{step:03d}" for step in record.step]
+        for index in range(len(record.step)):
+            scenes.append(record.scene(index, StoredRoad(road_path(folder, record.family_of(index)))))
+            tokens.append(record.token(index, path.stem))
         parts.append((record.plans, record.logged_plan, record.reference_plan))
     if not scenes:
         raise UserError(f"{folder}: no log of the {split} split has a scene: collect more logs (--logs)")

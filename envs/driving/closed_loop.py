@@ -173,6 +173,7 @@ def _policy_planner(folder: Path, run: Path) -> Callable[[Scene], np.ndarray]:
     from envs.driving.policies import Policy  # here: torch is not needed for planners without learning
 
     policy = Policy(run)
+    policy.check_scenes(folder)
     data = load_data(folder, policy.kind)
 
     def plan(scene: Scene) -> np.ndarray:

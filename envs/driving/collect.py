@@ -99,18 +99,25 @@ def _describe(seed: int, logs: int) -> dict:
     }
 
 
+def check_making(folder: Path, record: dict, but: Sequence[str] = ()) -> dict:
+    """The record of the set in `folder`, {} where there is none. Raises UserError where it differs from `record`."""
+    if not (folder / SIDECAR).exists():
+        return {}
+    existing = read_sidecar(folder)
+    for key in record:
+        if key not in but and existing.get(key, "absent") != record[key]:
+            there, asked = (str(each)[:80] for each in (existing.get(key, "absent"), record[key]))
+            raise UserError(
+                f"{folder / SIDECAR}: {key} of the logs there is {there}, asked for {asked}: choose another --out or "
+                f"delete {folder}"
+            )
+    return existing
+
+
 def _open_set(folder: Path, record: dict) -> None:
     """Creates the set's folder with its record and roads, or checks that the existing set is of the same making."""
-    if (folder / SIDECAR).exists():
-        existing = read_sidecar(folder)
-        differing = [key for key in record if key != "logs" and existing.get(key, "absent") != record[key]]
-        if differing:
-            key = differing[0]
-            raise UserError(
-                f"{folder / SIDECAR}: {key} of the logs there is {existing.get(key, 'absent')}, asked for "
-                f"{record[key]}: choose another --out or delete {folder}"
-            )
-        record = {**record, "logs": max(record["logs"], existing["logs"])}
+    existing = check_making(folder, record, but=("logs",))
+    record = {**record, "logs": max(record["logs"], existing.get("logs", 0))}
     make_folder(folder, "--out")
     remove_abandoned(folder)
     for family in FAMILIES:

@@ -45,7 +45,7 @@ def comfort_signals(states: np.ndarray, version: int = 1) -> np.ndarray:
     signals = (
         _filtered(longitudinal, acceleration_window),
         _filtered(states[..., A_Y], acceleration_window),
-        _filtered(_filtered(np.abs(rear), SHORT), jerk_window, derivative=1),
+        _filtered(_filtered(np.hypot(rear, states[..., A_Y]), SHORT), jerk_window, derivative=1),
         _filtered(_filtered(longitudinal, SHORT), jerk_window, derivative=1),
         _filtered(heading, YAW, degree=3, derivative=2),
         _filtered(heading, YAW, degree=2, derivative=1),

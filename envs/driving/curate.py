@@ -6,6 +6,7 @@ angle.
 """
 
 from dataclasses import replace
+from typing import Optional, Sequence
 
 import numpy as np
 
@@ -57,7 +58,7 @@ def scene_at(log: Log, step: int, road: Road) -> Scene:
     )
 
 
-def _judge(scene: Scene, logged: np.ndarray, generator: np.random.Generator) -> dict | None:
+def _judge(scene: Scene, logged: np.ndarray, generator: np.random.Generator) -> Optional[dict]:
     """What is stored of a scene, None where it is left out. The generator is drawn from for kept scenes only."""
     if not starts_in_comfort(scene):
         return None
@@ -72,9 +73,7 @@ def _judge(scene: Scene, logged: np.ndarray, generator: np.random.Generator) -> 
     shares = np.full(len(candidates), PROPOSAL_SHARE)
     shares[-2:] = CONSTANT_SHARE, LOGGED_SHARE
     shares[chosen] += CHOSEN_SHARE
-    plans = candidates[generator.choice(len(candidates), PLANS, p=shares / shares.sum())]
-    perturbed = generator.random(PLANS) < PERTURBED
-    plans = np.where(perturbed[:, None, None], perturb(plans, generator), plans)
+    plans = draw_plans(candidates, shares, generator)
     return {
         "scene": scene,
         "reference_plan": candidates[chosen],
@@ -83,11 +82,17 @@ def _judge(scene: Scene, logged: np.ndarray, generator: np.random.Generator) -> 
     }
 
 
+def draw_plans(candidates: np.ndarray, shares: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """PLANS of the candidates [C, 8, 3], each drawn as often as its share [C] says and PERTURBED of them perturbed."""
+    plans = candidates[generator.choice(len(candidates), PLANS, p=shares / shares.sum())]
+    perturbed = generator.random(PLANS) < PERTURBED
+    return np.where(perturbed[:, None, None], perturb(plans, generator), plans)
+
+
 def starts_in_comfort(scene: Scene) -> bool:
     """Whether acceleration and yaw rate at the start are within the bounds that a plan is judged by."""
-    bounds = {name: (low, high) for name, low, high in zip(SIGNALS, LOWER, UPPER, strict=True)}
     start = {"lon_acc": scene.ego[4], "yaw_rate": scene.ego[6]}
-    return all(bounds[name][0] < value < bounds[name][1] for name, value in start.items())
+    return all(LOWER[SIGNALS.index(name)] < value < UPPER[SIGNALS.index(name)] for name, value in start.items())
 
 
 def score_matrix(scores: Scores) -> np.ndarray:
@@ -95,15 +100,21 @@ def score_matrix(scores: Scores) -> np.ndarray:
     return np.stack([getattr(scores, name) for name in SCORE_NAMES], axis=-1)
 
 
+def padded_agents(scenes: Sequence[Scene]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(agents [S, 51, N, 4], size [S, N, 2], static [S, N]) of scenes, padded to the largest number of agents."""
+    most = max((len(scene.size) for scene in scenes), default=0)
+    agents = np.full((len(scenes), FUTURE_STEPS, most, 4), np.nan)
+    size, static = np.full((len(scenes), most, 2), np.nan), np.zeros((len(scenes), most), bool)
+    for index, scene in enumerate(scenes):
+        count = len(scene.size)
+        agents[index, :, :count] = scene.agents
+        size[index, :count], static[index, :count] = scene.size, scene.static
+    return agents, size, static
+
+
 def _record(family: str, kept: list[dict], log: Log) -> LogRecord:
     """The kept scenes as arrays, agents padded to the largest number."""
-    most = max((len(entry["scene"].size) for entry in kept), default=0)
-    agents = np.full((len(kept), FUTURE_STEPS, most, 4), np.nan)
-    size, static = np.full((len(kept), most, 2), np.nan), np.zeros((len(kept), most), bool)
-    for index, entry in enumerate(kept):
-        count = len(entry["scene"].size)
-        agents[index, :, :count] = entry["scene"].agents
-        size[index, :count], static[index, :count] = entry["scene"].size, entry["scene"].static
+    agents, size, static = padded_agents([entry["scene"] for entry in kept])
 
     def stacked(values: list, *shape: int) -> np.ndarray:
         return np.array(values, float).reshape(len(kept), *shape)

@@ -49,7 +49,8 @@ def _nearest_agents(scene: Scene) -> np.ndarray:
     """[8, 9], nearest first."""
     table = np.zeros((AGENTS, AGENT_NUMBERS))
     poses = to_frame(scene.agents[0, :, :3], scene.pose)
-    nearest = np.argsort(np.hypot(poses[:, 0], poses[:, 1]), kind="stable")[:AGENTS]
+    present = np.count_nonzero(~np.isnan(poses[:, 0]))  # the others, which appear later, are sorted to the end
+    nearest = np.argsort(np.hypot(poses[:, 0], poses[:, 1]), kind="stable")[: min(AGENTS, present)]
     x, y, heading = poses[nearest].T
     speed = scene.agents[0, nearest, 3]
     cos, sin = np.cos(heading), np.sin(heading)

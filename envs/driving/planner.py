@@ -146,7 +146,7 @@ def perturb(plans: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     lengths = np.hypot(*np.moveaxis(np.diff(knots[..., :2], axis=1), -1, 0))
     rates = np.maximum(factor + slope * part, 0.0)
     arcs = np.cumsum(rates * lengths, axis=1)
-    moved = np.stack([_resample(plan, arc) for plan, arc in zip(knots, arcs, strict=True)])
+    moved = np.stack([_resample(knots[index], arcs[index]) for index in range(len(knots))])
     offset = drift * part**2
     turn = np.arctan2(np.diff(offset, axis=1, prepend=0.0), np.maximum(np.diff(arcs, axis=1, prepend=0.0), 1.0))
     moved[..., 0] -= offset * np.sin(moved[..., 2])

@@ -7,8 +7,9 @@ import numpy as np
 import torch
 
 from envs.driving.bandit import BanditData, SceneSet, load_data, read_split
+from envs.driving.collect import read_sidecar
 from envs.driving.planner import along_route
-from envs.driving.tasks import TASKS
+from envs.driving.tasks import TASKS, is_exported
 from envs.errors import UserError
 from harness.algorithms import load_algorithm
 from harness.command_line import load_config
@@ -22,13 +23,19 @@ class Policy:
         for name in ("environment.json", "config.yaml", "checkpoint.pt"):
             if not (run_dir / name).is_file():
                 raise UserError(f"{run_dir}: holds no {name}; give the folder of a run that has written a checkpoint")
-        self.algorithm = load_algorithm(read_json(run_dir / "environment.json", needed=("algorithm",))["algorithm"])
+        environment = read_json(run_dir / "environment.json", needed=("algorithm", "data"))
+        self.algorithm, self.data_identity = load_algorithm(environment["algorithm"]), environment["data"]
         self.config = load_config(self.algorithm.config_class, run_dir / "config.yaml")
         suite, _, name = self.config.task.partition("/")
         if suite != "driving" or name not in TASKS:
             raise UserError(f"{run_dir}: its task is {self.config.task}; give a run of a driving task")
         self.run_dir, self.kind = run_dir, TASKS[name][0]
         self.agent = load_agent(self.algorithm.agent_class, run_dir, self.algorithm.name)
+
+    def check_scenes(self, folder: Path) -> None:
+        """Raises UserError where the set in `folder` is of another source: embedded scenes or those of NAVSIM."""
+        if is_exported(self.config.task.partition("/")[2]) != ("metric" in read_sidecar(folder)):
+            raise UserError(f"{self.run_dir}: its task is {self.config.task}, which the scenes in {folder} are not of")
 
     def plans(self, data: BanditData, observations: np.ndarray, bases: np.ndarray, **options: Any) -> np.ndarray:
         """A plan [N, 8, 3] for each of observations [N, O] with base plans [N, 8, 3]; options are act's."""
@@ -43,6 +50,7 @@ class Policy:
 
 def sample_plans(policy: Policy, folder: Path, split: str, count: int, **options: Any) -> tuple[SceneSet, np.ndarray]:
     """The scenes of a split and `count` plans [S, count, 8, 3] of the policy for each."""
+    policy.check_scenes(folder)
     data, scene_set = load_data(folder, policy.kind), read_split(folder, split)
     observations = data.observations[split].repeat(count, axis=0)
     bases = np.stack([along_route(scene) for scene in scene_set.scenes]).repeat(count, axis=0)

@@ -1,6 +1,7 @@
 """A driving scene as plain arrays: the road, the vehicle at the start, the other road users over 5 s and the route."""
 
 from dataclasses import dataclass
+from typing import Optional
 
 import numpy as np
 
@@ -47,6 +48,8 @@ class Scene:
     size [n, 2]: length, width; static [n] bool: an object that is no vehicle
     centreline [m, 2]: the route's middle, from at or behind the ego; speed_limit: m/s
     reference_progress: metres along the centreline of the reference planner, times its multipliers
+    collided [n] bool: agents that the score ignores; None: those that overlap the ego at the start
+    lateral [2]: the ego's lateral velocity and acceleration at the start; None: it has none
     """
 
     road: Road
@@ -58,6 +61,8 @@ class Scene:
     centreline: np.ndarray
     speed_limit: float
     reference_progress: float
+    collided: Optional[np.ndarray] = None
+    lateral: Optional[np.ndarray] = None
 
     @property
     def pose(self) -> np.ndarray:

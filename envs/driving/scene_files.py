@@ -1,6 +1,6 @@
 """A set of scenes on disk: a folder with the roads, one file for each log and a record of how it was made.
 
-<folder>/generation.json        versions, seed and settings (`envs.driving.collect`)
+<folder>/generation.json        versions, seed and settings (`envs.driving.collect`, `envs.driving.navsim_export`)
 <folder>/road_<family>.npz      raster, intersection, origin, resolution
 <folder>/log_<index>.npz        the scenes of one log, possibly none; arrays of LogRecord
 
@@ -10,8 +10,9 @@ Scenes of one log overlap in time, so they are split by log: `split_of`.
 import functools
 import zipfile
 import zlib
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
+from typing import Optional
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from envs.files import replacing
 SPLITS = ("train", "validation", "test")
 # Split of the log pairs (one of each family), repeated: 70 % train, 10 % validation, 20 % test, early ones of each.
 CYCLE = ("train", "validation", "test", "train", "train", "train", "test", "train", "train", "train")
+ROAD_FIELDS = tuple(field.name for field in fields(Road))
 SCORE_NAMES = ("no_collision", "drivable_area", "time_to_collision", "comfort", "progress", "pdms")
 
 
@@ -32,6 +34,9 @@ class LogRecord:
     family [] text; step [S]: of the log, 0.1 s apart; agents [S, 51, N, 4], size [S, N, 2], static [S, N]: NaN and
     False where a scene has fewer; plans [S, K, 8, 3] and their scores [S, K, 6] by SCORE_NAMES; logged_plan and
     reference_plan [S, 8, 3]: what the logging driver did, what the rule-based planner chose
+
+    Scenes exported from NAVSIM share neither road, route nor limit: family [S] is their tokens, centreline [S, m, 2]
+    ends with NaN where a scene's is shorter, speed_limit [S]; collided [S, N], lateral [S, 2]: of exported ones only
     """
 
     family: np.ndarray
@@ -48,10 +53,21 @@ class LogRecord:
     scores: np.ndarray
     logged_plan: np.ndarray
     reference_plan: np.ndarray
+    collided: Optional[np.ndarray] = None
+    lateral: Optional[np.ndarray] = None
+
+    def family_of(self, index: int) -> str:
+        """Which road scene number `index` is on."""
+        return str(self.family[index] if self.family.ndim else self.family)
+
+    def token(self, index: int, log: str) -> str:
+        """A name of scene number `index` in the file named `log`; an exported scene has its own."""
+        return self.family_of(index) if self.family.ndim else f"{log}_{self.step[index]:03d}"
 
     def scene(self, index: int, road: Road) -> Scene:
         """Scene number `index`, with the agents that it has."""
-        present = ~np.isnan(self.agents[index, 0, :, 0])
+        present = ~np.isnan(self.agents[index, :, :, 0]).all(axis=0)
+        centreline = self.centreline if self.centreline.ndim == 2 else self.centreline[index]
         return Scene(
             road=road,
             ego=self.ego[index],
@@ -59,9 +75,11 @@ class LogRecord:
             agents=self.agents[index][:, present],
             size=self.size[index][present],
             static=self.static[index][present],
-            centreline=self.centreline,
-            speed_limit=float(self.speed_limit),
+            centreline=centreline[~np.isnan(centreline[:, 0])],
+            speed_limit=float(self.speed_limit[index] if self.speed_limit.ndim else self.speed_limit),
             reference_progress=float(self.reference_progress[index]),
+            collided=None if self.collided is None else self.collided[index][present],
+            lateral=None if self.lateral is None else self.lateral[index],
         )
 
 
@@ -90,16 +108,19 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def write_log(path: Path, record: LogRecord) -> None:
-    write_arrays(path, {field.name: getattr(record, field.name) for field in fields(record)})
+    arrays = {field.name: getattr(record, field.name) for field in fields(record)}
+    write_arrays(path, {name: array for name, array in arrays.items() if array is not None})
 
 
 def read_log(path: Path) -> LogRecord:
     """Raises UserError where the file is damaged."""
     arrays = read_arrays(path)
-    missing = [field.name for field in fields(LogRecord) if field.name not in arrays]
+    missing = [field.name for field in fields(LogRecord) if field.default is MISSING and field.name not in arrays]
     if missing:
-        raise UserError(f"{path}: {missing[0]} is missing: delete the file and run envs.driving.collect again")
-    return LogRecord(**{field.name: arrays[field.name] for field in fields(LogRecord)})
+        raise UserError(
+            f"{path}: {missing[0]} is missing: delete the file and give the command again that made the set"
+        )
+    return LogRecord(**{field.name: arrays[field.name] for field in fields(LogRecord) if field.name in arrays})
 
 
 def road_path(folder: Path, family: str) -> Path:
@@ -112,9 +133,21 @@ def write_road(path: Path, road: Road) -> None:
 
 @functools.lru_cache(maxsize=8)
 def read_road(path: Path) -> Road:
-    """The road of a file, read once in a process, as all scenes of a family share it. Raises UserError."""
+    """The road of a file, read once in a process while few are in use. Raises UserError."""
     arrays = read_arrays(path)
     return Road(arrays["raster"], arrays["intersection"], arrays["origin"], float(arrays["resolution"]))
+
+
+class StoredRoad(Road):
+    """A road that stays in its file until it is looked at: each exported scene has its own, of megabytes."""
+
+    def __init__(self, path: Path):
+        object.__setattr__(self, "path", path)
+
+    def __getattr__(self, name: str) -> object:
+        if name not in ROAD_FIELDS:
+            raise AttributeError(name)
+        return getattr(read_road(self.path), name)
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -123,4 +156,6 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         with np.load(path) as file:
             return dict(file)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{path}: cannot be read ({error}): delete it and run envs.driving.collect again") from error
+        raise UserError(
+            f"{path}: cannot be read ({error}): delete it and give the command again that made the set"
+        ) from error

@@ -14,6 +14,7 @@ from envs.driving.boxes import corners, overlap
 from envs.driving.comfort import comfort_verdicts
 from envs.driving.scene import DRIVABLE, Scene, project
 from envs.driving.vehicle import (
+    A_Y,
     DT,
     HEADING,
     LENGTH,
@@ -64,7 +65,7 @@ class Scores:
 
 def score(scene: Scene, plans: np.ndarray) -> Scores:
     """Scores of plans [B, 8, 3] in the ego's frame, each scored as the pair {reference planner, plan} of version 1."""
-    states = simulate(plans, initial_state(scene.pose, *scene.ego[3:]))
+    states = simulate(plans, start_of(scene))
     motion = Motion(scene, states)
     no_collision, collision_step = motion.no_collision()
     drivable_area = 1.0 - motion.off_road.any(axis=1)
@@ -89,6 +90,19 @@ def score(scene: Scene, plans: np.ndarray) -> Scores:
         raw_progress,
         states,
     )
+
+
+def start_of(scene: Scene) -> np.ndarray:
+    """The state [11] in which simulations of the scene start."""
+    start = initial_state(scene.pose, *scene.ego[3:])
+    if scene.lateral is not None:
+        start[[V_Y, A_Y]] = scene.lateral
+    return start
+
+
+def progress_of(motion: "Motion") -> np.ndarray:
+    """Raw progress [B] times the multipliers NC and DAC: of the reference planner, a scene's reference_progress."""
+    return motion.raw_progress() * motion.no_collision()[0] * (1.0 - motion.off_road.any(axis=1))
 
 
 def relative_progress(raw: np.ndarray, multiplier: np.ndarray, reference: float) -> np.ndarray:
@@ -127,11 +141,13 @@ class Motion:
         self.off_road = ((lanes & DRIVABLE) == 0).any(axis=-1)
         lanes = lanes & ~DRIVABLE
         touched, shared = np.bitwise_or.reduce(lanes, axis=-1), np.bitwise_and.reduce(lanes, axis=-1)
-        self.multi_lane = (np.bitwise_count(touched) >= 2) & (shared == 0)
+        several = (touched & (touched - np.uint32(1))) != 0  # two bits at least
+        self.multi_lane = several & (shared == 0)
         self.area = self.off_road | self.multi_lane  # [B, 41]
-        first_poses = scene.agents[0, :, :3]
-        overlapping = overlap(self.centre[:, :1], EGO_SIZE, first_poses, scene.size)
-        self.ignored = overlapping.any(axis=0)  # [n]: all plans start in the same place
+        self.ignored = scene.collided  # [n]
+        if self.ignored is None:  # all plans start in the same place
+            overlapping = overlap(self.centre[:, :1], EGO_SIZE, scene.agents[0, :, :3], scene.size)
+            self.ignored = overlapping.any(axis=0)
 
     def _ahead(self, distance: np.ndarray) -> np.ndarray:
         """Poses [B, 41, 3] at `distance`, a number or [B, 41], before the rear axle."""

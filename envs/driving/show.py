@@ -109,6 +109,7 @@ def plans_to_show(folder: Path, name: str, run: Optional[Path], candidates: int)
     from envs.driving.policies import Policy  # here: torch and the harness are not needed without a run
 
     policy = Policy(run)
+    policy.check_scenes(folder)
     data = load_data(folder, policy.kind)
     observations = data.observations[split][index][None].repeat(candidates + 1, axis=0)
     bases = along_route(scene)[None].repeat(candidates + 1, axis=0)

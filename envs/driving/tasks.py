@@ -4,6 +4,7 @@ bandit                    context -> a plan of 4 seconds, reward = PDMS; evaluat
 bandit-zscore             the same with plans standardised pose by pose instead of in the smooth basis
 <either>-validation       the same data, evaluated in the validation scenes: what hyperparameters are chosen by
 closed_loop               bandit's data, evaluated by driving on in reacting traffic; the score is metres, not PDMS
+navsim, navsim-zscore and their -validation: the same of scenes that `envs.driving.navsim_export` took from NAVSIM
 """
 
 import functools
@@ -29,21 +30,32 @@ TASKS = {  # name: (kind of the encoding, split of the evaluation)
     "bandit-validation": ("basis", "validation"),
     "bandit-zscore-validation": ("zscore", "validation"),
     "closed_loop": ("basis", CLOSED_LOOP),
+    "navsim": ("basis", "test"),
+    "navsim-zscore": ("zscore", "test"),
+    "navsim-validation": ("basis", "validation"),
+    "navsim-zscore-validation": ("zscore", "validation"),
 }
+EXPORT_COMMAND = "python -m envs.driving.navsim_export"
+EXPORTED_DATA_DIR = "~/.driving/navsim"
 SCORE = -1  # column of the scores: PDMS
 
 
 def load(name: str, data_dir: Optional[str] = None, collect_episodes: int = 0) -> Task:
-    """Loads the task `name`, one of TASKS, of the scenes in `data_dir`, by default ~/.driving/embedded.
+    """Loads the task `name`, one of TASKS, of the scenes in `data_dir`, by default ~/.driving/embedded or /navsim.
 
     An absent set is collected first when collect_episodes > 0, with so many logs. Rewards are PDMS in [0, 1], masks
-    are 0 throughout. Raises UserError for an unknown name and for data that is absent, incomplete or damaged.
+    are 0 throughout. Raises UserError for an unknown name, for data that is absent, incomplete or damaged, and for
+    scenes of the other kind: those of NAVSIM and the embedded ones are tasks of different names.
     """
     if name not in TASKS:
         raise UserError(f"task driving/{name}: unknown{nearest_names(name, TASKS)} (known: {', '.join(TASKS)})")
     kind, split = TASKS[name]
-    folder = data_folder(data_dir)
-    _prepare(folder, collect_episodes)
+    if is_exported(name):
+        folder = data_folder(data_dir or EXPORTED_DATA_DIR)
+        sidecar = _exported(name, folder, collect_episodes)
+    else:
+        folder = data_folder(data_dir)
+        sidecar = _collected(name, folder, collect_episodes)
     data = load_data(folder, kind)
     scenes = {part: len(observations) for part, observations in data.observations.items()}
     rewards = {part: scores[..., SCORE] for part, scores in data.scores.items()}
@@ -52,14 +64,14 @@ def load(name: str, data_dir: Optional[str] = None, collect_episodes: int = 0) -
         "path": str(folder),
         "sha256": fingerprint(folder),
         "sha256_of": "names and contents of all log and road files",
-        "source": "locally generated",
+        "source": sidecar["source"],
         "transitions": rewards["train"].size,
         "episodes": rewards["train"].size,
         "scenes": scenes,
         "plans_per_scene": rewards["train"].shape[1],
         "encoding": kind,
         "evaluated_in": split,
-        "generation": read_sidecar(folder),
+        "generation": sidecar,
     }
     if split == CLOSED_LOOP:
         make_env = functools.partial(DrivingClosedLoop, folder, kind)
@@ -82,11 +94,39 @@ def load(name: str, data_dir: Optional[str] = None, collect_episodes: int = 0) -
     )
 
 
-def _prepare(folder: Path, collect_episodes: int) -> None:
-    """Collects an absent set, or finishes an interrupted one, where asked for; refuses it otherwise."""
+def is_exported(name: str) -> bool:
+    """Whether the task `name` is one of scenes from NAVSIM."""
+    return name.startswith("navsim")
+
+
+def _exported(name: str, folder: Path, collect_episodes: int) -> dict:
+    """The record of the set that was exported to `folder`."""
+    if collect_episodes > 0:
+        raise UserError(f"driving/{name}: its scenes cannot be collected: set collect_episodes to 0, {EXPORT_COMMAND}")
+    if not folder.exists():
+        raise UserError(
+            f"no scenes from NAVSIM in {folder}: export them with `{EXPORT_COMMAND} --out {folder}` in NAVSIM's own "
+            "environment (docs/driving.md), or set data_dir"
+        )
+    sidecar = read_sidecar(folder)
+    if "metric" not in sidecar:
+        raise UserError(f"{folder}: its scenes are not NAVSIM's, use task driving/{name.replace('navsim', 'bandit')}")
+    missing = missing_logs(folder, sidecar["logs"])
+    if missing:
+        raise UserError(
+            f"{folder}: {len(missing)} of {sidecar['logs']} logs are missing, the export was interrupted: give its "
+            "command again"
+        )
+    return sidecar
+
+
+def _collected(name: str, folder: Path, collect_episodes: int) -> dict:
+    """The record of the embedded set; collects an absent one, or finishes an interrupted one, where asked for."""
     if collect_episodes > 0 and not folder.exists():
         collect(folder, collect_episodes)
     sidecar = read_sidecar(folder)
+    if "metric" in sidecar:
+        raise UserError(f"{folder}: its scenes are from NAVSIM, use task driving/navsim, not driving/{name}")
     missing = missing_logs(folder, sidecar["logs"])
     if missing and collect_episodes > 0:
         collect(folder, sidecar["logs"], sidecar["seed"])
@@ -95,6 +135,7 @@ def _prepare(folder: Path, collect_episodes: int) -> None:
             f"{folder}: {len(missing)} of {sidecar['logs']} logs are missing, the collection was interrupted: finish "
             f"it with `{collect_command(folder, sidecar['logs'])}`"
         )
+    return sidecar
 
 
 def one_step_episodes(observations: np.ndarray, actions: np.ndarray, rewards: np.ndarray) -> Dataset:

@@ -1,0 +1,242 @@
+"""Exports NAVSIM's scenes, with scored plans, as a set that the task driving/navsim loads.
+
+python -m envs.driving.navsim_export --metric_cache DIR --logs_path DIR --out DIR
+
+Runs from this repository's folder with the Python of NAVSIM's own environment, version 1.1, and needs its metric cache
+(run_metric_caching.py), its logs and its maps, but no sensor data. Of each log that is cached it writes the scenes to
+one file; a log whose file is there is kept, so that the same command continues an interrupted export.
+Implemented against the v1.1 interface, not run on data.
+"""
+
+import argparse
+import json
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+import numpy as np
+from tqdm import tqdm
+
+from envs.driving.collect import SIDECAR, check_making
+from envs.driving.curate import (
+    CHOSEN_SHARE,
+    CONSTANT_SHARE,
+    LOGGED_SHARE,
+    PLANS,
+    PROPOSAL_SHARE,
+    draw_plans,
+    padded_agents,
+    score_matrix,
+)
+from envs.driving.navsim_interface import (
+    HISTORY_FRAMES,
+    METRICS,
+    agents_of,
+    centreline_of,
+    ego_of,
+    history_of,
+    metric,
+    navsim_module,
+    reach_of,
+    road_of,
+    speed_limit_of,
+    trajectory_of,
+)
+from envs.driving.planner import constant_velocity, proposals
+from envs.driving.scene import FUTURE_STEPS, Scene
+from envs.driving.scene_files import CYCLE, SPLITS, LogRecord, log_path, road_path, split_of, write_log, write_road
+from envs.driving.score import Motion, progress_of, score, start_of
+from envs.driving.vehicle import KNOTS, track
+from envs.errors import UserError, exit_on_user_error
+from envs.files import make_folder, remove_abandoned, write_text
+
+EXPORTER_VERSION = 1  # raise it when the same cache no longer gives the same files
+FUTURE_FRAMES = 10  # of a scene, every half second; 5 s, as the metric cache interpolates
+LIBRARIES = ("navsim", "nuplan-devkit", "numpy", "scipy", "shapely")
+
+
+def scene_of(cache: Any, agent_input: Any, map_api: Any, steps: int = FUTURE_STEPS) -> Tuple[Scene, int]:
+    """(scene, lanes that its raster leaves out) of NAVSIM's objects, with `steps` of the others; no progress yet."""
+    ego, lateral = ego_of(cache.ego_state)
+    centreline, reach = centreline_of(cache.centerline), reach_of(ego[3])
+    road, left_out = road_of(cache.drivable_area_map, centreline, ego[:2], reach)
+    agents, size, static, tokens = agents_of(cache.observation, steps)
+    distance = np.hypot(*np.moveaxis(agents[..., :2] - ego[:2], -1, 0)) - np.hypot(size[:, 0], size[:, 1]) / 2
+    near = (distance <= reach).any(axis=0)  # false where absent, NaN
+    collided = np.array([token in cache.observation.collided_track_ids for token in tokens], bool)
+    scene = Scene(
+        road=road,
+        ego=ego,
+        history=history_of(agent_input, ego[:3]),
+        agents=agents[:, near],
+        size=size[near],
+        static=static[near],
+        centreline=centreline,
+        speed_limit=speed_limit_of(cache, map_api),
+        reference_progress=0.0,
+        collided=collided[near],
+        lateral=lateral,
+    )
+    return scene, left_out
+
+
+def with_reference(scene: Scene, cache: Any) -> Tuple[Scene, np.ndarray]:
+    """(scene with the progress of the cached PDM-Closed trajectory, that trajectory as a plan [8, 3])."""
+    poses, plan = trajectory_of(cache.trajectory, cache.ego_state.time_point, scene.pose)
+    motion = Motion(scene, track(poses[None], start_of(scene)))
+    return replace(scene, reference_progress=float(progress_of(motion)[0])), plan
+
+
+def scored_plans(
+    scene: Scene, reference: np.ndarray, logged: np.ndarray, generator: np.random.Generator
+) -> Tuple[np.ndarray, np.ndarray]:
+    """(plans [K, 8, 3], scores [K, 6]) drawn as for the embedded scenes, with NAVSIM's PDM-Closed and human plans."""
+    candidates = np.concatenate([proposals(scene), reference[None], logged[None], constant_velocity(scene)[None]])
+    shares = np.full(len(candidates), PROPOSAL_SHARE)
+    shares[-3:] = CHOSEN_SHARE, LOGGED_SHARE, CONSTANT_SHARE
+    plans = draw_plans(candidates, shares, generator)
+    return plans, score_matrix(score(scene, plans))
+
+
+class Source:
+    """NAVSIM's caches and logs, which are read one scene at a time: the tokens of each log that has a cached scene."""
+
+    def __init__(self, metric_cache: Path, logs_path: Path, limit: Optional[int]):
+        loaders = navsim_module("navsim.common.dataloader")
+        types = navsim_module("navsim.common.dataclasses")
+        for path, flag in ((metric_cache / "metadata", "--metric_cache"), (logs_path, "--logs_path")):
+            if not path.is_dir():
+                raise UserError(f"{path}: is no folder; set {flag} to the one that NAVSIM was run with")
+        self.caches = loaders.MetricCacheLoader(metric_cache)
+        tokens = sorted(self.caches.tokens)[:limit]
+        scene_filter = types.SceneFilter(
+            num_history_frames=HISTORY_FRAMES, num_future_frames=FUTURE_FRAMES, frame_interval=1, tokens=tokens
+        )
+        no_sensors = types.SensorConfig.build_no_sensors()
+        self.scenes = loaders.SceneLoader(
+            data_path=logs_path, sensor_blobs_path=None, scene_filter=scene_filter, sensor_config=no_sensors
+        )
+        by_log = self.scenes.get_tokens_list_per_log()
+        self.tokens = {name: sorted(by_log[name]) for name in sorted(by_log)}
+
+
+def export_log(source: Source, name: str, index: int, folder: Path, seed: int) -> int:
+    """Writes the roads and the file of one log; returns how many lanes their rasters leave out."""
+    generator = np.random.default_rng(np.random.SeedSequence([seed, index]))
+    entries, lanes_left_out = [], 0
+    for token in source.tokens[name]:
+        cache, recorded = source.caches.get_from_token(token), source.scenes.get_scene_from_token(token)
+        agent_input = source.scenes.get_agent_input_from_token(token)
+        scene, left_out = scene_of(cache, agent_input, recorded.map_api)
+        scene, reference = with_reference(scene, cache)
+        logged = np.asarray(recorded.get_future_trajectory(KNOTS).poses, np.float64)
+        plans, scores = scored_plans(scene, reference, logged, generator)
+        write_road(road_path(folder, token), scene.road)
+        entries.append((token, scene, plans, scores, logged, reference))
+        lanes_left_out += left_out
+    write_log(log_path(folder, index), _record(entries))
+    return lanes_left_out
+
+
+def _record(entries: List[tuple]) -> LogRecord:
+    """The scenes of a log as arrays, padded to the longest route and the largest number of agents."""
+    tokens, scenes, *columns = ([entry[place] for entry in entries] for place in range(len(entries[0])))
+    plans, scores, logged, reference = (np.stack(column) for column in columns)
+    agents, size, static = padded_agents(scenes)
+    collided = np.zeros(static.shape, bool)
+    centreline = np.full((len(scenes), max(len(scene.centreline) for scene in scenes), 2), np.nan)
+    for index, scene in enumerate(scenes):
+        collided[index, : len(scene.collided)] = scene.collided
+        centreline[index, : len(scene.centreline)] = scene.centreline
+    return LogRecord(
+        family=np.array(tokens),
+        step=np.arange(len(scenes)),
+        ego=np.stack([scene.ego for scene in scenes]),
+        history=np.stack([scene.history for scene in scenes]),
+        agents=agents,
+        size=size,
+        static=static,
+        centreline=centreline,
+        speed_limit=np.array([scene.speed_limit for scene in scenes]),
+        reference_progress=np.array([scene.reference_progress for scene in scenes]),
+        plans=plans,
+        scores=scores,
+        logged_plan=logged,
+        reference_plan=reference,
+        collided=collided,
+        lateral=np.stack([scene.lateral for scene in scenes]),
+    )
+
+
+def _version(package: str) -> Optional[str]:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def describe(names: Sequence[str], scenes: int, seed: int) -> Dict[str, Any]:
+    """What the set depends on; its metric keeps it apart from scenes that NAVSIM's version 2 scores."""
+    return {
+        "source": f"NAVSIM export, version {_version('navsim') or 'unknown'}",
+        "metric": metric(),
+        "generator_version": EXPORTER_VERSION,
+        "seed": seed,
+        "plans": PLANS,
+        "libraries": {name: _version(name) for name in LIBRARIES},
+        "scenes": scenes,
+        "logs": len(names),
+        "log_names": list(names),
+    }
+
+
+def export(metric_cache: Path, logs_path: Path, folder: Path, limit: Optional[int] = None, seed: int = 0) -> Path:
+    """Writes the set and returns its folder. Raises UserError where NAVSIM is absent, of version 2 or lacks data."""
+    if metric() != METRICS[0]:
+        raise UserError(
+            f"the NAVSIM installed here scores by {metric()} and caches 4 s of the others: plans are scored by "
+            f"{METRICS[0]} here, which needs 5 s: export with NAVSIM's branch v1.1"
+        )
+    source = Source(metric_cache, logs_path, limit)
+    names = list(source.tokens)
+    if {split_of(index) for index in range(len(names))} != set(SPLITS):
+        least = next(n for n in range(len(CYCLE) * 2) if {split_of(index) for index in range(n)} == set(SPLITS))
+        raise UserError(
+            f"{metric_cache}: its scenes are of {len(names)} logs in {logs_path}, a set that is split by log needs "
+            f"{least}: cache more logs"
+        )
+    record = describe(names, sum(len(tokens) for tokens in source.tokens.values()), seed)
+    _open_set(folder, record)
+    left_out = 0
+    for index, name in enumerate(tqdm(names, desc="export NAVSIM", unit="log", disable=None)):
+        if not log_path(folder, index).exists():
+            left_out += export_log(source, name, index, folder, seed)
+    if left_out:
+        print(f"{left_out} lanes, the farthest from the routes, found no bit in the scenes' rasters")
+    return folder
+
+
+def _open_set(folder: Path, record: Dict[str, Any]) -> None:
+    """Creates the set's folder with its record, or checks that the set there is of the same making."""
+    check_making(folder, record)
+    make_folder(folder, "--out")
+    remove_abandoned(folder)
+    write_text(folder / SIDECAR, json.dumps(record, indent=2) + "\n")
+
+
+def main(arguments: Optional[Sequence[str]] = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m envs.driving.navsim_export", description=__doc__.splitlines()[0])
+    parser.add_argument("--metric_cache", type=Path, required=True, help="folder that run_metric_caching.py wrote")
+    parser.add_argument("--logs_path", type=Path, required=True, help="folder of the logs, navsim_logs/<split>")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the set, later the task's data_dir")
+    parser.add_argument("--limit", type=int, help="scenes at most, in the order of their tokens")
+    parser.add_argument("--seed", type=int, default=0, help="of the plans that are drawn")
+    options = parser.parse_args(arguments)
+    with exit_on_user_error():
+        paths = (options.metric_cache, options.logs_path, options.out)
+        print(export(*(path.expanduser() for path in paths), options.limit, options.seed))
+
+
+if __name__ == "__main__":
+    main()

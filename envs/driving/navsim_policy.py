@@ -1,0 +1,80 @@
+"""The plans of a trained run for scenes that come through stdin: the side of `navsim_agent` that runs in this project.
+
+python -m envs.driving.navsim_policy --checkpoint RUN_DIR/checkpoint.pt
+
+is started by the agent: algorithm files need a newer Python than NAVSIM's, so that two processes talk, each in its own
+environment (`navsim_messages`). The noise of a plan depends on the scene's token alone.
+"""
+
+import argparse
+import os
+import sys
+import zlib
+from pathlib import Path
+from typing import Optional, Sequence
+
+import numpy as np
+
+from envs.driving.bandit import fingerprint, load_data
+from envs.driving.collect import data_folder, read_sidecar
+from envs.driving.navsim_messages import receive, scene_from_arrays, send
+from envs.driving.observation import observe
+from envs.driving.planner import along_route
+from envs.driving.scene import Scene
+from envs.driving.tasks import EXPORTED_DATA_DIR, is_exported
+from envs.errors import UserError, exit_on_user_error
+
+
+class ScenePlanner:
+    """A run's agent with the scaling and encoding of the set that it was trained on.
+
+    checkpoint: the run's checkpoint.pt; data_dir: the exported set, by default the run's own. Raises UserError for a
+    run of another task and for a set that is not the one it was trained on.
+    """
+
+    def __init__(self, checkpoint: Path, data_dir: Optional[str] = None):
+        from envs.driving.policies import Policy  # here: only this command of the exported scenes needs torch
+
+        run_dir = checkpoint.parent
+        self.policy = Policy(run_dir)
+        config = self.policy.config
+        if not is_exported(config.task.partition("/")[2]):
+            raise UserError(f"{run_dir}: its task is {config.task}; give a run of driving/navsim")
+        folder = data_folder(data_dir or config.data_dir or EXPORTED_DATA_DIR)
+        self.metric = read_sidecar(folder)["metric"]
+        if self.policy.data_identity["sha256"] != fingerprint(folder):
+            raise UserError(f"{folder}: is not the set that {run_dir} was trained on; set data_dir to that one")
+        self.data = load_data(folder, self.policy.kind)
+
+    def plan(self, scene: Scene, token: str) -> np.ndarray:
+        """The plan [8, 3] for a scene, in the ego's frame."""
+        self.policy.agent.noise.generator.manual_seed(zlib.crc32(token.encode()))
+        observation = self.data.scaling(observe(scene))[None]
+        return self.policy.plans(self.data, observation, along_route(scene)[None])[0]
+
+
+def serve(checkpoint: Path, data_dir: Optional[str]) -> None:
+    """Answers each scene on stdin by its plan on stdout until stdin ends; what else is printed goes to stderr."""
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    planner = ScenePlanner(checkpoint, data_dir)
+    send(answers, metric=np.array(planner.metric), algorithm=np.array(planner.policy.algorithm.name))
+    while True:
+        try:
+            message = receive(sys.stdin.buffer)
+        except EOFError:
+            return
+        send(answers, plan=planner.plan(scene_from_arrays(message), str(message["token"])))
+
+
+def main(arguments: Optional[Sequence[str]] = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m envs.driving.navsim_policy", description=__doc__.splitlines()[0])
+    parser.add_argument("--checkpoint", type=Path, required=True, help="checkpoint.pt of a run of driving/navsim")
+    parser.add_argument("--data_dir", help="folder of the exported set, default the run's")
+    options = parser.parse_args(arguments)
+    with exit_on_user_error():
+        serve(options.checkpoint, options.data_dir)
+
+
+if __name__ == "__main__":
+    main()
