@@ -5,14 +5,16 @@
 
 Rounds of the two follow each other, and each round gives one ratio, so that what else the machine does meets both; the
 table holds the smallest, the median and the largest of the rounds. On a GPU ours is measured update by update (eager)
-and as a CUDA graph. On a CPU both use all cores, or so many as `taskset` leaves.
+and as a CUDA graph. On a CPU both use all cores, or so many as `taskset` leaves. `--clock cpu` gives updates per second
+of CPU time, of all threads together, for a machine that is busy with other work.
 """
 
 import argparse
 import os
 import sys
+import time
 from pathlib import Path
-from typing import Any, Dict, List, Sequence
+from typing import Any, Callable, Dict, List, Sequence
 
 # JAX would take three quarters of the GPU's memory at its first use; it reads this when it is imported.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -46,6 +48,9 @@ from harness.throughput import (
 JAX_PRECISIONS = {"highest": "highest", "high": "tensorfloat32", "medium": "bfloat16"}
 
 
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
 class JaxUpdates:
     """JAX's updates of a config on transitions of `dataset`; `advance` makes some, `wait` until they are made."""
 
@@ -71,7 +76,12 @@ class JaxUpdates:
 
 
 def measure(
-    size_name: str, precisions: Sequence[str], rounds: int, seconds: float, device: torch.device
+    size_name: str,
+    precisions: Sequence[str],
+    rounds: int,
+    seconds: float,
+    device: torch.device,
+    clock: Callable[[], float],
 ) -> List[Dict[str, Any]]:
     """A row per precision and way of making our updates: both speeds and their ratio, each as it varied by rounds."""
     size, dataset = SIZES[size_name], random_dataset(SIZES[size_name], device)
@@ -86,8 +96,8 @@ def measure(
         speeds: Dict[str, List[float]] = {name: [] for name in (*ways, "jax")}
         for _ in tqdm(range(rounds), desc=f"{size_name} {precision}", leave=False, disable=None):
             for name, updates in ours.items():
-                speeds[name].append(update_rate(updates, seconds, waiting_for(device)))
-            speeds["jax"].append(rate(lambda: theirs.advance(1), seconds, theirs.wait))  # noqa: B023
+                speeds[name].append(update_rate(updates, seconds, waiting_for(device), clock))
+            speeds["jax"].append(rate(lambda: theirs.advance(1), seconds, theirs.wait, clock))  # noqa: B023
         flops = count_flops(ours["eager"].agents[0], ours["eager"].samplers[0]())
         for name in ways:
             ratios = [mine / other for mine, other in zip(speeds[name], speeds["jax"], strict=True)]
@@ -114,6 +124,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.0, help="of each of the two in each round")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads of torch; 0 = torch's choice")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="cpu: of all threads, for a busy machine")
     parser.add_argument("--csv", type=Path, help="also write the rows there")
     options = parser.parse_args(sys.argv[1:])
     with exit_on_user_error():
@@ -122,7 +133,7 @@ def main() -> None:
         device = choose_device(options.device)
         if options.threads:
             torch.set_num_threads(options.threads)
-        arguments = options.precision, options.rounds, options.seconds, device
+        arguments = options.precision, options.rounds, options.seconds, device, CLOCKS[options.clock]
         rows = [row for size in options.size for row in measure(size, *arguments)]
         print(f"{machine(device)}, jax {jax.__version__}\n\n{format_rows(rows)}")
         if options.csv:

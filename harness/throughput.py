@@ -101,15 +101,20 @@ def build_updates(name: str, size: Size, dataset: Dataset, captured: bool, seeds
     return Updates(agents, samplers, generators, captured)
 
 
-def rate(work: Callable[[], Any], seconds: float, wait: Callable[[], Any]) -> float:
-    """Calls of `work` per second, over at least `seconds` after one call that is not counted.
+def rate(
+    work: Callable[[], Any],
+    seconds: float,
+    wait: Callable[[], Any],
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
+    """Calls of `work` per second of `clock`, over at least `seconds` after one call that is not counted.
 
     wait: returns when the work of all calls so far is done.
     """
 
     def finished() -> float:
         wait()
-        return time.perf_counter()
+        return clock()
 
     work()
     calls, started = 0, finished()
@@ -134,10 +139,12 @@ def warm_up(updates: Updates) -> Updates:
     return updates
 
 
-def update_rate(updates: Updates, seconds: float, wait: Callable[[], Any]) -> float:
+def update_rate(
+    updates: Updates, seconds: float, wait: Callable[[], Any], clock: Callable[[], float] = time.perf_counter
+) -> float:
     """Updates per second of all agents together."""
     per_call = UPDATES_PER_REPLAY if updates.captured else 1
-    return rate(lambda: updates.advance(per_call), seconds, wait) * per_call * len(updates.agents)
+    return rate(lambda: updates.advance(per_call), seconds, wait, clock) * per_call * len(updates.agents)
 
 
 def product_work(left: torch.Tensor, right: torch.Tensor) -> Callable[[], Any]:
