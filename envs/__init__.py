@@ -1,7 +1,9 @@
 """Tasks: their data and their environments. `load_task(name)` is the one way in."""
 
 import importlib
-from typing import TYPE_CHECKING, Optional
+import os
+from types import ModuleType
+from typing import TYPE_CHECKING, Dict, Optional
 
 from envs.errors import UserError
 from envs.names import nearest_names
@@ -17,6 +19,7 @@ SUITES = {
     "minari": "envs.minari_tasks",
     "ogbench": "envs.ogbench_tasks",
 }
+OWN_SUITES = "DIPOLE_SUITES"  # environment variable: "<suite>=<module>,...", suites of one's own beside those
 MAPPABLE = ("exorl",)  # suites whose files can be read where they lie; the others' are compressed
 
 
@@ -29,12 +32,42 @@ def load_task(name: str, data_dir: Optional[str] = None, collect_episodes: int =
     Raises UserError for an unknown name, and for data that is absent or broken.
     """
     suite, _, rest = name.partition("/")
-    if suite not in SUITES:
-        hint = nearest_names(suite, SUITES)
-        raise UserError(f"task {name!r}: unknown suite {suite!r}{hint} (known: {', '.join(sorted(SUITES))})")
+    known = suites()
+    if suite not in known:
+        hint = ": D4RL's data are read as minari/D4RL/<name>" if suite == "d4rl" else nearest_names(suite, known)
+        raise UserError(f"task {name!r}: unknown suite {suite!r}{hint} (known: {', '.join(sorted(known))})")
     if not in_memory and suite not in MAPPABLE:
         raise UserError(f"in_memory: false is for {', '.join(MAPPABLE)} data sets only, not for {name}: set it to true")
-    load = importlib.import_module(SUITES[suite]).load
+    load = _module_of(suite, known[suite]).load
     if in_memory:
         return load(rest, data_dir, collect_episodes)
     return load(rest, data_dir, collect_episodes, in_memory=False)
+
+
+def suites() -> Dict[str, str]:
+    """{suite: its module}: those of this repository, then those that the environment variable DIPOLE_SUITES names.
+
+    An environment variable reaches every process of a command, those of harness.compare among them, and a run's files
+    cannot set it. Raises UserError for an entry that is no `<suite>=<module>` or names a suite of this repository.
+    """
+    own = dict(entry.partition("=")[::2] for entry in filter(None, os.environ.get(OWN_SUITES, "").split(",")))
+    for suite, module in own.items():
+        if not suite or not module or suite in SUITES:
+            raise UserError(
+                f"environment: {OWN_SUITES} holds {suite!r} = {module!r}: write <suite>=<module>, with another suite "
+                f"than {', '.join(SUITES)}"
+            )
+    return SUITES | own
+
+
+def _module_of(suite: str, module: str) -> ModuleType:
+    """The module that loads a suite's tasks. Raises UserError where there is none of that name."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if suite in SUITES or error.name not in (module, module.partition(".")[0]):
+            raise
+        raise UserError(
+            f"environment: {OWN_SUITES} names the module {module!r}, which Python does not find: add its folder to "
+            f"PYTHONPATH"
+        ) from error

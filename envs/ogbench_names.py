@@ -29,6 +29,12 @@ DATASETS = tuple(f"{environment}-{kind}" for environment, kinds in _ENVIRONMENTS
 _NEEDS_EXPERTS = ("antmaze", "humanoidmaze", "antsoccer")
 GENERATED = tuple(name for name in DATASETS if not name.startswith(_NEEDS_EXPERTS))
 
+# What OGBench has besides, by the beginning of its ids, and why it is not read here.
+NOT_SUPPORTED = {
+    "visual-": "its observations are images, and the networks here take vectors",
+    "powderworld-": "its observations are images and its actions discrete",
+}
+
 GENERATED_FAMILIES = "cube-*, scene-*, puzzle-* and pointmaze-*"
 
 
@@ -39,7 +45,15 @@ def task_names() -> tuple:
 
 
 def dataset_of(task_name: str) -> str:
-    """The data set `<environment>-<kind>` of a single task's id. Raises UserError with the nearest ids."""
+    """The data set `<environment>-<kind>` of a single task. Raises UserError that says why not, or the nearest ids."""
+    for beginning, reason in NOT_SUPPORTED.items():
+        if task_name.startswith(beginning):
+            raise UserError(f"OGBench task {task_name!r} is not supported: {reason}")
+    if task_name.removesuffix(f"-{VERSION}") in DATASETS:
+        raise UserError(
+            f"OGBench task {task_name!r} is goal-conditioned, which is not supported: name one of its single tasks, "
+            f"ogbench/{task_name.removesuffix(f'-{VERSION}')}-singletask-task1-{VERSION} to -task5-{VERSION}"
+        )
     if task_name not in task_names():
         raise UserError(
             f"unknown OGBench task {task_name!r}{nearest_names(task_name, task_names())} (expected "

@@ -22,11 +22,11 @@ from tqdm import tqdm
 from envs import load_task
 from envs.errors import UserError, exit_on_user_error
 from envs.files import make_folder, write_rows_csv
-from harness.algorithms import load_algorithm
+from harness.algorithms import Algorithm, load_algorithm
 from harness.command_line import CommandParser, load_config, nearest_field, parse_config
 from harness.devices import choose_device, set_up_torch
-from harness.evaluation import GRID_SEED, Evaluator
-from harness.plots import option_names, plot_greediness
+from harness.evaluation import GRID_SEED, EvaluationResult, Evaluator
+from harness.plots import option_names, plot_sweep
 from harness.run_folder import load_agent, read_json
 from harness.statistics import CONFIDENCE, interval
 from harness.video import check_graphics, choose_graphics, log_videos, record
@@ -70,7 +70,7 @@ def _decode(name: str, text: str, config: Any) -> Any:
     try:
         return getattr(parse_config(type(config), [f"--{name}={text}"]), name)
     except UserError as error:
-        raise UserError(f"act option {name}={text}: {str(error).removeprefix('command line: ')}") from error
+        raise UserError(f"act option {name}={text}: {str(error).removeprefix('command line: --')}") from error
 
 
 def _unknown_option(name: str, options: Sequence[str]) -> UserError:
@@ -108,23 +108,26 @@ def sweep(
         for cell in tqdm(_cells(grid), desc="grid", leave=False, disable=None):
             options = {**defaults, **cell}
             result = evaluator.evaluate(agent, episodes, GRID_SEED, **options)
-            scores = result.scores(task.score_name)
-            low, high = confidence_interval(scores)
-            normalized = task.normalized_return(float(result.returns.mean()))
-            rows.append(
-                {
-                    **options,
-                    task.score_name: float(scores.mean()),
-                    f"{task.score_name}_low": low,
-                    f"{task.score_name}_high": high,
-                    f"{task.score_name}_std": float(scores.std()),
-                    "length": float(result.lengths.mean()),
-                    "episodes": episodes,
-                    "network_evaluations": agent.network_evaluations(**options),
-                    **({} if normalized is None else {"normalized_return": normalized}),
-                }
-            )
+            rows.append(result_row(agent, task, options, result))
     return rows
+
+
+def result_row(agent: Any, task: Any, options: dict, result: EvaluationResult) -> dict:
+    """The row of `sweep` for one evaluation with these act options."""
+    scores = result.scores(task.score_name)
+    low, high = confidence_interval(scores)
+    normalized = task.normalized_return(float(result.returns.mean()))
+    return {
+        **options,
+        task.score_name: float(scores.mean()),
+        f"{task.score_name}_low": low,
+        f"{task.score_name}_high": high,
+        f"{task.score_name}_std": float(scores.std()),
+        "length": float(result.lengths.mean()),
+        "episodes": len(scores),
+        "network_evaluations": agent.network_evaluations(**options),
+        **({} if normalized is None else {"normalized_return": normalized}),
+    }
 
 
 def confidence_interval(scores: np.ndarray) -> tuple[float, float]:
@@ -185,7 +188,7 @@ def write_report(rows: Sequence[dict], folder: Path, task: Any, shown: Optional[
     path = folder / ("greediness.csv" if sweeps_greediness else "evaluation.csv")
     write_rows_csv(rows, path)
     if sweeps_greediness:
-        plot_greediness(rows, folder / "greediness.png", task.score_name, task.reference_scores())
+        plot_sweep(rows, folder / "greediness.png", task.score_name, task.reference_scores())
     remark = greediness_remark(rows, task.score_name)
     return "\n".join(filter(None, [format_table(shown or rows, task.score_name), remark, f"written: {path}"]))
 
@@ -223,8 +226,8 @@ def _parse(argv: Sequence[str], options: Sequence[str]) -> argparse.Namespace:
     return arguments
 
 
-def _algorithm_name(run_dir: Path) -> str:
-    """The algorithm of a run folder. Raises UserError for a folder that holds no run with a checkpoint."""
+def load_run(run_dir: Path) -> tuple[Algorithm, Any]:
+    """(algorithm, config) of a run folder. Raises UserError for a folder that holds no run with a checkpoint."""
     if not run_dir.is_dir():
         raise UserError(
             f"{run_dir}: there is no such folder; give the folder of a run, <run_dir>/<label>/<task>/seed_<n>"
@@ -232,7 +235,8 @@ def _algorithm_name(run_dir: Path) -> str:
     for name in REQUIRED_FILES:
         if not (run_dir / name).is_file():
             raise UserError(f"{run_dir}: holds no {name}; give the folder of a run that has written a checkpoint")
-    return read_json(run_dir / REQUIRED_FILES[0], needed=("algorithm",))["algorithm"]
+    algorithm = load_algorithm(read_json(run_dir / REQUIRED_FILES[0], needed=("algorithm",))["algorithm"])
+    return algorithm, load_config(algorithm.config_class, run_dir / "config.yaml")
 
 
 def evaluate_command(argv: Sequence[str]) -> None:
@@ -240,8 +244,7 @@ def evaluate_command(argv: Sequence[str]) -> None:
     if not argv or argv[0].startswith("-"):
         _parser().parse_args(argv[:1] if argv[:1] in (["-h"], ["--help"]) else [])
     run_dir = Path(argv[0])
-    algorithm = load_algorithm(_algorithm_name(run_dir))
-    config = load_config(algorithm.config_class, run_dir / "config.yaml")
+    algorithm, config = load_run(run_dir)
     options = act_options(algorithm.agent_class, config)
     arguments = _parse(argv, options)
     values = {name: getattr(arguments, name) for name in options}
@@ -263,7 +266,7 @@ def evaluate_command(argv: Sequence[str]) -> None:
     print(write_report(rows, folder, task))
     if arguments.video_episodes:
         first_cell = {name: rows[0][name] for name in options}
-        paths = record(agent, task.make_env, arguments.video_episodes, folder / "videos", **first_cell)
+        paths, _ = record(agent, task.make_env, arguments.video_episodes, folder / "videos", **first_cell)
         print(f"videos of {first_cell or 'the agent'}: {', '.join(map(str, paths))}")
         log_videos(config, run_dir, paths)
 

@@ -59,27 +59,29 @@ def plot_learning_curve(
     _finish(figure, axes, png_path, reference_lines)
 
 
-def plot_greediness(
+def plot_sweep(
     rows: Sequence[Mapping],
     png_path: Union[str, Path],
     score_name: str,
     reference_lines: Mapping[str, float],
+    option: str = "greediness",
 ) -> None:
-    """Plots the score against greediness with its bootstrap intervals, a line for each setting of the other options.
+    """Plots the score against an act option with its bootstrap intervals, a line for each setting of the others.
 
     rows: of `harness.evaluate.sweep`.
     """
-    others = [name for name in option_names(rows, score_name) if name != "greediness"]
+    others = [name for name in option_names(rows, score_name) if name != option]
     settings = list(dict.fromkeys(tuple(row[name] for name in others) for row in rows))
-    greediness = np.unique(_column(rows, "greediness"))
-    gap = 0.012 * (np.ptp(greediness) or 1.0)  # between lines, so that their intervals stay apart
-    figure, axes = _figure("greediness ω", score_name)
+    values = np.unique(_column(rows, option))
+    gap = 0.012 * (np.ptp(values) or 1.0)  # between lines, so that their intervals stay apart
+    figure, axes = _figure({"greediness": "greediness ω"}.get(option, option), score_name)
     for index, setting in enumerate(settings):
-        line = sorted((row for row in rows if tuple(row[name] for name in others) == setting), key=_greediness)
+        line = [row for row in rows if tuple(row[name] for name in others) == setting]
+        line.sort(key=lambda row: float(row[option]))
         scores = _column(line, score_name)
         errors = [scores - _column(line, f"{score_name}_low"), _column(line, f"{score_name}_high") - scores]
         axes.errorbar(
-            _column(line, "greediness") + gap * (index - (len(settings) - 1) / 2),
+            _column(line, option) + gap * (index - (len(settings) - 1) / 2),
             scores,
             yerr=np.maximum(errors, 0.0),  # a mean is at most a rounding error outside its interval
             color=COLOURS[index % len(COLOURS)],
@@ -88,7 +90,7 @@ def plot_greediness(
             capsize=3,
             label=", ".join(f"{name} {value}" for name, value in zip(others, setting, strict=True)) or "agent",
         )
-    axes.set_xticks(greediness, [f"{value:g}" for value in greediness])
+    axes.set_xticks(values, [f"{value:g}" for value in values])
     axes.set_title(f"mean of {rows[0]['episodes']} episodes, bars: 95% bootstrap intervals", fontsize=9)
     _finish(figure, axes, png_path, reference_lines)
 
@@ -116,10 +118,6 @@ def plot_time_split(rows: Sequence[Mapping], parts: Sequence[str], png_path: Uni
         axes.set_xlabel("milliseconds per update")
         axes.spines[["top", "right"]].set_visible(False)
     _save(figure, png_path, columns=len(parts))
-
-
-def _greediness(row: Mapping) -> float:
-    return float(row["greediness"])
 
 
 def _column(rows: Sequence[Mapping], name: str) -> np.ndarray:

@@ -14,7 +14,7 @@ import numpy as np
 
 from envs.errors import UserError
 from envs.files import replacing
-from harness.evaluation import GRID_SEED, evaluate
+from harness.evaluation import GRID_SEED, EvaluationResult, evaluate
 from harness.weights_and_biases import WandbLog
 
 FRAME_SKIP = 3  # environment steps per picture, and
@@ -26,6 +26,10 @@ context = mujoco.GLContext(8, 8)
 context.make_current()
 mujoco.MjrContext(mujoco.MjModel.from_xml_string("<mujoco/>"), mujoco.mjtFontScale.mjFONTSCALE_100)
 """
+
+
+class NoPictures(UserError):
+    """Nothing can be drawn, by this machine or of this task."""
 
 
 # ---- OpenGL ----
@@ -45,7 +49,7 @@ def drawing_error(backend: Optional[str]) -> Optional[str]:
 def choose_graphics() -> None:
     """Sets MUJOCO_GL, unless the user did, to the first backend that draws here; call it before MuJoCo's import.
 
-    Raises UserError where the user's choice is one of BACKENDS and cannot draw: importing MuJoCo would fail.
+    Raises NoPictures where the user's choice is one of BACKENDS and cannot draw: importing MuJoCo would fail.
     """
     chosen = os.environ.get("MUJOCO_GL")
     if chosen in BACKENDS:
@@ -59,7 +63,7 @@ def choose_graphics() -> None:
 
 
 def check_graphics() -> None:
-    """Raises UserError where MuJoCo, if the task's environment has imported it, cannot draw."""
+    """Raises NoPictures where MuJoCo, if the task's environment has imported it, cannot draw."""
     if "mujoco" in sys.modules:
         _refuse_broken(os.environ.get("MUJOCO_GL"))
 
@@ -67,8 +71,8 @@ def check_graphics() -> None:
 def _refuse_broken(backend: Optional[str]) -> None:
     error = drawing_error(backend)
     if error is not None:
-        raise UserError(
-            f"--video_episodes: MuJoCo cannot draw here with MUJOCO_GL {backend or 'unset'} ({error}): install EGL "
+        raise NoPictures(
+            f"videos: MuJoCo cannot draw here with MUJOCO_GL {backend or 'unset'} ({error}): install EGL "
             f"(`apt install libegl1 libegl-mesa0 libgl1-mesa-dri`) or OSMesa (`apt install libosmesa6`), whichever is "
             f"missing, and unset MUJOCO_GL or set it to {' or '.join(BACKENDS)}"
         )
@@ -110,14 +114,14 @@ class GymnasiumPictures:
         self.environment = environment
 
     def draw(self) -> np.ndarray:
-        """The scene now, uint8 [H, W, 3]. Raises UserError where the environment draws none."""
+        """The scene now, uint8 [H, W, 3]. Raises NoPictures where the environment draws none."""
         try:
             picture = self.environment.render()
         except NotImplementedError:
             picture = None
         if not isinstance(picture, np.ndarray):
             name = type(self.environment.unwrapped).__name__
-            raise UserError(f"--video_episodes: {name} draws no pictures: leave the option out for this task")
+            raise NoPictures(f"videos: {name} draws no pictures, so this task has scores only")
         return picture
 
     def close(self) -> None:
@@ -187,22 +191,29 @@ def write_mp4(path: Path, frames: Sequence[np.ndarray]) -> None:
                 writer.send(np.ascontiguousarray(frame[:height, :width]))
 
 
-def record(agent: Any, make_env: Callable[[], gymnasium.Env], episodes: int, folder: Path, **act_options: Any) -> list:
-    """Writes the first `episodes` episodes of a sweep, by their seeds, to the folder; returns the files' paths.
+def record(
+    agent: Any,
+    make_env: Callable[[], gymnasium.Env],
+    episodes: int,
+    folder: Path,
+    seed: int = GRID_SEED,
+    **act_options: Any,
+) -> tuple[list[Path], EvaluationResult]:
+    """Writes episodes by their seeds, by default the first of a sweep, to the folder; returns the files and scores.
 
     They are evaluated again, one after the other, in an environment that draws: the sweep's own never do. Raises
-    UserError where nothing can be drawn.
+    NoPictures where nothing can be drawn.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    evaluate(
+    result = evaluate(
         agent,
         lambda: Recorder(build_for_pictures(make_env), folder),
         episodes,
-        GRID_SEED,
+        seed,
         environments=1,
         **act_options,
     )
-    return [video_path(folder, GRID_SEED + episode) for episode in range(episodes)]
+    return [video_path(folder, seed + episode) for episode in range(episodes)], result
 
 
 def log_videos(config: Any, run_dir: Path, paths: Sequence[Path]) -> None:

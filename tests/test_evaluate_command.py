@@ -27,7 +27,7 @@ from harness.evaluate import (
     write_report,
 )
 from harness.evaluation import GRID_SEED
-from harness.plots import plot_greediness, plot_learning_curve
+from harness.plots import plot_learning_curve, plot_sweep
 from tests.toy import toy_checkpoint
 
 
@@ -352,7 +352,7 @@ def test_greediness_figure_differs_with_every_part_of_its_data(tmp_path):
     figures = [(rows, {}), (wider, {}), (rows[:2], {}), (rows, {"data: best episode": 2.2})]
     images = []
     for index, (data, lines) in enumerate(figures):
-        plot_greediness(data, tmp_path / f"{index}.png", "return", lines)
+        plot_sweep(data, tmp_path / f"{index}.png", "return", lines)
         images.append((tmp_path / f"{index}.png").read_bytes())
     assert len(set(images)) == len(figures)
 

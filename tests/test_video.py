@@ -96,8 +96,9 @@ def read_mp4(path) -> tuple:
 
 def test_files_hold_the_frames(tmp_path):
     agent = Noisy()
-    paths = record(agent, Swing, 2, tmp_path / "videos", greediness=1.5)
+    paths, result = record(agent, Swing, 2, tmp_path / "videos", greediness=1.5)
     assert paths == sorted((tmp_path / "videos").iterdir()), "and no temporary file remains"
+    assert result.lengths.tolist() == [STEPS, STEPS]
     assert [path.name for path in paths] == [f"seed_{GRID_SEED}.mp4", f"seed_{GRID_SEED + 1}.mp4"]
     assert all(options == {"greediness": 1.5} for options in agent.options)
     for path in paths:
@@ -145,7 +146,7 @@ def test_an_error_leaves_no_half_file(tmp_path):
 
 
 def test_environments_without_pictures_are_named(tmp_path):
-    with pytest.raises(UserError, match="^--video_episodes: PointEnv draws no pictures: leave the option out"):
+    with pytest.raises(UserError, match="^videos: PointEnv draws no pictures, so this task has scores only"):
         record(Noisy(), PointEnv, 1, tmp_path)
     with pytest.raises(UserError, match="Pendul.* draws no pictures"):
         record(Noisy(), functools.partial(gymnasium.make, "Pendulum-v1"), 1, tmp_path)

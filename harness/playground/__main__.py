@@ -1,0 +1,97 @@
+"""Opens a local page on which a run's act options, such as DIPOLE's greediness, are moved and the effect is seen.
+
+    pip install -r requirements-playground.txt
+    python -m harness.playground RUN_DIR
+
+The page shows the score of a few episodes at the chosen setting, the video of the first of them, and a table and a
+curve of everything tried since the command began. It is served on 127.0.0.1 alone and asks nothing of the internet.
+Nothing is written to the run folder: harness.evaluate does that. Ctrl-C ends it.
+"""
+
+import argparse
+import errno
+import signal
+import socket
+import sys
+import tempfile
+from pathlib import Path
+from typing import Optional, Sequence
+
+from envs import load_task
+from envs.errors import UserError, exit_on_user_error
+from harness.command_line import CommandParser
+from harness.devices import choose_device
+from harness.evaluate import load_run
+from harness.playground.session import LoadedRun, Session
+from harness.run_folder import load_agent
+from harness.video import NoPictures, check_graphics, choose_graphics
+
+PORT = 8090
+LARGEST_PORT = 65535
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = CommandParser("python -m harness.playground", __doc__)
+    parser.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="a run folder with a checkpoint")
+    parser.add_argument("--port", type=int, default=PORT, help=f"of the page on 127.0.0.1 (default: {PORT})")
+    parser.add_argument("--no-browser", action="store_true", help="only print the page's address")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--data_dir", help="folder of the data sets (default: the run's)")
+    arguments = parser.parse_args(argv)
+    if not 1 <= arguments.port <= LARGEST_PORT:
+        raise UserError(f"command line: --port is {arguments.port}; it lies between 1 and {LARGEST_PORT}")
+    return arguments
+
+
+def require_nicegui() -> None:
+    """Raises UserError with the command that installs it."""
+    try:
+        import nicegui  # noqa: F401
+    except ImportError as error:
+        raise UserError("nicegui is not installed; run: pip install -r requirements-playground.txt") from error
+
+
+def require_free_port(port: int) -> None:
+    """Raises UserError where the page cannot be served on that port."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            reason = "another program has it" if error.errno == errno.EADDRINUSE else error.strerror
+            raise UserError(f"command line: --port {port}: {reason}; give another") from error
+
+
+def open_run(run_dir: Path, device: str, data_dir: Optional[str]) -> tuple[LoadedRun, Optional[str]]:
+    """The run, and why nothing can be drawn (None where it can). Raises UserError."""
+    algorithm, config = load_run(run_dir)
+    agent = load_agent(algorithm.agent_class, run_dir, algorithm.name).to(choose_device(device))
+    choose_graphics()  # before the task imports MuJoCo, which reads the choice then
+    task = load_task(config.task, data_dir or config.data_dir, 0, config.in_memory)
+    try:
+        check_graphics()
+    except NoPictures as error:
+        return LoadedRun(run_dir, algorithm, config, agent, task), str(error)
+    return LoadedRun(run_dir, algorithm, config, agent, task), None
+
+
+def playground(argv: Sequence[str]) -> None:
+    """`main` without the handling of the user's errors. Raises UserError."""
+    arguments = _parse(argv)
+    require_nicegui()
+    require_free_port(arguments.port)
+    run, no_pictures = open_run(arguments.run_dir, arguments.device, arguments.data_dir)
+    from harness.playground.page import serve  # here: it needs nicegui
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does: the folder is removed
+    with tempfile.TemporaryDirectory(prefix="playground_") as media:
+        serve(Session(run, Path(media), no_pictures), arguments.port, not arguments.no_browser)
+
+
+def main() -> None:
+    with exit_on_user_error():
+        playground(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    main()

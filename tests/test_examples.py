@@ -1,0 +1,68 @@
+"""The examples run, and learn what they say; the README's own tests run examples.greediness_sweep."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from algorithms.dipole import DIPOLE
+from envs import load_task
+from examples import custom_task
+from harness.run_folder import read_json
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_own_arrays_needs_the_copied_file_only_and_learns(tmp_path):
+    shutil.copy(ROOT / "algorithms" / "dipole.py", tmp_path)
+    shutil.copy(ROOT / "examples" / "own_arrays.py", tmp_path)
+    done = subprocess.run([sys.executable, "own_arrays.py"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    data, cautious, greedy = (float(number) for number in re.findall(r"mean reward (-[\d.]+)", done.stdout))
+    assert data < cautious < greedy, done.stdout
+
+
+def test_a_custom_task_has_the_rows_of_its_episodes():
+    episodes = custom_task.logged_episodes(count=3)
+    episodes[1] = {  # ends early, in the middle of the others
+        "observations": episodes[1]["observations"][:7],
+        "actions": episodes[1]["actions"][:6],
+        "rewards": episodes[1]["rewards"][:6],
+        "terminated": True,
+    }
+    dataset = custom_task.as_dataset(episodes)
+    assert len(dataset) == sum(len(episode["actions"]) for episode in episodes)
+    batch = dataset.take(torch.arange(len(dataset)))
+    row = 0
+    for episode in episodes:
+        for step, reward in enumerate(episode["rewards"]):
+            assert np.array_equal(batch["observations"][row], episode["observations"][step])
+            assert np.array_equal(batch["next_observations"][row], episode["observations"][step + 1])
+            last = step == len(episode["rewards"]) - 1
+            assert batch["masks"][row] == (0.0 if last and episode["terminated"] else 1.0)
+            assert np.isclose(batch["rewards"][row], reward)
+            row += 1
+
+
+def test_a_custom_task_trains_in_the_harness_and_beats_its_data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DIPOLE_SUITES", raising=False)
+    custom_task.main()
+    run_dir = tmp_path / "runs" / "dipole" / "own" / "reach" / "seed_0"
+    identity = read_json(run_dir / "environment.json", needed=("data",))["data"]
+    score = read_json(run_dir / "result.json", needed=("score",))["score"]
+    assert score > identity["episode_return_mean"]
+    assert DIPOLE.load(run_dir).observation_dim == 4
+
+
+def test_the_minari_page_makes_a_set_that_is_read(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "minari.md").read_text(), flags=re.DOTALL)
+    exec(compile(code.replace("range(20)", "range(2)"), "minari.md", "exec"), {})
+    task = load_task("minari/own/pendulum-v0")
+    assert (len(task.dataset), task.observation_dim, task.action_dim) == (400, 3, 1)
+    assert task.dataset.actions.abs().max() > 0.5, "torques of up to 2 are scaled to [-1, 1]"

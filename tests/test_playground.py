@@ -1,0 +1,351 @@
+"""Tests of harness/playground without its page: fields of the options, sessions of rollouts, what is shown of them."""
+
+import dataclasses
+import shutil
+import socket
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import harness.playground.__main__ as command
+from algorithms.dipole import DIPOLE, DIPOLEConfig
+from envs import load_task
+from envs.driving.show import CANDIDATES, draw
+from envs.errors import UserError
+from harness.algorithms import load_algorithm
+from harness.evaluate import act_options, sweep
+from harness.evaluation import GRID_SEED, evaluate
+from harness.playground.controls import decode_count, decode_options, make_controls, refusal
+from harness.playground.results import Tried, curve_rows, draw_curve, show_change, show_score, table
+from harness.playground.session import LoadedRun, Session
+from harness.playground.watch import Progress, watch
+from harness.video import build_for_pictures
+from tests.conftest import small_config
+from tests.test_evaluate_command import Plain, Target, Toy, ToyConfig, toy_row, toy_task
+from tests.test_video import Swing, read_mp4
+from tests.toy_run import toy_config, toy_run
+
+SCENES = Path(__file__).resolve().parent / "golden" / "driving" / "scenes"
+PNG = b"\x89PNG"
+PATIENCE = 120  # seconds until rollouts that take one must have ended
+
+
+# ---- Fields ----
+
+
+def test_every_algorithm_has_a_field_for_each_act_option(algorithm):
+    config = small_config(algorithm)
+    controls = make_controls(algorithm.agent_class, config)
+    assert tuple(control.name for control in controls) == act_options(algorithm.agent_class, config)
+    for control in controls:
+        assert control.value == getattr(config, control.name)
+        assert control.choices is None or control.value in control.choices
+        for offered in control.choices or control.bounds or ():
+            assert refusal(config, **{control.name: offered}) is None
+
+
+@pytest.mark.parametrize(
+    "changes, bounds",
+    [({}, (-1, 4)), ({"greediness": 6.0}, (-1, 6)), ({"composition": "resample"}, (0, 4))],
+)
+def test_greediness_slides_where_the_config_has_policies(changes, bounds):
+    greediness, candidates, _ = make_controls(DIPOLE, DIPOLEConfig(num_candidates=5, **changes))
+    assert (greediness.bounds, greediness.note) == (bounds, None)
+    assert candidates.choices == (1, 2, 4, 5, 8, 16, 32, 64)
+
+
+def test_a_single_policy_leaves_no_choice_and_says_why():
+    greediness, *_ = make_controls(DIPOLE, DIPOLEConfig(weighting="none"))
+    assert greediness.bounds is None
+    assert greediness.note == "greediness is 4, but weighting none trains a single policy; set greediness to 0"
+
+
+def test_fields_are_decoded_as_the_config_types_them():
+    options = decode_options({"greediness": 2, "num_candidates": 16}, Toy, ToyConfig())
+    assert options == {"greediness": 2.0, "num_candidates": 16}
+    assert [type(value) for value in options.values()] == [float, int]
+    assert decode_count("episodes", 3.0, 1) == 3
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"greediness": None}, "greediness: the field is empty"),
+        ({"greediness": -2}, "greediness is -2; it starts at -1"),
+        ({"num_candidates": 1.5}, "num_candidates=1.5: .* whole number"),
+    ],
+)
+def test_wrong_fields_are_one_sentence(values, message):
+    with pytest.raises(UserError, match=message):
+        decode_options(values, Toy, ToyConfig())
+    for count in (None, 0, 2.5):
+        with pytest.raises(UserError, match="^episodes: give a whole number from 1$"):
+            decode_count("episodes", count, 1)
+
+
+# ---- Sessions ----
+
+
+@pytest.fixture
+def open_session(tmp_path):
+    """Makes sessions, which are closed at the end."""
+    opened = []
+
+    def make(agent=None, make_env=Target, config=None, task=None, no_pictures=None) -> Session:
+        config = config or ToyConfig()
+        agent = agent or Toy(config)
+        algorithm = SimpleNamespace(name="toy", config_class=type(config), agent_class=type(agent))
+        task = task or dataclasses.replace(toy_task(), make_env=make_env)
+        run = LoadedRun(tmp_path, algorithm, config, agent, task)
+        opened.append(Session(run, tmp_path, no_pictures))
+        return opened[-1]
+
+    yield make
+    for session in opened:
+        session.close()
+
+
+def press_run(session, seed=GRID_SEED, episodes=3, **values):
+    """The run's own options but for `values`."""
+    session.start({control.name: control.value for control in session.controls} | values, seed, episodes)
+    wait(lambda: not session.busy)
+
+
+def wait(is_over):
+    started = time.monotonic()
+    while not is_over():
+        assert time.monotonic() - started < PATIENCE
+        time.sleep(0.005)
+
+
+def test_a_setting_scores_as_in_harness_evaluate(open_session):
+    session = open_session(no_pictures="none here")
+    assert session.status == "choose a setting and press Run"
+    for greediness in (0.0, 1.0):
+        press_run(session, greediness=greediness, num_candidates=2, flow_steps=10)
+    assert (session.error, session.status) == (None, "ready")
+    grid = {"greediness": [0.0, 1.0], "num_candidates": [2], "flow_steps": [10]}
+    assert [one.row for one in session.tried] == sweep(Toy(ToyConfig()), toy_task(), ToyConfig(), grid, episodes=3)
+    assert session.curve.read_bytes()[:4] == PNG
+    assert session.tried[0].picture is None
+
+
+def test_the_first_episode_is_drawn_anew_for_each_setting(open_session):
+    session = open_session(make_env=Swing)
+    before = session.version
+    for greediness in (0.0, 0.5):
+        press_run(session, seed=7, greediness=greediness, num_candidates=1, flow_steps=1)
+    assert session.error is None and session.version > before
+    first, second = session.tried
+    assert first.picture != second.picture and first.picture.name == "seed_7.mp4"
+    assert len(read_mp4(first.picture)[0]) == 4, "of eight steps"
+    assert [one.drawn_score for one in session.tried] == pytest.approx([one.scores[0] for one in session.tried])
+
+
+def test_a_task_without_pictures_shows_scores_and_one_sentence(open_session):
+    session = open_session()
+    press_run(session, greediness=0.0)
+    press_run(session, greediness=1.0)
+    assert len(session.tried) == 2 and session.error is None
+    assert session.no_pictures == "videos: Target draws no pictures, so this task has scores only"
+
+
+def test_agents_without_options_are_scored_too(open_session):
+    session = open_session(agent=Plain(ToyConfig()), make_env=Swing)
+    press_run(session)
+    assert session.controls == [] and session.curve is None and session.error is None
+    assert session.tried[0].picture.exists() and show_score(session.tried[0], "return")
+
+
+def test_a_wrong_field_starts_nothing(open_session):
+    session = open_session()
+    press_run(session, greediness=-2.0)
+    assert session.error == "act option greediness=-2.0: greediness is -2; it starts at -1" and session.tried == []
+    press_run(session, episodes=0, greediness=1.0)
+    assert session.error == "episodes: give a whole number from 1"
+    press_run(session, greediness=1.0)
+    assert session.error is None and len(session.tried) == 1
+
+
+def test_a_failure_is_a_sentence_on_the_page_and_a_traceback_in_the_terminal(open_session, capsys):
+    class Broken(Target):
+        def step(self, action):
+            raise ZeroDivisionError("the simulator is\nbroken")
+
+    session = open_session(make_env=Broken)
+    press_run(session, greediness=1.0)
+    assert session.error == "EnvironmentFailure: broken (the terminal shows where)"
+    assert session.tried == [] and not session.busy
+    assert "Traceback" in capsys.readouterr().err
+
+
+class Endless(Target):
+    """Never ends by itself."""
+
+    def step(self, action):
+        time.sleep(0.001)
+        return np.zeros(2), 0.0, False, False, {}
+
+
+def test_stop_ends_the_rollouts_and_leaves_nothing(open_session):
+    session = open_session(make_env=Endless)
+    session.start({"greediness": 1.0}, GRID_SEED, 3)
+    wait(lambda: session.progress.steps > 30)
+    assert session.status.startswith("evaluating: 0 of 3 episodes, ") and session.busy
+    session.start({"greediness": 0.0}, GRID_SEED, 3)  # ignored while another runs
+    session.stop()
+    wait(lambda: not session.busy)
+    assert session.error.startswith("stopped") and session.tried == []
+    session.make_env = session.evaluator.make_env = watch(Target, session.progress)
+    press_run(session, greediness=1.0)
+    assert session.error is None and len(session.tried) == 1
+
+
+def test_closing_ends_running_rollouts(open_session):
+    session = open_session(make_env=Endless)
+    session.start({"greediness": 1.0}, GRID_SEED, 3)
+    wait(lambda: session.progress.steps > 0)
+    session.close()
+    assert not session.busy
+    with pytest.raises(RuntimeError, match="shutdown"):
+        session.thread.submit(print)
+
+
+def test_watched_environments_still_say_how_they_draw():
+    Swing.built.clear()
+    progress = Progress()
+    environment = build_for_pictures(watch(Swing, progress))
+    assert Swing.built == ["rgb_array"]
+    environment.reset(seed=0)
+    for _ in range(8):
+        environment.step(np.zeros(1))
+    assert (progress.steps, progress.ended) == (8, 1)
+    Target.seeds.clear()
+    evaluate(Toy(ToyConfig()), watch(Target, progress), 2, 5, greediness=0.0)
+    assert Target.seeds == [5, 6]
+
+
+def test_a_one_step_driving_episode_is_drawn_from_above(open_session, tmp_path, monkeypatch):
+    drawn = []
+
+    def remember_and_draw(scene, candidates, chosen, title):
+        drawn.append((candidates.pdms, chosen.pdms))
+        return draw(scene, candidates, chosen, title)
+
+    monkeypatch.setattr("harness.playground.scene_picture.draw", remember_and_draw)
+    folder = tmp_path / "scenes"
+    shutil.copytree(SCENES, folder)
+    task = load_task("driving/bandit", str(folder))
+    sizes = {"actor_hidden_dims": (16,), "value_hidden_dims": (16,), "flow_steps": 2, "num_candidates": 1}
+    config = DIPOLEConfig(device="cpu", **sizes)
+    agent = DIPOLE(config, task.observation_dim, task.action_dim)
+    session = open_session(agent=agent, config=config, task=task)
+    pictures = set()
+    for greediness in (0.0, 3.0):
+        press_run(session, greediness=greediness, num_candidates=1, flow_steps=2)
+        last = session.tried[-1]
+        assert session.error is None and last.picture.suffix == ".png"
+        assert last.drawn_score == pytest.approx(last.scores[0], abs=1e-5)
+        candidates, chosen = drawn[-1]
+        assert candidates.shape == (CANDIDATES,) and chosen == pytest.approx([last.drawn_score], abs=1e-6)
+        pictures.add(last.picture.read_bytes())
+    assert len(pictures) == 2 and all(picture[:4] == PNG for picture in pictures)
+
+
+# ---- What is shown ----
+
+
+def tried(greediness, mean, seed=0, episodes=3):
+    scores = mean + np.linspace(-0.3, 0.3, episodes)
+    row = toy_row(greediness, mean)
+    options = {name: row[name] for name in ("greediness", "num_candidates", "flow_steps")}
+    return Tried(options, seed, row, scores)
+
+
+def test_a_change_is_told_of_the_same_episodes_only():
+    change = show_change([tried(0, 1.0), tried(1, 3.25)], "return")
+    assert change.startswith("+2.25 against greediness 0, num_candidates 1, flow_steps 10 on the same episodes")
+    assert "[2.25, 2.25]" in change, "equal differences have no spread, however much the episodes differ"
+    assert show_change([tried(1, 30.25), tried(0, 1.0, seed=0)], "return").startswith("-29.2 against greediness 1,")
+    assert show_change([tried(0, 1.0)], "return") is None
+    assert show_change([tried(0, 1.0), tried(1, 3.0, seed=9)], "return") is None
+    assert show_change([tried(0, 1.0), tried(1, 3.0, episodes=4)], "return") is None
+    assert show_change([tried(0, 1.0), tried(0, 1.0)], "return") is None
+
+
+def test_the_table_holds_everything_and_the_curve_what_is_comparable():
+    everything = [tried(0, 1.0), tried(1, 2.0, seed=9), tried(0, 1.0), tried(2, 3.0)]
+    rows = table(everything, "return")
+    assert [row["#"] for row in rows] == ["4", "3", "2", "1"]
+    assert {"greediness", "num_candidates", "return", "95% interval", "first seed"} <= rows[0].keys()
+    assert (rows[2]["greediness"], rows[2]["return"], rows[2]["first seed"]) == ("1", "2.00", "9")
+    assert [row["greediness"] for row in curve_rows(everything)] == [0, 2]
+    assert show_score(tried(0, 1.0), "return") == "1.00 ± 0.50 over 3 episodes, 95% interval of the mean [0.90, 1.10]"
+    assert show_score(tried(0, 1.0, episodes=1), "return") == "1.00 (one episode)"
+
+
+def test_without_greediness_the_curve_is_that_of_the_first_option(tmp_path):
+    def candidates(number, mean):
+        row = {name: value for name, value in toy_row(0, mean, number).items() if name != "greediness"}
+        return Tried({"num_candidates": number, "flow_steps": 10}, 0, row, np.full(3, mean))
+
+    pictures = set()
+    for index, last in enumerate((candidates(4, 2.0), candidates(4, 3.0), candidates(8, 3.0))):
+        draw_curve([candidates(1, 1.0), last], tmp_path / f"{index}.png", "return", {})
+        pictures.add((tmp_path / f"{index}.png").read_bytes())
+    assert len(pictures) == 3 and all(picture[:4] == PNG for picture in pictures)
+
+
+# ---- The command ----
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    toy_run(toy_config(folder, offline_steps=20))
+    return folder / "dipole" / "toy" / "point" / "seed_0"
+
+
+def test_opening_a_run_gives_its_trained_agent_and_says_what_cannot_be_drawn(run_dir, monkeypatch):
+    monkeypatch.setattr(command, "load_task", lambda *arguments: SimpleNamespace(name=arguments[0]))
+    monkeypatch.setattr(command, "choose_graphics", lambda: None)
+    monkeypatch.setitem(sys.modules, "mujoco", SimpleNamespace())
+    monkeypatch.setattr("harness.video.drawing_error", lambda backend: "no device")
+    run, no_pictures = command.open_run(run_dir, "cpu", None)
+    stored = torch.load(run_dir / "checkpoint.pt", weights_only=True)["agent"]["networks"]
+    assert all(torch.equal(value, stored[name]) for name, value in nn.Module.state_dict(run.agent).items())
+    assert (run.algorithm, run.task.name) == (load_algorithm("dipole"), "toy/point")
+    assert no_pictures.startswith("videos: MuJoCo cannot draw here") and "apt install" in no_pictures
+    monkeypatch.setattr("harness.video.drawing_error", lambda backend: None)
+    assert command.open_run(run_dir, "cpu", None)[1] is None
+
+
+def fails(monkeypatch, capsys, *arguments) -> str:
+    monkeypatch.setattr("sys.argv", ["playground", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        command.main()
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1
+    return error
+
+
+def test_a_missing_package_and_wrong_arguments_end_in_one_line(tmp_path, monkeypatch, capsys):
+    assert "--port is 0; it lies between 1 and 65535" in fails(monkeypatch, capsys, tmp_path, "--port", 0)
+    assert "RUN_DIR" in fails(monkeypatch, capsys)
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "nicegui", None)
+        message = "error: nicegui is not installed; run: pip install -r requirements-playground.txt\n"
+        assert fails(without, capsys, tmp_path) == message
+    monkeypatch.setitem(sys.modules, "nicegui", SimpleNamespace())
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        assert f"--port {port}: another program has it" in fails(monkeypatch, capsys, tmp_path, "--port", port)
+    assert "holds no environment.json" in fails(monkeypatch, capsys, tmp_path, "--port", port)
