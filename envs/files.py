@@ -1,10 +1,11 @@
 """Writing files so that a reader never sees half of one."""
 
 import contextlib
+import csv
 import fcntl
 import os
 from pathlib import Path
-from typing import Iterator
+from typing import Iterator, Sequence
 
 from envs.errors import UserError
 
@@ -44,6 +45,14 @@ def write_text(path: Path, text: str) -> None:
     """Replaces `path` by `text`, whole or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(text)
+
+
+def write_rows_csv(rows: Sequence[dict], path: Path) -> None:
+    """Writes rows with equal keys to a CSV file, whole or not at all."""
+    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def remove_abandoned(folder: Path) -> None:

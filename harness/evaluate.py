@@ -9,7 +9,6 @@ adds videos/seed_<n>.mp4 of the first n episodes at the first value of every opt
 """
 
 import argparse
-import csv
 import dataclasses
 import inspect
 import itertools
@@ -22,7 +21,7 @@ from tqdm import tqdm
 
 from envs import load_task
 from envs.errors import UserError, exit_on_user_error
-from envs.files import make_folder, replacing
+from envs.files import make_folder, write_rows_csv
 from harness.algorithms import Algorithm, load_algorithm
 from harness.command_line import CommandParser, load_config, nearest_field, parse_config
 from harness.devices import choose_device, set_up_torch
@@ -178,14 +177,6 @@ def greediness_remark(rows: Sequence[dict], score_name: str) -> Optional[str]:
         return None
     where = "" if len(same) == len(settings) else f" at {'; '.join(same)}"
     return f"Greediness makes no clear difference{where}: the {CONFIDENCE:.0%} intervals of its values overlap."
-
-
-def write_rows_csv(rows: Sequence[dict], path: Path) -> None:
-    """Writes rows with equal keys to a CSV file, whole or not at all."""
-    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def write_report(rows: Sequence[dict], folder: Path, task: Any, shown: Optional[Sequence[dict]] = None) -> str:

@@ -5,10 +5,10 @@ import json
 from pathlib import Path
 from typing import Any, Callable, Dict, Optional, Sequence
 
+from envs.files import write_rows_csv
 from harness.algorithms import load_algorithm
 from harness.command_line import config_to_yaml
 from harness.comparison.matrix import REEVALUATION, Comparison, PlannedRun, Row, Variant
-from harness.evaluate import write_rows_csv
 
 STEPS = (250, 500, 750, 1000)
 OGBENCH = {"suite": "ogbench", "path": "/data/ogbench/cube-double-play-v0.npz", "source": "official"}

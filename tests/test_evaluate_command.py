@@ -14,6 +14,7 @@ from torch import nn
 
 import harness.evaluate
 from envs.errors import UserError
+from envs.files import write_rows_csv
 from envs.task import Task
 from harness.command_line import config_to_yaml
 from harness.evaluate import (
@@ -24,7 +25,6 @@ from harness.evaluate import (
     parse_grid,
     sweep,
     write_report,
-    write_rows_csv,
 )
 from harness.evaluation import GRID_SEED
 from harness.plots import plot_learning_curve, plot_sweep

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from harness import throughput
+from harness.algorithms import load_algorithm
 from harness.throughput import SIZES, build_agent, count_flops, random_dataset
 from harness.time_split import PARTS, time_split
 
@@ -79,7 +80,10 @@ def test_sampling_counts_as_data():
 
 def test_an_agent_without_sampled_targets_spends_nothing_on_them():
     size = SIZES["quickstart"]
-    agent, dataset = build_agent("iql", size, torch.device("cpu")), random_dataset(size, torch.device("cpu"))
+    agent, dataset = (
+        build_agent(load_algorithm("iql"), size, torch.device("cpu")),
+        random_dataset(size, torch.device("cpu")),
+    )
     generator = torch.Generator().manual_seed(0)
     shares = time_split(agent, lambda: dataset.sample(8, generator, agent.batch_fields), updates=2)
     assert shares["target actions"] == 0
@@ -95,7 +99,7 @@ def test_operations_of_one_linear_layer():
 
 
 def test_quick_start_size_is_the_quick_start_config():
-    agent = build_agent("dipole", SIZES["quickstart"], torch.device("cpu"))
+    agent = build_agent(load_algorithm("dipole"), SIZES["quickstart"], torch.device("cpu"))
     assert (agent.config.actor_hidden_dims, agent.config.flow_steps) == ((128, 128), 5)
 
 
@@ -108,3 +112,40 @@ def test_command_writes_table_csv_and_figure(tmp_path, monkeypatch, capsys):
     assert float(row["updates_per_second"]) > 0
     assert sum(float(row[part]) for part in PARTS) == pytest.approx(1, abs=0.01)
     assert (tmp_path / "t.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_precisions_and_seeds_have_rows_of_their_own(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(SIZES, "quickstart", throughput.Size(5, 1, (8,), 16))
+    command = ["throughput", "--algorithm", "iql", "--size", "quickstart", "--seconds", "0.01", "--device", "cpu"]
+    command += ["--precision", "highest", "medium", "--seeds", "1", "2"]
+    monkeypatch.setattr("sys.argv", [*command, "--csv", str(tmp_path / "t.csv"), "--plot", str(tmp_path / "t.png")])
+    throughput.main()
+    rows = list(csv.DictReader((tmp_path / "t.csv").open()))
+    assert [(row["precision"], row["seeds"]) for row in rows] == [
+        ("highest", "1"),
+        ("highest", "2"),
+        ("medium", "1"),
+        ("medium", "2"),
+    ]
+    assert {row["mode"] for row in rows} == {"eager"}
+    assert torch.get_float32_matmul_precision() == "highest"
+    plotted = [row for row in rows if throughput.is_plotted(row, rows[0])]
+    assert plotted == rows[:1]
+
+
+def test_several_seeds_are_agents_of_their_own_and_count_together():
+    size = throughput.Size(5, 1, (8,), 16)
+    dataset = random_dataset(size, torch.device("cpu"))
+    updates = throughput.build_updates("iql", size, dataset, captured=False, seeds=3)
+    assert len({id(agent) for agent in updates.agents}) == 3
+    batches = [sample()["observations"] for sample in updates.samplers]
+    assert not torch.equal(batches[0], batches[1])
+    clock = iter(range(100))  # a second passes between two looks at the clock
+    assert throughput.update_rate(updates, 1, lambda: None, lambda: next(clock)) == 3 * throughput.MIN_CALLS
+
+
+def test_no_seed_at_all_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["throughput", "--seeds", "0"])
+    with pytest.raises(SystemExit) as ended:
+        throughput.main()
+    assert ended.value.code == 2 and "--seeds is 0" in capsys.readouterr().err

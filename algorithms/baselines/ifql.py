@@ -138,15 +138,19 @@ class EnsembleMLP(nn.Module):
         self.norm_scales = nn.ParameterList(torch.ones(num_members, 1, size) for size in normed)
         self.norm_shifts = nn.ParameterList(torch.zeros(num_members, 1, size) for size in normed)
 
-    def forward(self, inputs: Tensor, members: slice = slice(None)) -> Tensor:
-        hidden = inputs.expand(self.biases[0][members].shape[0], *inputs.shape[-2:])
-        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            hidden = torch.baddbmm(bias[members], hidden, weight[members])
-            if layer < len(self.weights) - 1:
+    def forward(self, inputs: Tensor, members: Optional[slice] = None) -> Tensor:
+        groups = [list(group) for group in (self.weights, self.biases, self.norm_scales, self.norm_shifts)]
+        if members is not None:  # only then: the gradient of a slice is a copy of the whole
+            groups = [[parameter[members] for parameter in group] for group in groups]
+        weights, biases, scales, shifts = groups
+        hidden = inputs.expand(len(biases[0]), *inputs.shape[-2:])
+        for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+            hidden = torch.baddbmm(bias, hidden, weight)
+            if layer < len(weights) - 1:
                 hidden = F.gelu(hidden, approximate="tanh")
-                if len(self.norm_scales) > 0:
+                if scales:
                     hidden = F.layer_norm(hidden, hidden.shape[-1:], eps=LAYER_NORM_EPSILON)
-                    hidden = hidden * self.norm_scales[layer][members] + self.norm_shifts[layer][members]
+                    hidden = torch.addcmul(shifts[layer], hidden, scales[layer])
         return hidden
 
 

@@ -16,10 +16,10 @@ from tqdm import tqdm
 
 from envs import load_task
 from envs.errors import exit_on_user_error
+from envs.files import write_rows_csv
 from envs.task import Task
 from harness.comparison.matrix import REEVALUATION, PlannedRun, find_cell, read_reevaluation
 from harness.devices import choose_device
-from harness.evaluate import write_rows_csv
 from harness.evaluation import EVALUATION_SEED, Evaluator
 from harness.run import run
 from harness.run_folder import RunFolder, load_agent

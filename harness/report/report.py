@@ -13,10 +13,9 @@ import jinja2
 from markdown_it import MarkdownIt
 from markupsafe import Markup
 
-from envs.files import make_folder, write_text
+from envs.files import make_folder, write_rows_csv, write_text
 from harness.comparison.matrix import Comparison
 from harness.comparison.results import Mixture, Results, check_protocol, csv_rows
-from harness.evaluate import write_rows_csv
 from harness.report import plots, settings, tables
 from harness.report.blocks import Block, Bold
 from harness.statistics import CONFIDENCE, FEWEST_SEEDS, RESAMPLES

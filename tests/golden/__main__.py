@@ -1,4 +1,4 @@
-"""python -m tests.golden CASE.npz ...: compares algorithms with recorded reference updates.
+"""python -m tests.golden CASE.npz ...: compares algorithms with recorded reference updates, on the CPU or a GPU.
 
 Prints the largest difference of each case and exits with 1 where one is above 1e-9.
 """
@@ -9,16 +9,19 @@ import sys
 from pathlib import Path
 
 from envs.errors import exit_on_user_error
+from harness.devices import choose_device
 from tests.golden.checker import TOLERANCE, check_case
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.golden", description=__doc__.splitlines()[0])
     parser.add_argument("cases", nargs="+", type=Path, metavar="CASE.npz")
-    failed = False
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    options, failed = parser.parse_args(), False
     with exit_on_user_error():
-        for path in parser.parse_args().cases:
-            differences = check_case(path)
+        device = choose_device(options.device)
+        for path in options.cases:
+            differences = check_case(path, device.type)
             name, largest = max(differences.items(), key=lambda item: math.inf if math.isnan(item[1]) else item[1])
             within = largest <= TOLERANCE
             failed |= not within

@@ -8,7 +8,7 @@ reference's names map to ours.
 
 import json
 from pathlib import Path
-from typing import Dict, List
+from typing import Dict, List, Tuple
 
 import numpy as np
 import torch
@@ -25,14 +25,14 @@ TOLERANCE = 1e-9  # largest absolute difference of any loss or parameter
 class RecordedNoise(nn.Module):
     """Stands in for an agent's noise and plays recorded draws back, checking that each is asked for as recorded."""
 
-    def __init__(self, draws: List[np.ndarray]):
+    def __init__(self, draws: List[np.ndarray], device: str = "cpu", dtype: torch.dtype = torch.float64):
         super().__init__()
-        self.draws = list(draws)
+        self.draws, self.device, self.dtype = list(draws), device, dtype
 
     def _next(self, shape) -> Tensor:
         if not self.draws:
             raise AssertionError(f"a draw of shape {shape} was asked for after the last recorded one")
-        draw = torch.as_tensor(self.draws.pop(0))
+        draw = torch.as_tensor(self.draws.pop(0), dtype=self.dtype, device=self.device)
         if tuple(draw.shape) != tuple(shape):
             raise AssertionError(f"a draw of shape {shape} was asked for where {tuple(draw.shape)} is recorded")
         return draw
@@ -68,11 +68,13 @@ def read_case(path: Path) -> tuple:
         return name, json.loads(path.with_suffix(".json").read_text()), dict(arrays)
 
 
-def build_agent(name: str, case: dict, initial: Dict[str, np.ndarray]) -> tuple:
-    """The agent in float64 with the recorded initial parameters, and its parameters under the file's names."""
+def build_agent(
+    name: str, case: dict, initial: Dict[str, np.ndarray], device: str = "cpu", dtype: torch.dtype = torch.float64
+) -> tuple:
+    """The agent with the recorded initial parameters, and its parameters under the file's names."""
     algorithm, adapter = load_algorithm(name), ADAPTERS[name]
     config = algorithm.config_class(**adapter.config_fields(case["config"]))
-    agent = algorithm.agent_class(config, case["obs_dim"], case["action_dim"]).double()
+    agent = algorithm.agent_class(config, case["obs_dim"], case["action_dim"]).to(device, dtype)
     parameters = adapter.parameters(agent)
     if set(parameters) != set(initial):
         raise AssertionError(f"parameters that are in one side only: {sorted(set(parameters) ^ set(initial))}")
@@ -82,21 +84,29 @@ def build_agent(name: str, case: dict, initial: Dict[str, np.ndarray]) -> tuple:
     return agent, parameters
 
 
-def check_case(path: Path) -> Dict[str, float]:
-    """{name of a loss or parameter: largest absolute difference from the reference} after the recorded updates."""
+def replay(
+    path: Path, device: str = "cpu", dtype: torch.dtype = torch.float64
+) -> Dict[str, Tuple[np.ndarray, np.ndarray]]:
+    """{name of a loss or parameter: (ours, the reference's)} after the recorded updates on `device` in `dtype`."""
     name, case, arrays = read_case(Path(path))
     adapter = ADAPTERS[name]
-    agent, parameters = build_agent(name, case, step_arrays(arrays, "init/"))
-    differences = {}
+    agent, parameters = build_agent(name, case, step_arrays(arrays, "init/"), device, dtype)
+    figures = {}
     for step in range(case["steps"]):
-        agent.noise = RecordedNoise(adapter.keep_draws(recorded_draws(arrays, step)))
-        batch = {key: torch.as_tensor(array) for key, array in step_arrays(arrays, f"step{step}/batch/").items()}
-        metrics = agent.update(batch)
+        agent.noise = RecordedNoise(adapter.keep_draws(recorded_draws(arrays, step)), device, dtype)
+        recorded = step_arrays(arrays, f"step{step}/batch/")
+        metrics = agent.update(
+            {key: torch.as_tensor(array, dtype=dtype, device=device) for key, array in recorded.items()}
+        )
         if agent.noise.draws:
             raise AssertionError(f"step {step}: {len(agent.noise.draws)} recorded draws were never asked for")
         for theirs, ours in adapter.metrics.items():
-            reference = arrays[f"step{step}/info/{theirs}"]
-            differences[f"step{step}/{theirs}"] = float((metrics[ours] - torch.as_tensor(reference)).abs())
+            figures[f"step{step}/{theirs}"] = metrics[ours].cpu().numpy(), arrays[f"step{step}/info/{theirs}"]
     for key, parameter in parameters.items():
-        differences[f"final/{key}"] = float((parameter.detach() - torch.as_tensor(arrays[f"final/{key}"])).abs().max())
-    return differences
+        figures[f"final/{key}"] = parameter.detach().cpu().numpy(), arrays[f"final/{key}"]
+    return figures
+
+
+def check_case(path: Path, device: str = "cpu") -> Dict[str, float]:
+    """{name of a loss or parameter: largest absolute difference from the reference} after the recorded updates."""
+    return {name: float(np.abs(ours - theirs).max()) for name, (ours, theirs) in replay(path, device).items()}

@@ -1,0 +1,144 @@
+"""Updates per second of algorithms/dipole.py against the same update in JAX (benchmarks/jax_dipole.py), in one run.
+
+    python -m benchmarks.against_jax --size released published quickstart --csv FILE
+    python -m benchmarks.against_jax --device cuda --precision highest high
+
+Rounds of the two follow each other, and each round gives one ratio, so that what else the machine does meets both; the
+table holds the smallest, the median and the largest of the rounds. On a GPU ours is measured update by update (eager)
+and as a CUDA graph. On a CPU both use all cores, or so many as `taskset` leaves. `--clock cpu` gives updates per second
+of CPU time, of all threads together, for a machine that is busy with other work.
+"""
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Sequence
+
+# JAX would take three quarters of the GPU's memory at its first use; it reads this when it is imported.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+import jax
+import jax.numpy as jnp
+import torch
+from tqdm import tqdm
+
+from benchmarks.jax_dipole import compiled_update, random_state
+from envs.dataset import Dataset
+from envs.errors import UserError, exit_on_user_error
+from envs.files import write_rows_csv
+from harness.devices import choose_device
+from harness.run_fields import MATMUL_PRECISIONS
+from harness.throughput import (
+    SIZES,
+    build_updates,
+    count_flops,
+    format_rows,
+    machine,
+    random_dataset,
+    rate,
+    spread,
+    update_rate,
+    waiting_for,
+    warm_up,
+)
+
+# What JAX calls torch's precisions; its own default on a GPU is tf32.
+JAX_PRECISIONS = {"highest": "highest", "high": "tensorfloat32", "medium": "bfloat16"}
+
+
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+class JaxUpdates:
+    """JAX's updates of a config on transitions of `dataset`; `advance` makes some, `wait` until they are made."""
+
+    def __init__(self, config: Any, dataset: Dataset, device: jax.Device, precision: str):
+        rows = dataset.valid.cpu()
+        arrays = {name: getattr(dataset, name).cpu()[rows] for name in ("observations", "actions", "rewards", "masks")}
+        arrays["next_observations"] = dataset.observations.cpu()[rows + 1]
+        self.device, self.precision = device, precision
+        with jax.default_device(device):
+            self.data = {name: jnp.asarray(array.numpy()) for name, array in arrays.items()}
+            dims = arrays["observations"].shape[1], arrays["actions"].shape[1]
+            self.state, self.key = random_state(config, *dims, config.seed), jax.random.key(config.seed)
+        self.update = compiled_update(config)
+        self.losses: Dict[str, jax.Array] = {}
+
+    def advance(self, count: int) -> None:
+        with jax.default_device(self.device), jax.default_matmul_precision(self.precision):
+            for _ in range(count):
+                self.state, self.key, self.losses = self.update(self.state, self.data, self.key)
+
+    def wait(self) -> None:
+        jax.block_until_ready((self.state, self.key, self.losses))
+
+
+def measure(
+    size_name: str,
+    precisions: Sequence[str],
+    rounds: int,
+    seconds: float,
+    device: torch.device,
+    clock: Callable[[], float],
+) -> List[Dict[str, Any]]:
+    """A row per precision and way of making our updates: both speeds and their ratio, each as it varied by rounds."""
+    size, dataset = SIZES[size_name], random_dataset(SIZES[size_name], device)
+    jax_device = jax.devices("gpu" if device.type == "cuda" else "cpu")[0]
+    rows = []
+    for precision in precisions:
+        torch.set_float32_matmul_precision(precision)
+        ways = {"eager": False, "graph": True} if device.type == "cuda" else {"eager": False}
+        ours = {name: warm_up(build_updates("dipole", size, dataset, graph, 1)) for name, graph in ways.items()}
+        config = ours["eager"].agents[0].config
+        theirs = JaxUpdates(config, dataset, jax_device, JAX_PRECISIONS[precision])
+        speeds: Dict[str, List[float]] = {name: [] for name in (*ways, "jax")}
+        for _ in tqdm(range(rounds), desc=f"{size_name} {precision}", leave=False, disable=None):
+            for name, updates in ours.items():
+                speeds[name].append(update_rate(updates, seconds, waiting_for(device), clock))
+            speeds["jax"].append(rate(lambda: theirs.advance(1), seconds, theirs.wait, clock))  # noqa: B023
+        flops = count_flops(ours["eager"].agents[0], ours["eager"].samplers[0]())
+        for name in ways:
+            ratios = [mine / other for mine, other in zip(speeds[name], speeds["jax"], strict=True)]
+            rows.append(
+                {
+                    "size": size_name,
+                    "precision": precision,
+                    "mode": name,
+                    "megaflop_per_update": round(flops / 1e6, 1),
+                    **spread("updates_per_second", speeds[name]),
+                    **spread("jax_updates_per_second", speeds["jax"]),
+                    **spread("ratio", ratios),
+                }
+            )
+    torch.set_float32_matmul_precision(MATMUL_PRECISIONS[0])
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.against_jax", description=__doc__.splitlines()[0])
+    parser.add_argument("--size", nargs="+", choices=list(SIZES), default=["released", "published", "quickstart"])
+    parser.add_argument("--precision", nargs="+", choices=MATMUL_PRECISIONS, default=["highest"], help="of products")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each of the two in each round")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads of torch; 0 = torch's choice")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="cpu: of all threads, for a busy machine")
+    parser.add_argument("--csv", type=Path, help="also write the rows there")
+    options = parser.parse_args(sys.argv[1:])
+    with exit_on_user_error():
+        if options.rounds < 1:
+            raise UserError(f"--rounds is {options.rounds}, set it to 1 or more")
+        device = choose_device(options.device)
+        if options.threads:
+            torch.set_num_threads(options.threads)
+        arguments = options.precision, options.rounds, options.seconds, device, CLOCKS[options.clock]
+        rows = [row for size in options.size for row in measure(size, *arguments)]
+        print(f"{machine(device)}, jax {jax.__version__}\n\n{format_rows(rows)}")
+        if options.csv:
+            write_rows_csv(rows, options.csv)
+
+
+if __name__ == "__main__":
+    main()
