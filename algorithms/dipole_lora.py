@@ -353,7 +353,7 @@ def add_adapters(base: nn.Module, names: Tuple[str, ...], config: DIPOLELoRAConf
         if not any(name == target or name.endswith(f".{target}") for name in linear):
             known = ", ".join(linear) or "none"
             raise user_error(f"target_modules: the base has no linear layer {target!r}; choose among {known}")
-    base.requires_grad_(False).eval()
+    base.requires_grad_(False)
     lora = LoraConfig(
         r=config.adapter_rank,
         lora_alpha=config.adapter_alpha,
@@ -363,6 +363,7 @@ def add_adapters(base: nn.Module, names: Tuple[str, ...], config: DIPOLELoRAConf
     tuner = LoraModel(base, {name: lora for name in names}, names[0])  # gives the first, and keeps it the active one
     for name in names[1:]:
         tuner.inject_adapter(base, name)
+    base.eval()  # no dropout, of the base or of an adapter
     for name, parameter in base.named_parameters():
         if ".lora_A." in name:
             drawn = nn.init.kaiming_uniform_(torch.empty(parameter.shape), a=math.sqrt(5), generator=generator)
@@ -412,6 +413,8 @@ class DIPOLELoRA(nn.Module):
         self.batch_fields: Tuple[str, ...] = ()
         self.base_sha256: Optional[str] = None
         if config.stage == "pretrain":
+            if base is not None:
+                raise user_error("stage: pretrain trains a planner of its own; set it to finetune to adapt a base")
             self.base = Planner(config, observation_dim, action_dim)
             initialise(self.base, self.noise.generator)
         else:

@@ -36,18 +36,23 @@ MIN_CALLS = 3  # between two looks at the clock, so that a GPU is not waited for
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """Shapes of a benchmark: state and action dimensions, and networks (None: those of the algorithm's own config)."""
+    """Shapes of a benchmark: state and action dimensions, and networks (None: those of the algorithm's own config).
+
+    An algorithm without such networks, such as one of a transformer, has those of its own defaults. width: of the
+    matrix product that shows what the machine gives.
+    """
 
     observation_dim: int
     action_dim: int
     hidden_dims: Optional[tuple]
     batch_size: int
+    width: int
 
 
 SIZES = {
-    "published": Size(28, 5, (512, 512, 512, 512), 256),  # cube-single with FQL's networks
-    "released": Size(28, 5, (512, 512, 512), 256),  # the same with the networks of DIPOLE's released code
-    "quickstart": Size(5, 1, None, 256),  # cartpole with configs/<algorithm>/quickstart.yaml
+    "published": Size(28, 5, (512, 512, 512, 512), 256, 512),  # cube-single with FQL's networks
+    "released": Size(28, 5, (512, 512, 512), 256, 512),  # the same with the networks of DIPOLE's released code
+    "quickstart": Size(5, 1, None, 256, 128),  # cartpole with configs/<algorithm>/quickstart.yaml
 }
 
 
@@ -57,7 +62,8 @@ def build_agent(name: str, size: Size, device: torch.device) -> torch.nn.Module:
     if size.hidden_dims is None:
         config = load_config(algorithm.config_class, ROOT / "configs" / name / "quickstart.yaml")
     else:
-        dims = {"actor_hidden_dims": size.hidden_dims, "value_hidden_dims": size.hidden_dims}
+        fields = {field.name for field in dataclasses.fields(algorithm.config_class)}
+        dims = {field: size.hidden_dims for field in ("actor_hidden_dims", "value_hidden_dims") if field in fields}
         config = dataclasses.replace(algorithm.config_class(), **dims, batch_size=size.batch_size)
     return algorithm.agent_class(config, size.observation_dim, size.action_dim).to(device)
 
@@ -102,8 +108,7 @@ def measure(names: List[str], size_name: str, seconds: float, device: torch.devi
         for name, agent in agents.items()
     }
     flops = {name: count_flops(agent, samples[name]()) for name, agent in agents.items()}
-    width = (size.hidden_dims or next(iter(agents.values())).config.actor_hidden_dims)[0]
-    left, right = torch.rand(size.batch_size, width, device=device), torch.rand(width, width, device=device)
+    left, right = (torch.rand(rows, size.width, device=device) for rows in (size.batch_size, size.width))
     updates: Dict[str, list] = {name: [] for name in names}
     products = []
     for _ in tqdm(range(ROUNDS), desc=size_name, leave=False, disable=None):
@@ -112,7 +117,7 @@ def measure(names: List[str], size_name: str, seconds: float, device: torch.devi
             updates[name].append(
                 rate(lambda agent=agent, sample=samples[name]: agent.update(sample()), seconds, device)
             )
-    product_rate = statistics.median(products) * 2 * size.batch_size * width * width
+    product_rate = statistics.median(products) * 2 * size.batch_size * size.width**2
     return [
         {
             "size": size_name,
