@@ -303,7 +303,7 @@ def load_base(config: DIPOLELoRAConfig, observation_dim: int, action_dim: int) -
 
     The file is mapped and its tensors become the planner's own, so that no second copy is in memory meanwhile.
     """
-    path = Path(config.base)
+    path = Path(config.base).expanduser()
     path = path / "checkpoint.pt" if path.is_dir() else path
     advice = "name the folder or checkpoint.pt of a run with stage pretrain"
     try:
