@@ -419,7 +419,7 @@ class DIPOLELoRA(nn.Module):
             initialise(self.base, self.noise.generator)
         else:
             if (base is None) == (config.base is None):
-                raise user_error("base: stage finetune needs one: set base to the run folder of a pre-trained planner")
+                raise user_error("base: stage finetune needs one, the run folder of a pre-trained planner or a module")
             self.base = load_base(config, observation_dim, action_dim) if base is None else base
             self.base_sha256 = fingerprint(self.base)
             self.adapters = ("positive",) if is_single_policy(config.weighting) else ("positive", "negative")
@@ -573,9 +573,10 @@ class DIPOLELoRA(nn.Module):
 
     @classmethod
     def load(cls, run_dir, base: Optional[nn.Module] = None) -> "DIPOLELoRA":
-        """The agent of a run folder's checkpoint, on the CPU; `base` where the run was given a module as such."""
+        """The agent of a run folder's checkpoint, on the CPU; `base` takes the place of the one its config names."""
         checkpoint = torch.load(Path(run_dir) / "checkpoint.pt", map_location="cpu", weights_only=True)
         config = DIPOLELoRAConfig(**checkpoint["config"])
+        config = config if base is None else replace(config, base=None)
         agent = cls(config, checkpoint["observation_dim"], checkpoint["action_dim"], base)
         agent.load_state_dict(checkpoint["agent"])
         return agent

@@ -308,7 +308,8 @@ def test_pretraining_then_finetuning_through_the_harness(base_run, tmp_path):
     result = run(config, agent, scored_task())
     assert result["step"] == 6
     folder = tmp_path / "runs" / "dipole_lora" / "toy" / "point" / "seed_0"
-    assert torch.equal(acted(DIPOLELoRA.load(folder), greediness=1.0), acted(agent.cpu(), greediness=1.0))
+    for loaded in (DIPOLELoRA.load(folder), DIPOLELoRA.load(folder, base=DIPOLELoRA.load(base_run).base)):
+        assert torch.equal(acted(loaded, greediness=1.0), acted(agent.cpu(), greediness=1.0))
     assert torch.equal(load_base(config, 3, 2).output.weight, pretrained.base.output.weight)
 
 
