@@ -132,8 +132,6 @@ class DIPOLELoRAConfig:
             raise ValueError(f"stochasticity is {self.stochasticity:g}; it lies between 0 (DDIM) and 1 (DDPM)")
         if self.stage == "pretrain" and self.base is not None:
             raise ValueError(f"base is {self.base}, but stage pretrain trains one; set stage to finetune")
-        if self.stage == "pretrain" and self.greediness != 0:
-            raise ValueError(f"greediness is {self.greediness:g}; stage pretrain has no two policies, set it to 0")
         check_guidance(self, self.greediness, "greediness")
 
 
@@ -415,6 +413,10 @@ class DIPOLELoRA(nn.Module):
         if config.stage == "pretrain":
             if base is not None:
                 raise user_error("stage: pretrain trains a planner of its own; set it to finetune to adapt a base")
+            if config.greediness != 0:
+                raise user_error(
+                    f"greediness: is {config.greediness:g}; stage pretrain has no two policies, set it to 0"
+                )
             self.base = Planner(config, observation_dim, action_dim)
             initialise(self.base, self.noise.generator)
         else:
@@ -549,7 +551,10 @@ class DIPOLELoRA(nn.Module):
 
     def _acting_config(self, **options) -> DIPOLELoRAConfig:
         """The config with the given act options in place of its own; raises ValueError for an impossible one."""
-        return replace(self.config, **{name: value for name, value in options.items() if value is not None})
+        acting = replace(self.config, **{name: value for name, value in options.items() if value is not None})
+        if not self.adapters and acting.greediness != 0:
+            raise ValueError(f"greediness is {acting.greediness:g}; a planner without adapters has no two policies")
+        return acting
 
     def state_dict(self) -> dict:
         """Everything an exact continuation needs but the frozen base: tensors, plain numbers and the base's sha256."""

@@ -453,7 +453,6 @@ except ValueError as error:
     "fields, message",
     [
         ({"stage": "tune"}, "stage is 'tune'; choose one of pretrain, finetune"),
-        ({"greediness": 1.0}, "greediness is 1; stage pretrain has no two policies, set it to 0"),
         ({"base": "runs"}, "base is runs, but stage pretrain trains one; set stage to finetune"),
         ({"planner_width": 18, "planner_heads": 4}, "planner_width is 18; make it a multiple of planner_heads"),
         ({"process": "diffusion", "sampling_steps": 11}, "sampling_steps is 11; it must be at most diffusion_steps"),
@@ -467,6 +466,13 @@ except ValueError as error:
 def test_wrong_settings_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         DIPOLELoRAConfig(**fields)
+
+
+def test_pretraining_has_one_greediness():
+    with pytest.raises(UserError, match="greediness: is 1; stage pretrain has no two policies, set it to 0"):
+        DIPOLELoRA(dataclasses.replace(PRETRAIN, greediness=1.0), 3, 2)
+    with pytest.raises(ValueError, match="greediness is 1; a planner without adapters has no two policies"):
+        DIPOLELoRA(PRETRAIN, 3, 2).act(STATES, greediness=1.0)
 
 
 def test_tokens_must_cover_the_observation():
@@ -499,7 +505,7 @@ def test_both_stages_by_their_commands_and_a_sentence_where_peft_is_absent(tmp_p
     done = command("--config", f"{configs}/pretrain.yaml", *short)
     base = tmp_path / "runs" / "dipole_lora_base" / "driving" / "bandit" / "seed_0"
     assert done.returncode == 0 and (base / "result.json").exists(), done.stderr
-    second = ["--config", f"{configs}/bandit.yaml", *short, "--base", str(base), "--final_report", "[]"]
+    second = ["--config", f"{configs}/bandit.yaml", *short, "--base", str(base)]
     done = command(*second, without_peft=True)
     assert done.returncode == 2 and done.stderr.strip().splitlines()[-1] == (
         "error: the adapters need peft: `pip install -r requirements-lora.txt`"
@@ -508,4 +514,5 @@ def test_both_stages_by_their_commands_and_a_sentence_where_peft_is_absent(tmp_p
     done = command(*second)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "runs" / "dipole_lora" / "driving" / "bandit" / "seed_0"
+    assert (folder / "greediness.csv").exists()  # of the config's final report
     assert (folder / "checkpoint.pt").exists() and "actor/policy_distance" in (folder / "train.csv").read_text()
