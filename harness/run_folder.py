@@ -29,7 +29,7 @@ from harness.command_line import config_to_yaml, load_config
 
 CHECKPOINT_FORMAT = 1  # raised when the layout of checkpoint.pt changes
 FIRST_HARNESS_VERSION = 1  # of the runs that do not record one
-HARNESS_VERSION = 1  # raised when the same config could give other numbers than before
+HARNESS_VERSION = 2  # raised when the same config could give other numbers than before
 # Fields that change where a run happens or what it prints, not what it computes: a run may continue with others.
 FREE_FIELDS = (
     "data_dir",

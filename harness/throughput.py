@@ -42,18 +42,23 @@ MIN_CALLS = 3  # between two looks at the clock, so that a GPU is not waited for
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """Shapes of a benchmark: state and action dimensions, and networks (None: those of the algorithm's own config)."""
+    """Shapes of a benchmark: state and action dimensions, and networks (None: those of the algorithm's own config).
+
+    An algorithm without such networks, such as one of a transformer, has those of its own defaults. width: of the
+    matrix product that shows what the machine gives.
+    """
 
     observation_dim: int
     action_dim: int
     hidden_dims: Optional[tuple]
     batch_size: int
+    width: int
 
 
 SIZES = {
-    "published": Size(28, 5, (512, 512, 512, 512), 256),  # cube-single with FQL's networks
-    "released": Size(28, 5, (512, 512, 512), 256),  # the same with the networks of DIPOLE's released code
-    "quickstart": Size(5, 1, None, 256),  # cartpole with configs/<algorithm>/quickstart.yaml
+    "published": Size(28, 5, (512, 512, 512, 512), 256, 512),  # cube-single with FQL's networks
+    "released": Size(28, 5, (512, 512, 512), 256, 512),  # the same with the networks of DIPOLE's released code
+    "quickstart": Size(5, 1, None, 256, 128),  # cartpole with configs/<algorithm>/quickstart.yaml
 }
 
 
@@ -71,7 +76,8 @@ def build_agent(algorithm: Algorithm, size: Size, device: torch.device) -> torch
     if size.hidden_dims is None:
         config = load_config(algorithm.config_class, ROOT / "configs" / algorithm.name / "quickstart.yaml")
     else:
-        dims = {"actor_hidden_dims": size.hidden_dims, "value_hidden_dims": size.hidden_dims}
+        fields = {field.name for field in dataclasses.fields(algorithm.config_class)}
+        dims = {field: size.hidden_dims for field in ("actor_hidden_dims", "value_hidden_dims") if field in fields}
         config = dataclasses.replace(algorithm.config_class(), **dims, batch_size=size.batch_size)
     return algorithm.agent_class(config, size.observation_dim, size.action_dim).to(device)
 
@@ -186,8 +192,7 @@ def measure(
     """A row per algorithm and mode: parameters, megaflops, updates per second (median of rounds), time by part."""
     size = SIZES[size_name]
     dataset, wait = random_dataset(size, device), waiting_for(device)
-    width = (size.hidden_dims or build_agent(load_algorithm(names[0]), size, device).config.actor_hidden_dims)[0]
-    left, right = torch.rand(size.batch_size, width, device=device), torch.rand(width, width, device=device)
+    left, right = (torch.rand(rows, size.width, device=device) for rows in (size.batch_size, size.width))
     costs = {name: cost(name, size, dataset) for name in names}
     measured, products = {}, {}
     for mode in modes:
@@ -199,7 +204,7 @@ def measure(
     for _ in tqdm(range(ROUNDS), desc=size_name, leave=False, disable=None):
         for precision, product in products.items():
             torch.set_float32_matmul_precision(precision)
-            rates[precision].append(rate(product, seconds / 4, wait) * PRODUCTS * 2 * left.shape[0] * width * width)
+            rates[precision].append(rate(product, seconds / 4, wait) * PRODUCTS * 2 * size.batch_size * size.width**2)
             for (name, mode), updates in measured.items():
                 if mode.precision == precision:
                     rates[name, mode].append(update_rate(updates, seconds, wait))

@@ -12,7 +12,7 @@ import torch
 
 from harness.algorithms import algorithm_names, load_algorithm
 
-SMALL = {"actor_hidden_dims": (16, 16), "value_hidden_dims": (16, 16), "batch_size": 16}
+SMALL = {"actor_hidden_dims": (16, 16), "value_hidden_dims": (16, 16), "planner_width": 16, "batch_size": 16}
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +22,9 @@ def one_thread():
 
 def small_config(algorithm, **changes):
     """The algorithm's defaults with small networks and the given changes."""
-    return dataclasses.replace(algorithm.config_class(), **(SMALL | changes))
+    fields = {field.name for field in dataclasses.fields(algorithm.config_class)}
+    small = {name: value for name, value in SMALL.items() if name in fields}
+    return dataclasses.replace(algorithm.config_class(), **(small | changes))
 
 
 @pytest.fixture(params=algorithm_names())

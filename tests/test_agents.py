@@ -117,7 +117,7 @@ import sys
 sys.path.insert(0, {str(tmp_path)!r})
 import torch
 from {algorithm.name} import {agent}, {config}
-agent = {agent}({config}(actor_hidden_dims=(8, 8), value_hidden_dims=(8, 8)), 3, 2)
+agent = {agent}({small_config(algorithm)!r}, 3, 2)
 columns = {{"observations": (9, 3), "actions": (9, 2), "next_observations": (9, 3), "rewards": (9,), "masks": (9,)}}
 columns |= {{field: (9, 2) for field in agent.batch_fields}}
 before = [parameter.clone() for parameter in agent.parameters()]

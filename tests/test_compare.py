@@ -109,7 +109,7 @@ def test_restart_removes_every_file_of_a_comparisons_run(finished):
 
 def test_a_run_that_another_harness_began_is_refused_until_it_is_finished(tmp_path, finished, monkeypatch):
     run, cells = finished
-    monkeypatch.setattr(run_folder, "HARNESS_VERSION", 2)
+    monkeypatch.setattr(run_folder, "HARNESS_VERSION", 3)
     complete_run(run, cells)  # nothing is left to do
     (run.folder / "result.json").unlink()
     with pytest.raises(UserError, match="began under harness version 1, and this code is version 2"):

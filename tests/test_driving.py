@@ -32,6 +32,7 @@ from envs.driving.vehicle import DT
 from envs.errors import UserError
 from harness.algorithms import algorithm_names, load_algorithm
 from harness.evaluation import evaluate
+from tests.conftest import small_config
 
 ROOT = Path(__file__).resolve().parents[1]
 SCENES = ROOT / "tests" / "golden" / "driving" / "scenes"
@@ -399,7 +400,7 @@ def test_evaluation_takes_each_test_scene_once(folder, task):
 @pytest.mark.parametrize("name", algorithm_names())
 def test_every_algorithm_learns_from_it_unchanged(task, name):
     algorithm = load_algorithm(name)
-    config = algorithm.config_class(task="driving/bandit", actor_hidden_dims=(16,), value_hidden_dims=(16,))
+    config = small_config(algorithm, task="driving/bandit")
     agent = algorithm.agent_class(config, task.observation_dim, task.action_dim)
     generator = torch.Generator().manual_seed(0)
     for _ in range(2):

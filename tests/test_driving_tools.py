@@ -122,15 +122,17 @@ def test_the_closed_loop_reports_planners_and_runs(folder, run, drive, capsys, m
 
 
 def test_the_table_has_the_scores_of_planners_data_and_runs(folder, run, capsys):
-    table.main(["--data_dir", str(folder), "--run", str(run), "--greediness", "0", "1", "--samples", "2"])
+    table.main(["--data_dir", str(folder), "--run", str(run), "--greediness", "0", "1", "--samples", "2", "--best"])
     lines = capsys.readouterr().out.splitlines()
     rows = {line.split("|")[1].strip(): [float(cell) for cell in line.split("|")[2:-1]] for line in lines[2:]}
-    assert list(rows)[-2:] == ["dipole, greediness 0 (seed_0)", "dipole, greediness 1 (seed_0)"]
+    labels = [f"dipole, greediness {omega} (seed_0)" for omega in (0, 1)]
+    assert list(rows)[-4:] == [labels[0], f"{labels[0]}: best of 2", labels[1], f"{labels[1]}: best of 2"]
+    assert all(rows[f"{label}: best of 2"][-1] > rows[label][-1] for label in labels)
     scenes = read_split(folder, "test")
     straight = table.scores_of(scenes, np.stack([constant_velocity(scene) for scene in scenes.scenes])[:, None], "")
     assert rows["constant velocity"] == pytest.approx(100 * straight.mean(axis=(0, 1)), abs=0.051)
     assert rows["data: best of 16"][-1] >= rows["data: mean plan"][-1]
-    assert len(rows) == 7
+    assert len(rows) == 9
 
 
 def test_the_best_plan_is_taken_whole():

@@ -66,6 +66,12 @@ FORMS: Dict[str, Form] = {
     f"pip install -r requirements.txt && {QUICKSTART}": Form(QUICKSTART + TINY_CARTPOLE, QUICKSTART, MINUTES),
     "pip install torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu": Form(None, None, INSTALL),
     "pip install -r requirements-dev.txt && python -m pytest": Form(None, None, "this is it; .ci/run gives it"),
+    f"{QUICKSTART} --seeds 0 1 2": Form(
+        f"{QUICKSTART}{TINY_CARTPOLE} --run_dir seeds --seeds 0 1", f"{QUICKSTART} --run_dir seeds --seeds 0 1", MINUTES
+    ),
+    "pip install -r requirements-playground.txt && python -m harness.playground RUN_DIR": Form(
+        None, None, "a page that stays open: tests/test_playground_page.py opens it in a browser"
+    ),
     "python -m tests.golden tests/golden/*.npz": Form(
         "python -m tests.golden tests/golden/dipole.npz", "python -m tests.golden tests/golden/*.npz", "one case"
     ),

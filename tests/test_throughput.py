@@ -115,7 +115,7 @@ def test_command_writes_table_csv_and_figure(tmp_path, monkeypatch, capsys):
 
 
 def test_precisions_and_seeds_have_rows_of_their_own(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(SIZES, "quickstart", throughput.Size(5, 1, (8,), 16))
+    monkeypatch.setitem(SIZES, "quickstart", throughput.Size(5, 1, (8,), 16, 8))
     command = ["throughput", "--algorithm", "iql", "--size", "quickstart", "--seconds", "0.01", "--device", "cpu"]
     command += ["--precision", "highest", "medium", "--seeds", "1", "2"]
     monkeypatch.setattr("sys.argv", [*command, "--csv", str(tmp_path / "t.csv"), "--plot", str(tmp_path / "t.png")])
@@ -134,7 +134,7 @@ def test_precisions_and_seeds_have_rows_of_their_own(tmp_path, monkeypatch, caps
 
 
 def test_several_seeds_are_agents_of_their_own_and_count_together():
-    size = throughput.Size(5, 1, (8,), 16)
+    size = throughput.Size(5, 1, (8,), 16, 8)
     dataset = random_dataset(size, torch.device("cpu"))
     updates = throughput.build_updates("iql", size, dataset, captured=False, seeds=3)
     assert len({id(agent) for agent in updates.agents}) == 3

@@ -47,7 +47,7 @@ class FQLConfig:
     seed: int = 0  # of networks, minibatches and noise
     device: str = "auto"  # auto | cpu | cuda
     threads: int = 0  # CPU threads of torch; 0 = torch's choice
-    matmul_precision: str = "highest"  # of float32 products: highest | high (tf32 on GPUs) | medium (bf16 on CPUs)
+    matmul_precision: str = "highest"  # of float32 products: highest | high (tf32 on GPUs) | medium; see docs/gpu.md
     cuda_graphs: bool = True  # on a GPU replay recorded updates; false = one by one, the same numbers more slowly
     offline_steps: int = 1_000_000  # updates on the data set
     online_steps: int = 0  # environment steps after those, each followed by an update

@@ -50,7 +50,7 @@ class ReBRACConfig:
     seed: int = 0  # of networks, minibatches and noise
     device: str = "auto"  # auto | cpu | cuda
     threads: int = 0  # CPU threads of torch; 0 = torch's choice
-    matmul_precision: str = "highest"  # of float32 products: highest | high (tf32 on GPUs) | medium (bf16 on CPUs)
+    matmul_precision: str = "highest"  # of float32 products: highest | high (tf32 on GPUs) | medium; see docs/gpu.md
     cuda_graphs: bool = True  # on a GPU replay recorded updates; false = one by one, the same numbers more slowly
     offline_steps: int = 1_000_000  # updates on the data set
     online_steps: int = 0  # environment steps after those, each followed by an update
@@ -224,9 +224,7 @@ class ReBRAC(nn.Module):
         self.target_policy = network(1, observation_dim, config.actor_hidden_dims, action_dim, config.actor_layer_norm)
         self.target_policy.load_state_dict(self.policy.state_dict())
         self.target_policy.requires_grad_(False)
-        self.register_buffer(
-            "updates", torch.zeros((), dtype=torch.int64)
-        )  # made so far, on the device
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))  # made so far, on the device
         trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
         # capturable: the step count stays on the device, so that a CUDA graph can hold the step
         self.optimizer = torch.optim.Adam(trainable, lr=config.learning_rate, fused=True, capturable=True)

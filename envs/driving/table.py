@@ -2,7 +2,8 @@
 
 python -m envs.driving.table --data_dir DIR --split test --run RUN_DIR --run RUN_DIR --greediness 0 0.5 1
 
-Every run gives --samples plans per scene and each value of --greediness, where its agent has that option. These are
+Every run gives --samples plans per scene and each value of --greediness, where its agent has that option; --best adds
+the best of these by their own scores, which no driver has: the most that choosing among them could give. These are
 PDM-style scores of this repository's own scenes, not NAVSIM's; choose settings by --split validation.
 """
 
@@ -43,7 +44,9 @@ def best_of(scores: np.ndarray) -> np.ndarray:
     return scores[np.arange(len(scores)), best][:, None]
 
 
-def rows(folder: Path, split: str, runs: Sequence[Path], greediness: Sequence[float], samples: int) -> Iterable[tuple]:
+def rows(
+    folder: Path, split: str, runs: Sequence[Path], greediness: Sequence[float], samples: int, best: bool
+) -> Iterable[tuple]:
     """(label, mean scores [6]) of every row of the table, as they are computed."""
     scenes = read_split(folder, split)
     for label, plans in BASELINES.items():
@@ -61,7 +64,10 @@ def rows(folder: Path, split: str, runs: Sequence[Path], greediness: Sequence[fl
             suffix = "".join(f", {name} {value:g}" for name, value in options.items())
             _, plans = sample_plans(policy, folder, split, samples, **options)
             label = f"{run.parent.parent.parent.name}{suffix} ({run.name})"
-            yield label, scores_of(scenes, plans, label).mean(axis=(0, 1))
+            scores = scores_of(scenes, plans, label)
+            yield label, scores.mean(axis=(0, 1))
+            if best:
+                yield f"{label}: best of {samples}", best_of(scores).mean(axis=(0, 1))
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> None:
@@ -71,12 +77,15 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     parser.add_argument("--run", type=Path, action="append", default=[], help="a run's folder; may be repeated")
     parser.add_argument("--greediness", type=float, nargs="+", default=[], help="act option; default: the run's")
     parser.add_argument("--samples", type=int, default=8, help="plans per scene of a run")
+    parser.add_argument("--best", action="store_true", help="also the best plan of each scene, a row of its own")
     options = parser.parse_args(arguments)
     with exit_on_user_error():
         folder = data_folder(options.data_dir)
         read_sidecar(folder)
         print(f"| {options.split} scenes | {' | '.join(TITLES)} |\n|---|{'---|' * len(TITLES)}", flush=True)
-        for label, scores in rows(folder, options.split, options.run, options.greediness, options.samples):
+        for label, scores in rows(
+            folder, options.split, options.run, options.greediness, options.samples, options.best
+        ):
             print(f"| {label} | {' | '.join(f'{100 * value:.1f}' for value in scores)} |", flush=True)
 
 

@@ -1,0 +1,518 @@
+"""Two adapters on one frozen base: what moves, what is saved, what is refused, and eq. 10 by hand."""
+
+import dataclasses
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from algorithms import dipole
+from algorithms.dipole_diffusion import sample_denoiser
+from algorithms.dipole_lora import DIPOLELoRA, DIPOLELoRAConfig, Planner, fingerprint, initialise, load_base
+from envs.errors import UserError
+from harness.run import run
+from tests.test_agents import assert_equal_states
+from tests.toy import random_batch, toy_task
+
+ROOT = Path(__file__).resolve().parents[1]
+SCENES = ROOT / "tests" / "golden" / "driving" / "scenes"
+PLANNER = {"planner_width": 16, "planner_heads": 2, "batch_size": 16}
+PRETRAIN = DIPOLELoRAConfig(**PLANNER)
+FINETUNE = DIPOLELoRAConfig(stage="finetune", adapter_rank=3, inverse_temperature=2.0, shift=0.3, **PLANNER)
+STATES = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+
+
+def new_base(seed: int = 0, config: DIPOLELoRAConfig = PRETRAIN) -> Planner:
+    base = Planner(config, 3, 2)
+    initialise(base, torch.Generator().manual_seed(seed))
+    return base
+
+
+def finetuning(**changes) -> DIPOLELoRA:
+    return DIPOLELoRA(dataclasses.replace(FINETUNE, **changes), 3, 2, base=new_base())
+
+
+def scored_batch(dtype: torch.dtype = torch.float32) -> dict:
+    batch = random_batch(dtype=dtype)
+    return batch | {"state_values": batch["rewards"].flip(0) / 2}
+
+
+def trained(updates: int = 3, **changes) -> DIPOLELoRA:
+    agent = finetuning(**changes)
+    for _ in range(updates):
+        agent.update(scored_batch())
+    return agent
+
+
+def acted(agent, **options) -> torch.Tensor:
+    """Actions in STATES from noise of a fixed seed."""
+    agent.noise.generator.manual_seed(5)
+    return agent.act(STATES, **options)
+
+
+class OwnPlanner(nn.Module):
+    """A base that knows nothing of the algorithm file."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(3 + 2 + 1, 8), nn.Linear(8, 2)
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, observations, x, t):
+        return self.second(self.dropout(self.first(torch.cat([observations, x, t], dim=-1)).relu()))
+
+
+# ---- What moves ----
+
+
+@pytest.mark.parametrize("process", ["flow", "diffusion"])
+def test_the_base_never_moves_and_both_adapters_do(process):
+    agent = finetuning(process=process)
+    sums = fingerprint(new_base())
+    start = {name: parameter.detach().clone() for name, parameter in agent.named_parameters()}
+    for _ in range(3):
+        agent.update(scored_batch())
+    adapters = {name for name in start if ".lora_" in name}
+    layers = 2 * 4  # four layers in each of two blocks
+    assert len([name for name in adapters if ".positive." in name]) == 2 * layers
+    assert len([name for name in adapters if ".negative." in name]) == 2 * layers
+    for name, parameter in agent.named_parameters():
+        if name in adapters:
+            assert not torch.equal(parameter, start[name]), name
+        else:
+            assert torch.equal(parameter, start[name]) and parameter.grad is None and not parameter.requires_grad, name
+    assert agent.base_sha256 == sums
+
+
+def test_the_two_adapters_do_not_share_their_gradient():
+    """The gradient of each is that of its own term of eq. 9, done here with one adapter at a time."""
+    agent, batch = trained().double(), scored_batch(torch.float64)
+    agent.noise.generator.manual_seed(3)
+    x, t, target = agent._noised(batch["actions"])
+    positive_weights = torch.sigmoid(2.0 * (batch["rewards"] - batch["state_values"]) + 0.3)
+    expected = {}
+    for adapter, weights in (("positive", positive_weights), ("negative", 1 - positive_weights)):
+        own = {name: parameter for name, parameter in agent.trained.items() if f".{adapter}." in name}
+        errors = (agent._policy(adapter, batch["observations"], x, t) - target).square().mean(dim=-1)
+        expected |= dict(zip(own, torch.autograd.grad((weights * errors).mean(), list(own.values())), strict=True))
+    agent.noise.generator.manual_seed(3)
+    agent.optimizer.zero_grad()
+    agent._loss(batch)[0].backward()
+    assert expected.keys() == agent.trained.keys()
+    for name, parameter in agent.trained.items():
+        torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-10, atol=1e-14, msg=name)
+
+
+def test_weights_are_those_of_dipole():
+    batch = scored_batch()
+    advantage = batch["rewards"] - batch["state_values"]
+    for weighting in ("sigmoid", "exponential", "indicator", "none"):
+        expected = dipole.policy_weights(weighting, advantage, 2.0, 0.3)
+        agent = finetuning(weighting=weighting)
+        metrics = agent.update(batch)
+        torch.testing.assert_close(metrics["actor/weight_mean"], expected[0].mean())
+        assert agent.adapters == ("positive", "negative")[: len(expected)]
+        assert ("actor/negative_loss" in metrics) == (len(expected) == 2)
+    assert finetuning().batch_fields == ("state_values",)
+
+
+def test_only_the_seed_decides_the_adapters():
+    def adapters(seed, global_seed):
+        torch.manual_seed(global_seed)
+        return trained(seed=seed).state_dict()
+
+    assert_equal_states(adapters(0, 1), adapters(0, 2))
+    first, second = adapters(0, 1)["networks"], adapters(1, 1)["networks"]
+    assert all(not torch.equal(first[name], second[name]) for name in first)
+
+
+# ---- Eq. 10 ----
+
+
+@pytest.mark.parametrize("process", ["flow", "diffusion"])
+def test_before_training_every_greediness_acts_as_the_base(process):
+    config = dataclasses.replace(PRETRAIN, process=process)
+    pretrained = DIPOLELoRA(config, 3, 2)
+    pretrained.base.load_state_dict(new_base().state_dict())
+    agent, expected = finetuning(process=process), acted(pretrained)
+    for greediness in (-1.0, 0.0, 0.5, 3.0):
+        torch.testing.assert_close(acted(agent, greediness=greediness), expected, rtol=0, atol=1e-5)
+    assert torch.equal(acted(agent, greediness=0.0), expected)
+
+
+def test_prediction_is_the_linear_rule_of_two_bases_with_the_adapters_merged():
+    """W + (alpha / rank) B A written into two full copies of the base, which know no adapters."""
+    agent = trained().double()
+    x, t = torch.randn(5, 2).double(), torch.rand(5, 1).double()
+    copies = {}
+    for adapter in ("positive", "negative"):
+        copy = new_base().double()
+        for name, module in copy.named_modules():
+            prefix = f"base.{name}.lora_"
+            if f"{prefix}A.{adapter}.weight" in agent.trained:
+                a, b = (agent.trained[f"{prefix}{part}.{adapter}.weight"] for part in "AB")
+                module.weight.data += FINETUNE.adapter_alpha / FINETUNE.adapter_rank * b @ a
+        copies[adapter] = copy(STATES.double(), x, t)
+    assert (copies["positive"] - copies["negative"]).abs().max() > 1e-4
+    for greediness in (-1.0, 0.0, 0.5, 2.0):
+        expected = (1 + greediness) * copies["positive"] - greediness * copies["negative"]
+        prediction = agent.predict(STATES.double(), x, t, greediness)
+        torch.testing.assert_close(prediction, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("greediness", [0.0, -1.0, 2.0])
+def test_samplers_are_those_of_the_other_two_files(greediness):
+    """The same draws through sample_flow and sample_denoiser, whose networks are stand-ins that ask this agent."""
+
+    class Stack(nn.Module):
+        def __init__(self, agent, time_of):
+            super().__init__()
+            self.agent, self.time_of = [agent], time_of
+
+        def forward(self, inputs, members=slice(None)):
+            states, x, t = inputs[:, :3], inputs[:, 3:5], self.time_of(inputs[:, 5:])
+            (agent,) = self.agent
+            return torch.stack([agent.predict(states, x, t, omega) for omega in (0.0, -1.0)])[members]
+
+    def level(features):  # of the slowest of its sinusoids
+        return (torch.atan2(features[:, 7:8], features[:, 15:16]) * 1e4).round()
+
+    states, draws = STATES.double(), torch.Generator().manual_seed(1)
+    flow = trained().double()
+    noise = torch.randn(5, 2, generator=draws, dtype=torch.float64)
+    flow.noise.normal = lambda *shape: noise
+    expected = dipole.sample_flow(Stack(flow, lambda t: t), states, noise, greediness, 4)
+    actions = flow.act(states, greediness=greediness, sampling_steps=4)
+    torch.testing.assert_close(actions, expected, rtol=0, atol=1e-10)
+
+    class NearlyNoise(OwnPlanner):  # x is mostly noise; other predictions end at the bounds, where all samplers agree
+        def forward(self, observations, x, t):
+            return x + 0.1 * super().forward(observations, x, t)
+
+    torch.manual_seed(0)
+    config = dataclasses.replace(FINETUNE, process="diffusion", stochasticity=0.7, target_modules=("first", "second"))
+    diffusion = DIPOLELoRA(config, 3, 2, base=NearlyNoise())
+    for _ in range(3):
+        diffusion.update(scored_batch())
+    diffusion.double()
+    noises = torch.randn(5, 5, 2, generator=draws, dtype=torch.float64)
+    diffusion.noise.normal = lambda *shape: noises
+    expected = sample_denoiser(Stack(diffusion, level), states, noises, greediness, 10, 0.7)
+    assert (expected.abs() < 1).any()
+    actions = diffusion.act(states, greediness=greediness, sampling_steps=4)
+    torch.testing.assert_close(actions, expected, rtol=0, atol=1e-10)
+
+
+def test_cost_of_an_action():
+    agent = finetuning()
+    assert agent.network_evaluations() == 10
+    assert agent.network_evaluations(greediness=0.5, sampling_steps=4) == 8
+
+
+# ---- What is saved ----
+
+
+def test_save_and_load_continue_bit_for_bit(tmp_path):
+    agent = trained(seed=3)
+    torch.save(agent.state_dict(), tmp_path / "state.pt")
+    copy = finetuning(seed=4)
+    copy.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    for _ in range(2):
+        agent.update(scored_batch())
+        copy.update(scored_batch())
+    assert_equal_states(agent.state_dict(), copy.state_dict())
+    assert torch.equal(acted(agent, greediness=1.0), acted(copy, greediness=1.0))
+
+
+def test_validation_losses_and_acting_change_nothing():
+    agent, undisturbed = finetuning(), finetuning()
+    for one in (agent, undisturbed):
+        one.update(scored_batch())
+    assert agent.losses(scored_batch()) == agent.losses(scored_batch())
+    draws = agent.noise.generator.get_state()
+    agent.act(STATES, greediness=-1.0)
+    agent.noise.generator.set_state(draws)
+    for one in (agent, undisturbed):
+        one.update(scored_batch())
+    assert_equal_states(agent.state_dict(), undisturbed.state_dict())
+
+
+def test_a_checkpoint_holds_adapters_but_no_base(tmp_path):
+    wide = dataclasses.replace(PRETRAIN, planner_width=128)
+    base = new_base(config=wide)
+    torch.save(base.state_dict(), tmp_path / "base.pt")
+    agent = DIPOLELoRA(dataclasses.replace(FINETUNE, planner_width=128, adapter_rank=1), 3, 2, base=base)
+    agent.update(scored_batch())
+    state = agent.state_dict()
+    torch.save(state, tmp_path / "adapters.pt")
+    assert all(re.search(r"\.lora_[AB]\.(positive|negative)\.weight$", name) for name in state["networks"])
+    sizes = {name: (tmp_path / f"{name}.pt").stat().st_size for name in ("base", "adapters")}
+    assert sizes["adapters"] < 0.2 * sizes["base"], sizes  # with both moments of Adam
+
+
+def test_adapters_of_another_base_or_other_layers_are_refused():
+    state = trained().state_dict()
+    other = DIPOLELoRA(FINETUNE, 3, 2, base=new_base(seed=1))
+    before = {name: value.clone() for name, value in other.state_dict()["networks"].items()}
+    with pytest.raises(UserError, match=r"base: has sha256 \w{12}\.\.\., but the adapters are of a base with \w{12}"):
+        other.load_state_dict(state)
+    assert all(torch.equal(value, before[name]) for name, value in other.state_dict()["networks"].items())
+    with pytest.raises(UserError, match="target_modules: the adapters of the checkpoint are of other layers"):
+        finetuning(target_modules=("mlp_input",)).load_state_dict(state)
+
+
+def test_every_number_of_the_base_is_in_its_fingerprint():
+    base = new_base()
+    first = fingerprint(base)
+    for parameter in base.parameters():
+        parameter.data.view(-1)[-1] += 1e-3
+        assert fingerprint(base) != first
+        parameter.data.copy_(new_base().state_dict()[next(n for n, p in base.named_parameters() if p is parameter)])
+    assert fingerprint(base) == first == fingerprint(new_base())
+
+
+# ---- From run to run ----
+
+
+def harness_config(tmp_path, **fields) -> DIPOLELoRAConfig:
+    steps = {"offline_steps": 6, "log_interval": 3, "checkpoint_interval": 3, "eval_interval": 6, "eval_episodes": 2}
+    return DIPOLELoRAConfig(run_dir=str(tmp_path / "runs"), device="cpu", **steps, **PLANNER, **fields)
+
+
+def scored_task():
+    task = toy_task()
+    task.dataset.columns["state_values"] = task.dataset.rewards / 2
+    return task
+
+
+@pytest.fixture
+def base_run(tmp_path) -> Path:
+    """The folder of a pre-training run on the toy task."""
+    config = harness_config(tmp_path, task="toy/point", label="base")
+    run([DIPOLELoRA(config, 3, 2)], toy_task())
+    return tmp_path / "runs" / "base" / "toy" / "point" / "seed_0"
+
+
+def test_pretraining_then_finetuning_through_the_harness(base_run, tmp_path):
+    config = harness_config(tmp_path, task="toy/point", stage="finetune", base=str(base_run), adapter_rank=2)
+    agent = DIPOLELoRA(config, 3, 2)
+    pretrained = DIPOLELoRA.load(base_run)
+    assert agent.base_sha256 == fingerprint(pretrained.base)
+    assert torch.equal(acted(agent), acted(pretrained))
+    (result,) = run([agent], scored_task())
+    assert result["step"] == 6
+    folder = tmp_path / "runs" / "dipole_lora" / "toy" / "point" / "seed_0"
+    for loaded in (DIPOLELoRA.load(folder), DIPOLELoRA.load(folder, base=DIPOLELoRA.load(base_run).base)):
+        assert torch.equal(acted(loaded, greediness=1.0), acted(agent.cpu(), greediness=1.0))
+    assert torch.equal(load_base(config, 3, 2).output.weight, pretrained.base.output.weight)
+
+
+def test_a_base_that_was_trained_on_is_refused(base_run, tmp_path):
+    config = harness_config(tmp_path, task="toy/point", stage="finetune", base=str(base_run), adapter_rank=2)
+    run([DIPOLELoRA(config, 3, 2)], scored_task())
+    checkpoint = torch.load(base_run / "checkpoint.pt", weights_only=True)
+    checkpoint["agent"]["networks"]["base.output.bias"] += 1
+    torch.save(checkpoint, base_run / "checkpoint.pt")
+    with pytest.raises(UserError, match="base: has sha256"):
+        DIPOLELoRA.load(tmp_path / "runs" / "dipole_lora" / "toy" / "point" / "seed_0")
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda run: run.joinpath("checkpoint.pt").unlink(), "is no checkpoint of a planner .*No such file"),
+        (lambda run: run.joinpath("checkpoint.pt").write_bytes(b"x"), "is no checkpoint of a planner"),
+    ],
+)
+def test_an_absent_or_damaged_base_is_one_sentence(base_run, tmp_path, change, message):
+    change(base_run)
+    config = harness_config(tmp_path, stage="finetune", base=str(base_run))
+    with pytest.raises(UserError, match=message) as raised:
+        DIPOLELoRA(config, 3, 2)
+    assert "\n" not in str(raised.value) and str(base_run) in str(raised.value)
+
+
+def test_a_base_of_another_kind_is_refused(base_run, tmp_path):
+    def refusal(observation_dim=3, **fields):
+        with pytest.raises(UserError) as raised:
+            DIPOLELoRA(
+                dataclasses.replace(harness_config(tmp_path), stage="finetune", base=str(base_run), **fields),
+                observation_dim,
+                2,
+            )
+        return str(raised.value)
+
+    assert "is of a task with observations and actions of (3, 2) numbers, not (4, 2)" in refusal(observation_dim=4)
+    assert re.match(r"planner_width: the planner in .* has 16; set planner_width to that", refusal(planner_width=32))
+    assert re.match(r"process: the planner in .* has flow", refusal(process="diffusion"))
+    checkpoint = torch.load(base_run / "checkpoint.pt", weights_only=True)
+    torch.save(checkpoint | {"algorithm": "dipole"}, base_run / "checkpoint.pt")
+    assert "but not of a planner that this file pre-trained" in refusal()
+
+
+# ---- Modules of one's own ----
+
+
+def test_any_module_of_the_described_signature_is_a_base():
+    base = OwnPlanner()
+    agent = DIPOLELoRA(dataclasses.replace(FINETUNE, target_modules=("first", "second")), 3, 2, base=base)
+    assert not any(module.training for module in base.modules())
+    before = acted(agent, greediness=1.0)
+    for _ in range(3):
+        metrics = agent.update(scored_batch())
+    assert metrics["actor/policy_distance"] > 0
+    assert not torch.equal(acted(agent, greediness=1.0), before)
+    assert torch.equal(acted(agent, greediness=1.0), acted(agent, greediness=1.0))
+
+
+@pytest.mark.parametrize("layer", ["linear1", "out_proj"])
+def test_layers_that_are_not_called_are_refused(layer):
+    """torch's encoder reads the weights of linear1 (its fast path) and of out_proj (attention) and calls neither."""
+
+    class Encoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding, self.output = nn.Linear(6, 8), nn.Linear(8, 2)
+            self.layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+
+        def forward(self, observations, x, t):
+            tokens = self.embedding(torch.cat([observations, x, t], dim=-1))[:, None]
+            return self.output(self.layer(tokens)[:, 0])
+
+    config = dataclasses.replace(FINETUNE, target_modules=("output", layer))
+    with pytest.raises(UserError, match=rf"target_modules: the adapter of layer\S*{layer} does nothing"):
+        DIPOLELoRA(config, 3, 2, base=Encoder())
+
+
+def test_adapters_that_only_sampling_would_skip_are_refused():
+    class Skips(OwnPlanner):
+        def forward(self, observations, x, t):
+            if torch.is_grad_enabled():
+                return super().forward(observations, x, t)
+            hidden = torch.cat([observations, x, t], dim=-1) @ self.first.weight.T
+            return self.second((hidden + self.first.bias).relu())
+
+    config = dataclasses.replace(FINETUNE, target_modules=("first", "second"))
+    with pytest.raises(UserError, match="the adapter of some layers, without gradients, does nothing"):
+        DIPOLELoRA(config, 3, 2, base=Skips())
+
+
+def test_bases_that_do_not_fit_are_refused():
+    def refusal(base, **changes):
+        with pytest.raises(UserError) as raised:
+            DIPOLELoRA(dataclasses.replace(FINETUNE, **changes), 3, 2, base=base)
+        return str(raised.value)
+
+    assert refusal(OwnPlanner(), target_modules=("fist",)) == (
+        "target_modules: the base has no linear layer 'fist'; choose among first, second"
+    )
+    assert "stage finetune needs one" in refusal(None)
+    assert "set it to finetune to adapt a base" in refusal(OwnPlanner(), stage="pretrain")
+    used = OwnPlanner()
+    DIPOLELoRA(dataclasses.replace(FINETUNE, target_modules=("first",)), 3, 2, base=used)
+    assert "has adapters already" in refusal(used, target_modules=("first",))
+    flat = OwnPlanner()
+    flat.second = nn.Linear(8, 1)
+    assert "for actions of shape (2, 2) has shape (2, 1)" in refusal(flat, target_modules=("first",))
+
+
+def test_the_copied_file_alone_adapts_a_module(tmp_path):
+    """In isolated mode from an empty folder; the example of docs/dipole_lora.md."""
+    shutil.copy(ROOT / "algorithms" / "dipole_lora.py", tmp_path)
+    page = (ROOT / "docs" / "dipole_lora.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    script = f"""
+import sys
+sys.path.insert(0, {str(tmp_path)!r})
+{example}
+print(tuple(actions.shape), sorted(metrics))
+assert not {{"envs", "harness", "pyrallis"}} & set(sys.modules)
+try:
+    DIPOLELoRA(DIPOLELoRAConfig(stage="finetune"), 6, 2)
+except ValueError as error:
+    print(error)
+"""
+    environment = {"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.stdout.startswith("(4, 2) ['actor/"), done.stderr
+    assert "base: stage finetune needs one" in done.stdout
+
+
+# ---- The command ----
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"stage": "tune"}, "stage is 'tune'; choose one of pretrain, finetune"),
+        ({"base": "runs"}, "base is runs, but stage pretrain trains one; set stage to finetune"),
+        ({"planner_width": 18, "planner_heads": 4}, "planner_width is 18; make it a multiple of planner_heads"),
+        ({"process": "diffusion", "sampling_steps": 11}, "sampling_steps is 11; it must be at most diffusion_steps"),
+        ({"token_sizes": (3, 0)}, r"token_sizes is \[3, 0\]; each must be at least 1"),
+        ({"adapter_rank": 0}, "adapter_rank is 0; it must be at least 1"),
+        ({"stochasticity": 2.0}, "stochasticity is 2"),
+        ({"stage": "finetune", "weighting": "none", "greediness": 1.0}, "trains a single policy; set greediness to 0"),
+        ({"stage": "finetune", "greediness": -2.0}, "greediness is -2; it starts at -1"),
+    ],
+)
+def test_wrong_settings_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        DIPOLELoRAConfig(**fields)
+
+
+def test_pretraining_has_one_greediness():
+    with pytest.raises(UserError, match="greediness: is 1; stage pretrain has no two policies, set it to 0"):
+        DIPOLELoRA(dataclasses.replace(PRETRAIN, greediness=1.0), 3, 2)
+    with pytest.raises(ValueError, match="greediness is 1; a planner without adapters has no two policies"):
+        DIPOLELoRA(PRETRAIN, 3, 2).act(STATES, greediness=1.0)
+
+
+def test_tokens_must_cover_the_observation():
+    with pytest.raises(UserError, match="token_sizes: they sum to 4, but an observation has 3 numbers"):
+        DIPOLELoRA(dataclasses.replace(PRETRAIN, token_sizes=(2, 2)), 3, 2)
+
+
+def test_tokens_of_one_size_in_a_row_share_an_embedding():
+    planner = Planner(dataclasses.replace(PRETRAIN, token_sizes=(1, 2, 2, 1)), 6, 2)
+    assert [tuple(embedding.weight.shape) for embedding in planner.embeddings] == [(16, 1), (16, 2), (16, 1)]
+    assert planner.positions.shape == (5, 16)
+    assert planner(torch.zeros(7, 6), torch.zeros(7, 2), torch.zeros(7, 1)).shape == (7, 2)
+
+
+def command(*arguments: str, without_peft: bool = False) -> subprocess.CompletedProcess:
+    call = "runpy.run_path('algorithms/dipole_lora.py', None, '__main__')"
+    code = f"sys.argv = ['dipole_lora.py', *{list(arguments)!r}]; {call}"
+    hide = "sys.modules['peft'] = None; " if without_peft else ""
+    return subprocess.run(
+        [sys.executable, "-c", f"import runpy, sys; {hide}{code}"], cwd=ROOT, capture_output=True, text=True
+    )
+
+
+def test_both_stages_by_their_commands_and_a_sentence_where_peft_is_absent(tmp_path):
+    """On the driving scenes of the tests, from pre-training to a fine-tuned planner's checkpoint."""
+    shutil.copytree(SCENES, tmp_path / "scenes")
+    short = ["--data_dir", str(tmp_path / "scenes"), "--run_dir", str(tmp_path / "runs"), "--batch_size", "16"]
+    short += ["--offline_steps", "4", "--log_interval", "2", "--eval_interval", "4", "--eval_episodes", "2"]
+    configs = "configs/dipole_lora/driving"
+    done = command("--config", f"{configs}/pretrain.yaml", *short)
+    base = tmp_path / "runs" / "dipole_lora_base" / "driving" / "bandit" / "seed_0"
+    assert done.returncode == 0 and (base / "result.json").exists(), done.stderr
+    second = ["--config", f"{configs}/bandit.yaml", *short, "--base", str(base)]
+    done = command(*second, without_peft=True)
+    assert done.returncode == 2 and done.stderr.strip().splitlines()[-1] == (
+        "error: the adapters need peft: `pip install -r requirements-lora.txt`"
+    )
+    assert not (tmp_path / "runs" / "dipole_lora").exists()
+    done = command(*second)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "runs" / "dipole_lora" / "driving" / "bandit" / "seed_0"
+    assert (folder / "greediness.csv").exists()  # of the config's final report
+    assert (folder / "checkpoint.pt").exists() and "actor/policy_distance" in (folder / "train.csv").read_text()
