@@ -23,6 +23,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
 from envs.errors import UserError, exit_on_user_error
 from envs.files import make_folder, replacing
@@ -54,7 +55,9 @@ CANDIDATE_STYLES = (
     {"color": COLOURS[4], "marker": "v"},
     {"color": COLOURS[5], "marker": "P"},
 )
-DATA_MEAN = "mean return of the data"
+DATA_MEAN, DIVERGED = "mean return of the data", "a seed diverged"
+OMEGA_GAP, BETA_GAP = 0.05, 1.07  # between the points of lines at the same x: a difference; a factor
+X_MARGIN = 1.5  # of the axis of beta, as a factor
 
 Key = Tuple[str, str, str, float]  # panel, task, line, x
 
@@ -192,66 +195,81 @@ def check(comparison: Comparison) -> None:
 def figure_of(results: Results, points: Sequence[Point]) -> Figure:
     """A column for each task; rows: score by omega, then by beta the score at each N, the weights' share, the spike."""
     by_score = {point.panel for point in points} - {OMEGA, SHARE, SPIKE}
-    panels = [OMEGA, *sorted(by_score, key=lambda name: int(name.split()[-1])), SHARE, SPIKE]
+    panels = [OMEGA, *sorted(by_score, key=candidates_of), SHARE, SPIKE]
     figure = Figure(figsize=(3.1 * len(results.tasks) + 2.4, 2.3 * len(panels) + 0.5), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(caption(points), fontsize=9)
     for panel, row in zip(panels, figure.subfigures(len(panels), 1), strict=True):
         row.suptitle(row_title(panel, results), fontsize=10, fontweight="bold")
         labelled = {}
-        for axes, (task, category) in zip(
-            row.subplots(1, len(results.tasks), squeeze=False)[0], results.tasks.items(), strict=True
-        ):
-            draw(axes, [point for point in points if (point.panel, point.task) == (panel, task)])
+        for task, axes in zip(results.tasks, row.subplots(1, len(results.tasks), squeeze=False)[0], strict=True):
             style_axes(axes, panel, results, task)
-            axes.set_title(category, fontsize=9)
+            draw(axes, [point for point in points if (point.panel, point.task) == (panel, task)])
+            axes.set_title(task if panel == OMEGA else results.tasks[task], fontsize=7 if panel == OMEGA else 9)
             handles, labels = axes.get_legend_handles_labels()
             labelled |= dict(zip(labels, handles, strict=True))
+        labelled |= {label: labelled.pop(label) for label in (DATA_MEAN, DIVERGED) if label in labelled}  # to the end
         row.legend(labelled.values(), labelled, loc="outside right center", fontsize=8, frameon=False)
     return figure
 
 
+def candidates_of(panel: str) -> int:
+    return int(panel.split()[-1])
+
+
 def caption(points: Sequence[Point]) -> str:
     seeds = [len(point.values) for point in points if point.values]
-    spread = (
-        f"bars: {CONFIDENCE:.0%} bootstrap intervals" if min(seeds) >= FEWEST_SEEDS else "bars: lowest to highest seed"
-    )
     count = f"{min(seeds)}" if min(seeds) == max(seeds) else f"{min(seeds)} to {max(seeds)}"
-    return f"All data sets are locally generated. Means over {count} seed{'s' * (max(seeds) > 1)}, {spread}"
+    if max(seeds) == 1:
+        return "One seed: differences between seeds are not shown"
+    few = min(seeds) < FEWEST_SEEDS
+    bars = "from the lowest to the highest seed" if few else f"{CONFIDENCE:.0%} bootstrap intervals over seeds"
+    return f"Means over {count} seeds, bars: {bars}"
 
 
 def row_title(panel: str, results: Results) -> str:
     if panel == OMEGA:
         return f"Score against greediness ω (sigmoid weights, β = {widest_beta(results.scores):g})"
     if panel == SHARE:
-        return "Effective share of a minibatch: 1 = all weights are equal"
+        return "Effective share of a minibatch (1: all weights are equal)"
     if panel == SPIKE:
-        return "Loss spike: largest / median loss of the positive policy in the second half of training"
-    candidates = int(panel.split()[-1])
-    alone = "the policy alone" if candidates == 1 else f"best of {candidates} candidates"
+        return "Loss spike: largest / median loss of the positive policy, second half of training"
+    candidates = candidates_of(panel)
+    alone = "the policy alone" if candidates == 1 else f"the critic's choice of {candidates} candidates"
     return f"Score against inverse temperature β at N = {candidates} ({alone})"
 
 
 def draw(axes: Axes, points: Sequence[Point]) -> None:
     """The lines of one panel, each point with its bar; crosses at the top where seeds diverged."""
-    for index, line in enumerate(dict.fromkeys(point.line for point in points)):
+    lines = list(dict.fromkeys(point.line for point in points))
+    for index, line in enumerate(lines):
         style = STYLES.get(line) or CANDIDATE_STYLES[index % len(CANDIDATE_STYLES)]
+        aside = index - (len(lines) - 1) / 2
         drawn = sorted((point for point in points if point.line == line), key=lambda point: point.x)
         scored = [point for point in drawn if point.values]
         if scored:
-            x, means = [point.x for point in scored], np.array([point.mean for point in scored])
+            means = np.array([point.mean for point in scored])
             low, high = np.array([point.bounds for point in scored]).T
             bars = np.maximum([means - low, high - means], 0.0)  # a mean is at most a rounding error outside
-            axes.errorbar(x, means, yerr=bars, label=line, markersize=5, capsize=2.5, lw=1.3, **style)
-        gone = [point.x for point in drawn if point.diverged]
+            x = [drawn_at(point, aside) for point in scored]
+            axes.errorbar(x, means, bars, label=line, markersize=5, capsize=2.5, lw=1.3, **style)
+        gone = [drawn_at(point, aside) for point in drawn if point.diverged]
         if gone:
             top = axes.get_xaxis_transform()
-            axes.plot(gone, [0.95] * len(gone), "x", color=style["color"], transform=top, ms=8, mew=2, label="diverged")
+            axes.plot(gone, [0.95] * len(gone), "x", color=style["color"], transform=top, ms=8, mew=2, label=DIVERGED)
+
+
+def drawn_at(point: Point, aside: float) -> float:
+    """Where a point stands: lines stand a little aside from each other, so that their bars stay apart."""
+    return point.x + aside * OMEGA_GAP if point.panel == OMEGA else point.x * BETA_GAP**aside
 
 
 def style_axes(axes: Axes, panel: str, results: Results, task: str) -> None:
     if panel in (SHARE, SPIKE):
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
     else:
         axes.set_ylabel(results.scale(task).unit, fontsize=8)
         mean = results.identity(task).get("episode_return_mean")
@@ -260,7 +278,11 @@ def style_axes(axes: Axes, panel: str, results: Results, task: str) -> None:
     if panel == OMEGA:
         axes.set_xlabel("ω", fontsize=8)
     else:
+        betas = sorted({run.planned.config.inverse_temperature for run in results.runs})
         axes.set_xscale("log")
+        axes.set_xticks(betas, [f"{beta:g}" for beta in betas])
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_xlim(betas[0] / X_MARGIN, betas[-1] * X_MARGIN)
         axes.set_xlabel("β", fontsize=8)
     axes.grid(alpha=0.25, lw=0.6)
     axes.tick_params(labelsize=8)
