@@ -174,7 +174,8 @@ def points_of(results: Results) -> List[Point]:
         add((SPIKE, *place), run, loss_spike(columns) if columns else float("nan"))
     if not values:
         raise UserError(f"{results.comparison.out}: holds no finished run yet; run the command without --report_only")
-    keys = dict.fromkeys([*values, *diverged])
+    tasks = list(results.tasks)
+    keys = sorted({*values, *diverged}, key=lambda key: (panel_place(key[0]), tasks.index(key[1]), *key[2:]))
     return [Point(*key, tuple(values.get(key, ())), diverged.get(key, 0)) for key in keys]
 
 
@@ -189,13 +190,22 @@ def check(comparison: Comparison) -> None:
             )
 
 
+def candidates_of(panel: str) -> int:
+    return int(panel.split()[-1])
+
+
+def panel_place(panel: str) -> Tuple[int, int]:
+    """For sorting: omega, the scores by beta with their N rising, the share, the spike."""
+    fixed = {OMEGA: 0, SHARE: 2, SPIKE: 3}
+    return (fixed[panel], 0) if panel in fixed else (1, candidates_of(panel))
+
+
 # ---- The figure ----
 
 
 def figure_of(results: Results, points: Sequence[Point]) -> Figure:
     """A column for each task; rows: score by omega, then by beta the score at each N, the weights' share, the spike."""
-    by_score = {point.panel for point in points} - {OMEGA, SHARE, SPIKE}
-    panels = [OMEGA, *sorted(by_score, key=candidates_of), SHARE, SPIKE]
+    panels = sorted({OMEGA, SHARE, SPIKE, *(point.panel for point in points)}, key=panel_place)
     figure = Figure(figsize=(3.1 * len(results.tasks) + 2.4, 2.3 * len(panels) + 0.5), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(caption(points), fontsize=9)
@@ -211,10 +221,6 @@ def figure_of(results: Results, points: Sequence[Point]) -> Figure:
         labelled |= {label: labelled.pop(label) for label in (DATA_MEAN, DIVERGED) if label in labelled}  # to the end
         row.legend(labelled.values(), labelled, loc="outside right center", fontsize=8, frameon=False)
     return figure
-
-
-def candidates_of(panel: str) -> int:
-    return int(panel.split()[-1])
 
 
 def caption(points: Sequence[Point]) -> str:
@@ -241,7 +247,8 @@ def row_title(panel: str, results: Results) -> str:
 
 def draw(axes: Axes, points: Sequence[Point]) -> None:
     """The lines of one panel, each point with its bar; crosses at the top where seeds diverged."""
-    lines = list(dict.fromkeys(point.line for point in points))
+    styled = [line for line in STYLES if line in {point.line for point in points}]
+    lines = styled or list(dict.fromkeys(point.line for point in points))
     for index, line in enumerate(lines):
         style = STYLES.get(line) or CANDIDATE_STYLES[index % len(CANDIDATE_STYLES)]
         aside = index - (len(lines) - 1) / 2
