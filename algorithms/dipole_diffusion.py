@@ -45,7 +45,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 LAYER_NORM_EPSILON = 1e-6  # Flax's default, in FQL's networks (torch's is 1e-5)
-MAX_EXPONENTIAL_WEIGHT = 100.0  # clip of exp(beta A) in IQL's released code
 SATURATION_MARGIN = 0.01  # a weight this close to 0 or 1 counts as saturated
 VALIDATION_SEED = 0  # losses() draws the same noise at every call
 MIN_BETA, MAX_BETA = 0.1, 10.0  # b_min and b_max of the schedule, in Diffusion-QL's and IDQL's released code
@@ -95,6 +94,7 @@ class DIPOLEDiffusionConfig:
     advantage: str = "critic"  # critic (Q - V) | group (reward - state_values of the data, on one-step tasks)
     shift: float = 0.0  # k: moves the sigmoid's active region
     weighting: str = "sigmoid"  # sigmoid (DIPOLE) | exponential (eq. 4) | indicator (CFGRL-style) | none (cloning)
+    max_weight: Optional[float] = 100.0  # clip of the exponential weights, as in IQL's released code; null = none
     greediness: float = 0.0  # omega when acting; 0 = pi+ alone, -1 = pi- alone
     target_greediness: float = 0.0  # omega of the next actions in the critics' targets
     num_candidates: int = 32  # N: sampled actions per state when acting; the critics choose among them
@@ -115,6 +115,8 @@ class DIPOLEDiffusionConfig:
         for field in ("batch_size", "num_candidates", "target_candidates", "diffusion_steps"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field} is {getattr(self, field)}; it must be at least 1")
+        if self.max_weight is not None and self.max_weight <= 0:
+            raise ValueError(f"max_weight is {self.max_weight:g}; it must be above 0, or null for none")
         for field in ("greediness", "target_greediness"):
             check_guidance(self, getattr(self, field), field)
         check_denoising_steps(self, self.denoising_steps)
@@ -230,14 +232,17 @@ def check_denoising_steps(config: DIPOLEDiffusionConfig, denoising_steps: int) -
         )
 
 
-def policy_weights(weighting: str, advantage: Tensor, inverse_temperature: float, shift: float) -> Tensor:
+def policy_weights(
+    weighting: str, advantage: Tensor, inverse_temperature: float, shift: float, max_weight: Optional[float]
+) -> Tensor:
     """Regression weights: advantage [B] -> [2, B] (positive, negative policy), or [1, B] of a single policy."""
     scaled = inverse_temperature * advantage
     if weighting == "sigmoid":  # eq. 8
         positive = torch.sigmoid(scaled + shift)
         return torch.stack([positive, 1 - positive])
     if weighting == "exponential":  # eq. 4
-        return torch.exp(scaled).clamp(max=MAX_EXPONENTIAL_WEIGHT)[None]
+        weights = torch.exp(scaled)
+        return (weights if max_weight is None else weights.clamp(max=max_weight))[None]
     if weighting == "indicator":  # pi+ ~ mu 1[A >= 0], pi- = mu
         return torch.stack([(advantage >= 0).to(advantage.dtype), torch.ones_like(advantage)])
     return torch.ones_like(advantage)[None]
@@ -422,7 +427,9 @@ class DIPOLEDiffusion(nn.Module):
             advantage = batch["rewards"] - batch["state_values"]
         else:
             advantage = smallest_data_q - value.detach()
-        weights = policy_weights(config.weighting, advantage, config.inverse_temperature, config.shift)
+        weights = policy_weights(
+            config.weighting, advantage, config.inverse_temperature, config.shift, config.max_weight
+        )
         noise = self.noise.normal(*actions.shape)
         t = (1 + self.noise.integers(config.diffusion_steps, len(actions), 1)).to(noise.dtype)
         errors = denoising_losses(self.denoiser, observations, actions, noise, t, config.diffusion_steps)
@@ -437,6 +444,8 @@ class DIPOLEDiffusion(nn.Module):
             "value/advantage_std": advantage.std(correction=0),
             "actor/positive_loss": policy_losses[0],
             "actor/weight_mean": weights[0].mean(),
+            "actor/weight_std": weights[0].std(correction=0),
+            "actor/weight_max": weights[0].amax(),
             "actor/weight_saturated": saturated.to(q.dtype).mean(),
         }
         if len(policy_losses) > 1:

@@ -29,11 +29,29 @@ def make_agent(**changes) -> DIPOLE:
 def test_weights_by_hand():
     advantage = torch.tensor([-1.0, 0.0, 2.0])
     sigmoid = 1 / (1 + torch.exp(-(3 * advantage + 0.5)))
-    torch.testing.assert_close(policy_weights("sigmoid", advantage, 3.0, 0.5), torch.stack([sigmoid, 1 - sigmoid]))
-    exponential = torch.tensor([[torch.exp(torch.tensor(-3.0)), 1.0, 100.0]])  # exp(6) is clipped
-    torch.testing.assert_close(policy_weights("exponential", advantage, 3.0, 0.5), exponential)
-    assert policy_weights("indicator", advantage, 3.0, 0.5).tolist() == [[0, 1, 1], [1, 1, 1]]
-    assert policy_weights("none", advantage, 3.0, 0.5).tolist() == [[1, 1, 1]]
+
+    def weights(weighting, max_weight=100.0):
+        return policy_weights(weighting, advantage, 3.0, 0.5, max_weight)
+
+    torch.testing.assert_close(weights("sigmoid"), torch.stack([sigmoid, 1 - sigmoid]))
+    exponential = torch.exp(torch.tensor([[-3.0, 0.0, 6.0]]))
+    torch.testing.assert_close(weights("exponential", None), exponential)
+    torch.testing.assert_close(weights("exponential"), exponential.clamp(max=100.0))
+    assert weights("indicator").tolist() == [[0, 1, 1], [1, 1, 1]]
+    assert weights("none").tolist() == [[1, 1, 1]]
+
+
+@pytest.mark.parametrize("max_weight", [2.0, None])
+def test_metrics_describe_the_weights(max_weight):
+    options = {"advantage": "group", "inverse_temperature": 3.0, "greediness": 0.0}
+    agent = make_agent(weighting="exponential", max_weight=max_weight, **options)
+    batch = random_batch() | {"state_values": torch.linspace(-1, 1, 16)}
+    weights = torch.exp(3.0 * (batch["rewards"] - batch["state_values"])).clamp(max=max_weight or float("inf"))
+    assert weights.amax() == 2.0 or (max_weight is None and weights.amax() > 2.0)
+    metrics = agent.update(batch)
+    torch.testing.assert_close(metrics["actor/weight_mean"], weights.mean())
+    torch.testing.assert_close(metrics["actor/weight_std"], weights.std(correction=0))
+    torch.testing.assert_close(metrics["actor/weight_max"], weights.amax())
 
 
 def test_group_advantage_is_the_reward_above_the_group_and_needs_no_critic():
@@ -140,6 +158,7 @@ def test_only_the_policies_of_the_weighting_exist(weighting, policies):
         ({"value_aggregation": "max"}, "value_aggregation"),
         ({"num_candidates": 0}, "num_candidates"),
         ({"greediness": -1.5}, "greediness"),
+        ({"max_weight": 0.0}, "max_weight"),
         ({"weighting": "exponential", "greediness": 1.0}, "greediness"),
         ({"composition": "resample", "target_greediness": -0.5}, "target_greediness"),
     ],

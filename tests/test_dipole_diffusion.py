@@ -208,7 +208,7 @@ def test_updates_move_every_parameter_and_the_target_by_its_rate():
 @pytest.mark.parametrize("weighting, policies", [("sigmoid", 2), ("indicator", 2), ("exponential", 1), ("none", 1)])
 def test_weightings_train_as_many_policies_as_they_have(weighting, policies):
     agent = DIPOLEDiffusion(dataclasses.replace(SMALL, weighting=weighting), 3, 2)
-    assert policy_weights(weighting, torch.zeros(4), 1.0, 0.0).shape == (policies, 4)
+    assert policy_weights(weighting, torch.zeros(4), 1.0, 0.0, 100.0).shape == (policies, 4)
     assert ("actor/negative_loss" in agent.update(random_batch())) == (policies == 2)
     assert agent.act(torch.zeros(4, 3)).shape == (4, 2)
 
