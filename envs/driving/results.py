@@ -2,8 +2,8 @@
 
     python -m envs.driving.results --comparison configs/compare/driving.yaml --out docs/results/driving
 
-Every row's runs give --samples plans per scene. Where rows differ in greediness alone, the one with the highest mean PDMS
-in the validation scenes is the row of the table; the test scenes are read and choose nothing. --out takes
+Every row has --samples plans per scene of each run. Where rows differ in greediness alone, the one with the highest
+mean PDMS in the validation scenes stands in the table; the test scenes choose nothing. The folder --out takes
 `scores.csv` (one line per row, seed and split), `table.md` and, where there is such a choice, `greediness.png`.
 """
 
