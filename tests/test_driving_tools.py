@@ -204,6 +204,27 @@ def entry(label, test, validation=None, greediness=None):
     return results.Entry(label, scores, tuple(range(len(test))), greediness, "curve" if greediness is not None else "")
 
 
+def test_the_repositorys_comparison_is_like_for_like(monkeypatch):
+    monkeypatch.chdir(Path(__file__).resolve().parents[1])
+    comparison = load_comparison("configs/compare/driving.yaml")
+    assert len(comparison.seeds) == 5 and list(comparison.tasks.values()) == [("driving/bandit",)]
+    configs = [run.config for run in comparison.runs]
+    for field in ("offline_steps", "batch_size", "actor_hidden_dims", "eval_episodes", "data_dir"):
+        assert len({getattr(config, field) for config in configs}) == 1
+    dipole = [row for row in comparison.rows if row.variant.algorithm == "dipole"]
+    assert all(row.act["flow_steps"] == 10 for row in dipole)  # training's own is 1
+    assert sorted(row.act["greediness"] for row in dipole if "greediness" in row.act) == [
+        0,
+        0.25,
+        0.5,
+        0.75,
+        1,
+        1.5,
+        2,
+        3,
+    ]
+
+
 def test_omega_is_chosen_in_the_validation_scenes():
     low = entry("dipole", [50, 52, 54, 56, 58], [60, 60, 60, 60, 60], greediness=0.5)
     high = entry("dipole", [70, 70, 70, 70, 70], [59, 59, 59, 59, 59], greediness=2.0)
@@ -227,16 +248,25 @@ def test_few_seeds_are_shown_one_by_one():
     assert results.pdms_cell(np.array([3.0])) == "3.0"
 
 
-def test_results_are_refused_before_runs_are_finished_and_for_other_scenes(folder, comparison, tmp_path, capsys):
+def test_a_row_has_the_seeds_that_are_finished(comparison, tmp_path):
+    more = tmp_path / "more.yaml"
+    later = "  - {algorithm: dipole, label: later}\n"
+    more.write_text(comparison.read_text().replace("seeds: [0, 1]", "seeds: [0, 1, 2]") + later)
+    found = results.read_results(load_comparison(more))
+    counts = {row.title: len(results.finished_of(found, row)) for row in found.rows}
+    assert counts == {"cloning": 2, "dipole, greediness 0.5": 2, "dipole-2, greediness 2.0": 2, "later": 0}
+
+
+def test_results_are_refused_before_a_run_is_finished_and_for_other_scenes(folder, comparison, tmp_path, capsys):
     def refused(path):
         with pytest.raises(SystemExit) as exit_:
             results.main(["--comparison", str(path), "--out", str(tmp_path / "out")])
         assert exit_.value.code == 2 and not (tmp_path / "out").exists()
         return capsys.readouterr().err
 
-    more = tmp_path / "more.yaml"
-    more.write_text(comparison.read_text().replace("seeds: [0, 1]", "seeds: [0, 1, 2]"))
-    assert "2 of 6 runs are not finished, cloning/driving/bandit/seed_2 the first: run `python -m" in refused(more)
+    other = tmp_path / "other.yaml"
+    other.write_text(comparison.read_text().replace("name: tiny", "name: other"))
+    assert "no run is finished: run `python -m harness.compare --config" in refused(other)
     log = next(folder.glob("log_*.npz"))
     content = log.read_bytes()
     log.unlink()

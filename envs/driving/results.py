@@ -2,9 +2,10 @@
 
     python -m envs.driving.results --comparison configs/compare/driving.yaml --out docs/results/driving
 
-Every row has --samples plans per scene of each run. Where rows differ in greediness alone, the one with the highest
-mean PDMS in the validation scenes stands in the table; the test scenes choose nothing. The folder --out takes
-`scores.csv` (one line per row, seed and split), `table.md` and, where there is such a choice, `greediness.png`.
+Every row has --samples plans per scene of each of its finished runs. Where rows differ in greediness alone, the one
+with the highest mean PDMS in the validation scenes stands in the table; the test scenes choose nothing. The folder
+--out takes `scores.csv` (one line per row, seed and split), `table.md` and, where there is such a choice,
+`greediness.png`.
 """
 
 import collections
@@ -24,7 +25,7 @@ from envs.driving.table import BASELINES, TITLES, best_of, scores_of
 from envs.errors import UserError, exit_on_user_error
 from envs.files import make_folder, write_text
 from harness.command_line import CommandParser
-from harness.comparison.matrix import Comparison, Row, load_comparison
+from harness.comparison.matrix import Comparison, PlannedRun, Row, load_comparison
 from harness.comparison.results import Results, check_protocol
 from harness.plots import plot_lines
 from harness.statistics import FEWEST_SEEDS, Interval, interval
@@ -52,14 +53,12 @@ class Entry:
 # ---- Scores ----
 
 
-def finished_runs(comparison: Comparison) -> Results:
-    """The comparison's runs. Raises UserError unless all are finished, by one protocol, on driving/bandit."""
+def read_results(comparison: Comparison) -> Results:
+    """The comparison's runs. Raises UserError unless some are finished, by one protocol, on driving/bandit."""
     results = Results(comparison)
-    unfinished = [run.planned.name for run in results.runs if not run.finished]
-    if unfinished:
+    if not any(run.finished for run in results.runs):
         raise UserError(
-            f"{comparison.path}: {len(unfinished)} of {len(results.runs)} runs are not finished, {unfinished[0]} the "
-            f"first: run `python -m harness.compare --config {comparison.path}`"
+            f"{comparison.path}: no run is finished: run `python -m harness.compare --config {comparison.path}`"
         )
     check_protocol(results, allow_mixed=False)
     tasks = sorted({run.planned.task for run in results.runs})
@@ -68,11 +67,17 @@ def finished_runs(comparison: Comparison) -> Results:
     return results
 
 
+def finished_of(results: Results, row: Row) -> List[PlannedRun]:
+    """The row's runs that are finished, by seed."""
+    return [run.planned for run in results.runs if run.finished and run.planned.variant.label == row.variant.label]
+
+
 def checked_folder(results: Results) -> Path:
     """The folder of the scenes that all runs learned from. Raises UserError where it holds others by now."""
-    folder = data_folder(results.runs[0].config.data_dir)
+    first = next(run for run in results.runs if run.finished)
+    folder = data_folder(first.config.data_dir)
     read_sidecar(folder)
-    trained, found = results.runs[0].identity.get("sha256"), fingerprint(folder)
+    trained, found = first.identity.get("sha256"), fingerprint(folder)
     if trained != found:
         raise UserError(
             f"{folder}: its scenes ({found[:16]}) are not those of the runs ({str(trained)[:16]}): give the runs' own "
@@ -92,7 +97,7 @@ def planners(scenes: Dict[str, SceneSet]) -> Iterator[Entry]:
 
 def learned(results: Results, row: Row, folder: Path, samples: int) -> Entry:
     """A row's scores with each seed; every policy begins at its checkpoint's noise, so that rows are compared alike."""
-    runs = results.comparison.runs_of(row.variant)
+    runs = finished_of(results, row)
     scores: Dict[str, List[np.ndarray]] = {CHOOSES: [], REPORTED: []}
     for run in runs:
         for split, values in scores.items():
@@ -160,13 +165,14 @@ def table(entries: Sequence[Entry]) -> str:
     points = {id(entry) for curve in found for entry in curve}
     best = [chosen(curve) for curve in found]
     shown_entries = [entry for entry in entries if id(entry) not in points or any(entry is one for one in best)]
-    headings = [f"{REPORTED} scenes", *TITLES[:-1], "PDMS"] + ([f"{best[0].label} leads by"] if best else [])
+    headings = [f"{REPORTED} scenes", "seeds", *TITLES[:-1], "PDMS"] + ([f"{best[0].label} leads by"] if best else [])
     lines = [f"| {' | '.join(headings)} |", f"|{'---|' * len(headings)}"]
     for entry in shown_entries:
         label = f"{entry.label}, omega {entry.greediness:g}" if any(entry is one for one in best) else entry.label
         subscores = [f"{value:.1f}" for value in entry.scores[REPORTED].mean(axis=0)[:PDMS]]
         lead = [lead_cell(best[0], entry)] if best else []
-        lines.append(f"| {' | '.join([label, *subscores, pdms_cell(entry.pdms(REPORTED)), *lead])} |")
+        seeds = str(len(entry.seeds) or "")
+        lines.append(f"| {' | '.join([label, seeds, *subscores, pdms_cell(entry.pdms(REPORTED)), *lead])} |")
     return "\n".join(lines)
 
 
@@ -235,16 +241,16 @@ def parser() -> CommandParser:
 def main(arguments: Optional[Sequence[str]] = None) -> None:
     with exit_on_user_error():
         options = parser().parse_args(arguments)
-        results = finished_runs(load_comparison(options.comparison, options.run_dir))
+        results = read_results(load_comparison(options.comparison, options.run_dir))
         folder = checked_folder(results)
         make_folder(options.out, "--out")
         scenes = {split: read_split(folder, split) for split in (CHOOSES, REPORTED)}
-        entries = list(planners(scenes))
-        entries += [learned(results, row, folder, options.samples) for row in results.rows]
+        rows = [row for row in results.rows if finished_of(results, row)]
+        entries = [*planners(scenes), *(learned(results, row, folder, options.samples) for row in rows)]
         counts = " and ".join(f"{len(part.scenes)} {split} scenes" for split, part in scenes.items())
         heading = (
             f"Scores times 100, {counts} (set {fingerprint(folder)[:12]}), {options.samples} plans per scene, "
-            f"{len(results.comparison.seeds)} seeds of training, {results.runs[0].config.offline_steps:,} updates."
+            f"{results.runs[0].planned.config.offline_steps:,} updates."
         )
         paths = write(entries, options.out, heading)
         print((options.out / "table.md").read_text(encoding="utf-8"), *(f"written: {path}" for path in paths), sep="\n")
