@@ -17,9 +17,9 @@ from typing import Dict, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 
-from envs.driving.bandit import SceneSet, fingerprint, read_split
+from envs.driving.bandit import BanditData, SceneSet, fingerprint, load_data, read_split
 from envs.driving.collect import data_folder, read_sidecar
-from envs.driving.policies import Policy, sample_plans
+from envs.driving.policies import Policy, plans_in
 from envs.driving.scene_files import SCORE_NAMES
 from envs.driving.table import BASELINES, TITLES, best_of, scores_of
 from envs.errors import UserError, exit_on_user_error
@@ -30,6 +30,7 @@ from harness.comparison.results import Results, check_protocol
 from harness.plots import plot_lines
 from harness.statistics import FEWEST_SEEDS, Interval, interval
 
+TASK, KIND = "driving/bandit", "basis"  # KIND: its encoding
 CHOOSES, REPORTED = "validation", "test"
 PDMS = SCORE_NAMES.index("pdms")
 GREEDINESS = "greediness"
@@ -62,8 +63,8 @@ def read_results(comparison: Comparison) -> Results:
         )
     check_protocol(results, allow_mixed=False)
     tasks = sorted({run.planned.task for run in results.runs})
-    if tasks != ["driving/bandit"]:
-        raise UserError(f"{comparison.path}: its tasks are {', '.join(tasks)}; this table is of driving/bandit alone")
+    if tasks != [TASK]:
+        raise UserError(f"{comparison.path}: its tasks are {', '.join(tasks)}; this table is of {TASK} alone")
     return results
 
 
@@ -95,15 +96,15 @@ def planners(scenes: Dict[str, SceneSet]) -> Iterator[Entry]:
     yield Entry(f"data: best of {scores[REPORTED].shape[1]}", best)
 
 
-def learned(results: Results, row: Row, folder: Path, samples: int) -> Entry:
+def learned(results: Results, row: Row, data: BanditData, scenes: Dict[str, SceneSet], samples: int) -> Entry:
     """A row's scores with each seed; every policy begins at its checkpoint's noise, so that rows are compared alike."""
     runs = finished_of(results, row)
     scores: Dict[str, List[np.ndarray]] = {CHOOSES: [], REPORTED: []}
     for run in runs:
         for split, values in scores.items():
-            scenes, plans = sample_plans(Policy(run.folder), folder, split, samples, **row.act)
+            plans = plans_in(Policy(run.folder), data, scenes[split], data.observations[split], samples, **row.act)
             title = f"{row.title}, seed {run.seed}, {split}"
-            values.append(100 * scores_of(scenes, plans, title).mean(axis=(0, 1)))
+            values.append(100 * scores_of(scenes[split], plans, title).mean(axis=(0, 1)))
     others = {name: value for name, value in row.act.items() if name != GREEDINESS}
     return Entry(
         label=row.variant.label if GREEDINESS in row.act else row.label,
@@ -246,7 +247,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
         make_folder(options.out, "--out")
         scenes = {split: read_split(folder, split) for split in (CHOOSES, REPORTED)}
         rows = [row for row in results.rows if finished_of(results, row)]
-        entries = [*planners(scenes), *(learned(results, row, folder, options.samples) for row in rows)]
+        data = load_data(folder, KIND)
+        entries = [*planners(scenes), *(learned(results, row, data, scenes, options.samples) for row in rows)]
         counts = " and ".join(f"{len(part.scenes)} {split} scenes" for split, part in scenes.items())
         heading = (
             f"Scores times 100, {counts} (set {fingerprint(folder)[:12]}), {options.samples} plans per scene, "
