@@ -107,7 +107,7 @@ def learned(results: Results, row: Row, data: BanditData, scenes: Dict[str, Scen
             values.append(100 * scores_of(scenes[split], plans, title).mean(axis=(0, 1)))
     others = {name: value for name, value in row.act.items() if name != GREEDINESS}
     return Entry(
-        label=row.variant.label if GREEDINESS in row.act else row.label,
+        label=curve_label(row) if GREEDINESS in row.act else row.label,
         scores={split: np.stack(values) for split, values in scores.items()},
         seeds=tuple(run.seed for run in runs),
         greediness=row.act.get(GREEDINESS),
@@ -115,9 +115,15 @@ def learned(results: Results, row: Row, data: BanditData, scenes: Dict[str, Scen
     )
 
 
+def curve_label(row: Row) -> str:
+    """The label of all points of a curve, whose rows have labels of their own."""
+    count = row.act.get("num_candidates")
+    return row.variant.label if count is None else f"{row.variant.label}, best of {count}"
+
+
 def curves(entries: Sequence[Entry]) -> List[List[Entry]]:
     """The groups of entries that differ in greediness alone, each in the order of greediness."""
-    groups = collections.defaultdict(list)
+    groups: Dict[str, List[Entry]] = collections.defaultdict(list)
     for entry in entries:
         if entry.curve:
             groups[entry.curve].append(entry)
@@ -181,7 +187,7 @@ def curve_table(curve: Sequence[Entry]) -> str:
     """A curve in Markdown: PDMS in the validation and the test scenes, and the test scenes' sub-scores."""
     best = chosen(curve)
     headings = ["omega", f"PDMS, {CHOOSES}", f"PDMS, {REPORTED}", *(f"{name}, {REPORTED}" for name in TITLES[:-1])]
-    lines = [f"| {' | '.join(headings)} |", f"|{'---|' * len(headings)}"]
+    lines = [f"{best.label}:", "", f"| {' | '.join(headings)} |", f"|{'---|' * len(headings)}"]
     for entry in curve:
         mark = " (chosen)" if entry is best else ""
         subscores = [f"{value:.1f}" for value in entry.scores[REPORTED].mean(axis=0)[:PDMS]]
