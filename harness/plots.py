@@ -95,6 +95,26 @@ def plot_sweep(
     _finish(figure, axes, png_path, reference_lines)
 
 
+def plot_lines(
+    x: Sequence[float],
+    lines: Mapping[str, Sequence[tuple[float, float, float]]],
+    png_path: Union[str, Path],
+    x_label: str,
+    y_label: str,
+    reference_lines: Mapping[str, float],
+) -> None:
+    """Plots lines by label, at each x a mean with the ends of its interval, drawn as bars where they are finite."""
+    figure, axes = _figure(x_label, y_label)
+    for index, (label, points) in enumerate(lines.items()):
+        means, low, high = np.array(points, dtype=np.float64).T
+        style = {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)], "markersize": 4}
+        line_style = "-" if index < len(COLOURS) else "--"
+        errors = np.nan_to_num(np.maximum([means - low, high - means], 0.0))
+        axes.errorbar(x, means, yerr=errors, capsize=2, lw=1.2, ls=line_style, label=label, **style)
+    axes.set_xticks(x, [f"{value:g}" for value in x])
+    _finish(figure, axes, png_path, reference_lines)
+
+
 def plot_time_split(rows: Sequence[Mapping], parts: Sequence[str], png_path: Union[str, Path]) -> None:
     """Plots the milliseconds of an update of each algorithm, stacked by part, one panel for each size.
 

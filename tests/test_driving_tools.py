@@ -1,5 +1,6 @@
 """What looks at driving policies: the closed loop, the table of sub-scores and the pictures."""
 
+import csv
 import shutil
 from pathlib import Path
 
@@ -8,13 +9,15 @@ import pytest
 
 from algorithms.dipole import DIPOLEConfig, train
 from envs import load_task
-from envs.driving import closed_loop, show, table
+from envs.driving import closed_loop, results, show, table
 from envs.driving.bandit import load_data, read_split
 from envs.driving.planner import along_route, constant_velocity
-from envs.driving.policies import Policy
+from envs.driving.policies import Policy, sample_plans
 from envs.driving.scene_files import SCORE_NAMES
 from envs.driving.vehicle import simulate
 from envs.errors import UserError
+from harness.comparison.matrix import load_comparison
+from harness.comparison.planned_run import complete_run
 from harness.run_folder import run_path
 
 SCENES = Path(__file__).resolve().parent / "golden" / "driving" / "scenes"
@@ -140,6 +143,139 @@ def test_the_best_plan_is_taken_whole():
     scores[0, :, -1] = 0.2, 0.9, 0.5
     scores[0, :, 0] = 0.1, 0.5, 1.0
     assert table.best_of(scores)[0, 0, [0, -1]].tolist() == [0.5, 0.9]
+
+
+# ---- Results of a comparison ----
+
+MATRIX = """
+name: tiny
+config: configs/{{algorithm}}/driving/bandit.yaml
+run_dir: {run_dir}
+tasks: {{driving: [driving/bandit]}}
+seeds: [0, 1]
+overrides:
+  data_dir: {data_dir}
+  device: cpu
+  offline_steps: 2
+  log_interval: 2
+  checkpoint_interval: 2
+  eval_interval: 2
+  eval_episodes: 2
+  batch_size: 8
+  actor_hidden_dims: [8]
+  value_hidden_dims: [8]
+  flow_steps: 1
+algorithms:
+  - {{algorithm: dipole, label: cloning, overrides: {{weighting: none, greediness: 0.0}}}}
+  - {{algorithm: dipole, act: {{greediness: 0.5}}}}
+  - {{label: dipole-2, evaluation_of: dipole, act: {{greediness: 2.0}}}}
+"""
+
+
+@pytest.fixture(scope="module")
+def comparison(folder) -> Path:
+    """A file whose four runs of two updates are finished."""
+    path = folder.parent / "tiny.yaml"
+    path.write_text(MATRIX.format(data_dir=folder, run_dir=folder.parent / "compared"))
+    for planned in load_comparison(path).runs:
+        complete_run(planned, [])
+    return path
+
+
+def test_the_results_of_a_comparison_are_its_runs_scores(folder, comparison, tmp_path, capsys):
+    results.main(["--comparison", str(comparison), "--samples", "2", "--out", str(tmp_path)])
+    assert (tmp_path / "table.md").read_text() in capsys.readouterr().out
+    assert (tmp_path / "greediness.png").read_bytes()[:4] == PNG
+    with open(tmp_path / "scores.csv", newline="") as file:
+        lines = list(csv.DictReader(file))
+    learned = {(line["label"], line["greediness"], line["split"], line["seed"]): line for line in lines if line["seed"]}
+    assert len(learned) == 3 * 2 * 2 and len(lines) - len(learned) == 2 * (len(table.BASELINES) + 1)
+    run = load_comparison(comparison).run_named("dipole/driving/bandit/seed_1")
+    scenes, plans = sample_plans(Policy(run.folder), folder, "validation", 2, greediness=2.0)
+    expected = 100 * table.scores_of(scenes, plans, "").mean(axis=(0, 1))
+    found = [float(learned["dipole", "2", "validation", "1"][name]) for name in SCORE_NAMES]
+    assert found == pytest.approx(expected, abs=1e-4)
+
+
+def entry(label, test, validation=None, greediness=None):
+    """Entry of seeds whose scores all equal their PDMS."""
+    scores = {"test": test, "validation": validation or test}
+    scores = {
+        split: np.repeat(np.array(values, float)[:, None], len(SCORE_NAMES), 1) for split, values in scores.items()
+    }
+    return results.Entry(label, scores, tuple(range(len(test))), greediness, "curve" if greediness is not None else "")
+
+
+def test_the_repositorys_comparison_is_like_for_like(monkeypatch):
+    monkeypatch.chdir(Path(__file__).resolve().parents[1])
+    comparison = load_comparison("configs/compare/driving.yaml")
+    assert len(comparison.seeds) == 5 and list(comparison.tasks.values()) == [("driving/bandit",)]
+    configs = [run.config for run in comparison.runs]
+    for field in ("offline_steps", "batch_size", "actor_hidden_dims", "eval_episodes", "data_dir"):
+        assert len({getattr(config, field) for config in configs}) == 1
+    dipole = [row for row in comparison.rows if row.variant.algorithm == "dipole"]
+    assert all(row.act["flow_steps"] == 10 for row in dipole)  # training's own is 1
+    assert sorted(row.act["greediness"] for row in dipole if "greediness" in row.act) == [
+        0,
+        0.25,
+        0.5,
+        0.75,
+        1,
+        1.5,
+        2,
+        3,
+    ]
+
+
+def test_omega_is_chosen_in_the_validation_scenes():
+    low = entry("dipole", [50, 52, 54, 56, 58], [60, 60, 60, 60, 60], greediness=0.5)
+    high = entry("dipole", [70, 70, 70, 70, 70], [59, 59, 59, 59, 59], greediness=2.0)
+    (curve,) = results.curves([high, entry("cloning", [40, 41, 42, 43, 44]), low])
+    assert curve == [low, high] and results.chosen(curve) is low
+    text = results.table([entry("cloning", [40, 41, 42, 43, 44]), low, high])
+    assert "dipole, omega 0.5" in text and "70.0" not in text
+    assert "| 0.5 (chosen) | 60.0 [60.0, 60.0] | 54.0 [" in results.curve_table(curve)
+
+
+def test_a_lead_is_a_difference_of_means_with_its_interval():
+    dipole = entry("dipole", [50, 52, 54, 56, 58])
+    assert results.lead_cell(dipole, dipole) == ""
+    assert results.lead_cell(dipole, entry("cloning", [40, 40, 40, 40, 40])).startswith("14.0 [1")
+    assert results.lead_cell(dipole, entry("planner", [96.0])).startswith("-42.0 [-4")
+    assert results.lead_cell(entry("constant", [5, 5, 5, 5, 5]), entry("cloning", [4, 4, 4, 4, 4])) == "1.0 [1.0, 1.0]"
+
+
+def test_few_seeds_are_shown_one_by_one():
+    assert results.pdms_cell(np.array([1.0, 3.0])) == "2.0 (1.0, 3.0)"
+    assert results.pdms_cell(np.array([3.0])) == "3.0"
+
+
+def test_a_row_has_the_seeds_that_are_finished(comparison, tmp_path):
+    more = tmp_path / "more.yaml"
+    later = "  - {algorithm: dipole, label: later}\n"
+    more.write_text(comparison.read_text().replace("seeds: [0, 1]", "seeds: [0, 1, 2]") + later)
+    found = results.read_results(load_comparison(more))
+    counts = {row.title: len(results.finished_of(found, row)) for row in found.rows}
+    assert counts == {"cloning": 2, "dipole, greediness 0.5": 2, "dipole-2, greediness 2.0": 2, "later": 0}
+
+
+def test_results_are_refused_before_a_run_is_finished_and_for_other_scenes(folder, comparison, tmp_path, capsys):
+    def refused(path):
+        with pytest.raises(SystemExit) as exit_:
+            results.main(["--comparison", str(path), "--out", str(tmp_path / "out")])
+        assert exit_.value.code == 2 and not (tmp_path / "out").exists()
+        return capsys.readouterr().err
+
+    other = tmp_path / "other.yaml"
+    other.write_text(comparison.read_text().replace("name: tiny", "name: other"))
+    assert "no run is finished: run `python -m harness.compare --config" in refused(other)
+    log = next(folder.glob("log_*.npz"))
+    content = log.read_bytes()
+    log.unlink()
+    try:
+        assert "its scenes (" in refused(comparison)
+    finally:
+        log.write_bytes(content)
 
 
 # ---- Pictures ----

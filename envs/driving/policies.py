@@ -52,7 +52,13 @@ def sample_plans(policy: Policy, folder: Path, split: str, count: int, **options
     """The scenes of a split and `count` plans [S, count, 8, 3] of the policy for each."""
     policy.check_scenes(folder)
     data, scene_set = load_data(folder, policy.kind), read_split(folder, split)
-    observations = data.observations[split].repeat(count, axis=0)
+    return scene_set, plans_in(policy, data, scene_set, data.observations[split], count, **options)
+
+
+def plans_in(
+    policy: Policy, data: BanditData, scene_set: SceneSet, observations: np.ndarray, count: int, **options: Any
+) -> np.ndarray:
+    """`count` plans [S, count, 8, 3] of the policy for each scene of a set, seen as observations [S, O]."""
     bases = np.stack([along_route(scene) for scene in scene_set.scenes]).repeat(count, axis=0)
-    plans = policy.plans(data, observations, bases, **options)
-    return scene_set, plans.reshape(len(scene_set.scenes), count, *plans.shape[1:])
+    plans = policy.plans(data, observations.repeat(count, axis=0), bases, **options)
+    return plans.reshape(len(scene_set.scenes), count, *plans.shape[1:])

@@ -12,22 +12,29 @@ from typing import Optional, Sequence
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.patches import Polygon
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch, Polygon
 
 from envs.driving.bandit import SceneSet, load_data, read_split
 from envs.driving.boxes import corners
 from envs.driving.collect import data_folder, read_sidecar
+from envs.driving.curate import score_matrix
 from envs.driving.planner import along_route
 from envs.driving.scene import DRIVABLE, Scene
 from envs.driving.scene_files import SPLITS
 from envs.driving.score import Scores, score
+from envs.driving.table import TITLES
 from envs.driving.vehicle import LENGTH, REAR_AXLE_TO_CENTRE, WIDTH, X, Y
 from envs.errors import UserError, exit_on_user_error
 from envs.files import replacing
 
-RADIUS = 45.0  # metres around the ego
+MARGIN = 10.0  # metres of road around the plans
+SMALLEST = 50.0  # metres that a picture shows at least
+COLOURS = matplotlib.colormaps["RdYlGn"]  # of a score between 0 and 1
+GROUND = ("#f3f3ee", "#b5b5b5", "#dcdcdc")  # off the road, drivable without a lane, lane
 CANDIDATES = 16
 EVERY = 10  # steps between the drawn places of the others: a second
 
@@ -45,39 +52,58 @@ def find_scene(folder: Path, name: str) -> tuple[str, SceneSet, int]:
 
 
 def draw(scene: Scene, candidates: Scores, chosen: Scores, title: str) -> Figure:
-    """The picture; candidates and chosen hold simulated states and scores of plans."""
-    figure = Figure(figsize=(9, 8.5), layout="constrained")
-    axes = figure.add_subplot()
-    _draw_road(axes, scene)
+    """The picture; candidates and chosen hold simulated states and scores of plans. The best candidate is number 1."""
+    figure = Figure(figsize=(12, 7), layout="constrained")
+    road, scores = figure.subplots(1, 2, width_ratios=(2.2, 1))
+    order = np.argsort(-candidates.pdms, kind="stable")
+    _draw_road(road, scene, *view(scene, np.concatenate([candidates.states, chosen.states])))
     for step in range(0, len(scene.agents), EVERY):
         for box in corners_of_agents(scene, step):
-            axes.add_patch(Polygon(box, facecolor="tab:blue", edgecolor="navy", alpha=1.0 if step == 0 else 0.12))
-    colours = matplotlib.colormaps["RdYlGn"]
-    for states, pdms in zip(candidates.states, candidates.pdms, strict=True):
-        axes.plot(states[:, X], states[:, Y], color=colours(pdms), linewidth=1.2, alpha=0.9)
-    axes.plot(chosen.states[0, :, X], chosen.states[0, :, Y], color="black", linewidth=3.0, label="chosen")
+            road.add_patch(Polygon(box, facecolor="tab:blue", edgecolor="navy", alpha=1.0 if step == 0 else 0.12))
     centre = scene.pose + REAR_AXLE_TO_CENTRE * np.array([np.cos(scene.pose[2]), np.sin(scene.pose[2]), 0.0])
-    axes.add_patch(Polygon(corners(centre, LENGTH, WIDTH), facecolor="black"))
-    axes.plot(*scene.centreline.T, color="grey", linestyle=":", linewidth=1.0)
-    axes.set(xlim=scene.pose[0] + [-RADIUS, RADIUS], ylim=scene.pose[1] + [-RADIUS, RADIUS], aspect="equal")
-    axes.set(xlabel="x [m]", ylabel="y [m]", title=title)
-    scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(0, 1), colours)
-    figure.colorbar(scale, ax=axes, label="PDMS of a candidate", shrink=0.7)
-    axes.text(0.01, 0.01, summary(chosen), transform=axes.transAxes, family="monospace", fontsize=9, va="bottom")
+    road.add_patch(Polygon(corners(centre, LENGTH, WIDTH), facecolor="black"))
+    road.plot(*scene.centreline.T, color="dimgrey", linestyle=":", linewidth=1.2)
+    road.plot(chosen.states[0, :, X], chosen.states[0, :, Y], color="black", linewidth=4.0)
+    for rank, index in list(enumerate(order, start=1))[::-1]:  # the best on top
+        x, y = candidates.states[index][:, [X, Y]].T
+        road.plot(x, y, color=COLOURS(candidates.pdms[index]), linewidth=1.4)
+        road.annotate(str(rank), (x[-1], y[-1]), xytext=(2, 2), textcoords="offset points", fontsize=7)
+    road.set(xlabel="x [m]", ylabel="y [m]", title=title)
+    figure.legend(handles=_legend(), loc="outside lower left", ncols=5, fontsize=8, frameon=False)
+    _draw_scores(scores, [str(rank) for rank in range(1, len(order) + 1)], score_matrix(candidates)[order], chosen)
     return figure
 
 
-def summary(chosen: Scores) -> str:
-    """The chosen plan's scores as text."""
-    names = {
-        "PDMS": "pdms",
-        "no at-fault collision": "no_collision",
-        "drivable area": "drivable_area",
-        "time to collision": "time_to_collision",
-        "comfort": "comfort",
-        "ego progress": "progress",
-    }
-    return "\n".join(f"{label:<22}{getattr(chosen, name)[0]:.2f}" for label, name in names.items())
+def view(scene: Scene, states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Lower and upper corner of the square that holds the ego and all plans' states [B, T, 9], with a margin."""
+    points = np.concatenate([states[..., [X, Y]].reshape(-1, 2), scene.pose[None, :2]])
+    low, high = points.min(axis=0), points.max(axis=0)
+    half = max(MARGIN + (high - low).max() / 2, SMALLEST / 2)
+    return (low + high) / 2 - half, (low + high) / 2 + half
+
+
+def _legend() -> list:
+    faded = {"facecolor": "tab:blue", "edgecolor": "navy", "alpha": 0.2}
+    return [
+        Patch(facecolor="black", label="ego"),
+        Patch(facecolor="tab:blue", edgecolor="navy", label="others"),
+        Patch(**faded, label="the same, second by second"),
+        Line2D([], [], color="dimgrey", linestyle=":", label="route"),
+        Line2D([], [], color="black", linewidth=4.0, label="chosen plan; thin lines: candidates, coloured by PDMS"),
+    ]
+
+
+def _draw_scores(axes: Axes, labels: list[str], candidates: np.ndarray, chosen: Scores) -> None:
+    """The scores as a coloured table: the chosen plan, then the candidates [B, 6], best first."""
+    table = np.concatenate([score_matrix(chosen), candidates])
+    axes.imshow(table, cmap=COLOURS, vmin=0.0, vmax=1.0, aspect="auto")
+    for (row, column), value in np.ndenumerate(table):
+        shade = "white" if abs(value - 0.5) > 0.4 else "black"
+        axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color=shade)
+    axes.axhline(0.5, color="black", linewidth=2.0)
+    axes.set_xticks(range(len(TITLES)), TITLES)
+    axes.set_yticks(range(len(table)), ["chosen", *labels])
+    axes.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
 
 
 def corners_of_agents(scene: Scene, step: int) -> list[np.ndarray]:
@@ -86,17 +112,19 @@ def corners_of_agents(scene: Scene, step: int) -> list[np.ndarray]:
     return [corners(scene.agents[step, agent, :3], *scene.size[agent]) for agent in present]
 
 
-def _draw_road(axes: object, scene: Scene) -> None:
+def _draw_road(axes: Axes, scene: Scene, low: np.ndarray, high: np.ndarray) -> None:
+    """Draws the road between two corners, which become the limits of the axes."""
     road = scene.road
-    low = np.floor((scene.pose[:2] - RADIUS - road.origin) / road.resolution).astype(int).clip(0)
-    high = np.ceil((scene.pose[:2] + RADIUS - road.origin) / road.resolution).astype(int).clip(1)
-    part = road.raster[low[0] : high[0], low[1] : high[1]]
-    first = road.origin + road.resolution * (low - 0.5)
+    cells = ((np.stack([low, high]) - road.origin) / road.resolution).round().astype(int).clip(0, road.raster.shape)
+    part = road.raster[cells[0, 0] : cells[1, 0], cells[0, 1] : cells[1, 1]]
+    first = road.origin + road.resolution * (cells[0] - 0.5)
     last = first + road.resolution * np.array(part.shape)
-    extent = (first[0], last[0], first[1], last[1])
     kinds = ((part & DRIVABLE) > 0).astype(int) + ((part & ~DRIVABLE) > 0)
-    palette = ListedColormap(["#f3f3ee", "#c8c8c8", "#dcdcdc"])
-    axes.imshow(kinds.T, origin="lower", extent=extent, cmap=palette, vmin=0, vmax=2, interpolation="nearest")
+    if part.size:
+        extent = (first[0], last[0], first[1], last[1])
+        palette = ListedColormap(GROUND)
+        axes.imshow(kinds.T, origin="lower", extent=extent, cmap=palette, vmin=0, vmax=2, interpolation="nearest")
+    axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal", facecolor=GROUND[0])
 
 
 def plans_to_show(folder: Path, name: str, run: Optional[Path], candidates: int) -> tuple[Scene, np.ndarray, str]:
