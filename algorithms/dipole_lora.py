@@ -44,7 +44,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-MAX_EXPONENTIAL_WEIGHT = 100.0  # clip of exp(beta A) in IQL's released code
 SATURATION_MARGIN = 0.01  # a weight this close to 0 or 1 counts as saturated
 VALIDATION_SEED = 0  # losses() draws the same noise at every call
 MIN_BETA, MAX_BETA = 0.1, 10.0  # b_min and b_max of the schedule, in Diffusion-QL's and IDQL's released code
@@ -99,6 +98,7 @@ class DIPOLELoRAConfig:
     inverse_temperature: float = 1.0  # beta: multiplies the advantage in the policy's weights
     shift: float = 0.0  # k: moves the sigmoid's active region
     weighting: str = "sigmoid"  # sigmoid (DIPOLE) | exponential (eq. 4) | indicator (CFGRL-style) | none (cloning)
+    max_weight: Optional[float] = 100.0  # clip of the exponential weights, as in IQL's released code; null = none
     greediness: float = 0.0  # omega when acting; 0 = pi+ alone, -1 = pi- alone
     sampling_steps: int = 10  # Euler steps of the flow, or denoising steps through the T levels, at most T
     diffusion_steps: int = 10  # T: noise levels of the diffusion
@@ -124,6 +124,8 @@ class DIPOLELoRAConfig:
         ):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field} is {getattr(self, field)}; it must be at least 1")
+        if self.max_weight is not None and self.max_weight <= 0:
+            raise ValueError(f"max_weight is {self.max_weight:g}; it must be above 0, or null for none")
         if self.planner_width % self.planner_heads:
             raise ValueError(f"planner_width is {self.planner_width}; make it a multiple of planner_heads")
         if any(size < 1 for size in self.token_sizes):
@@ -180,14 +182,17 @@ def check_guidance(config: DIPOLELoRAConfig, greediness: float, field: str) -> N
         )
 
 
-def policy_weights(weighting: str, advantage: Tensor, inverse_temperature: float, shift: float) -> Tensor:
+def policy_weights(
+    weighting: str, advantage: Tensor, inverse_temperature: float, shift: float, max_weight: Optional[float]
+) -> Tensor:
     """Regression weights: advantage [B] -> [2, B] (positive, negative policy), or [1, B] of a single policy."""
     scaled = inverse_temperature * advantage
     if weighting == "sigmoid":  # eq. 8
         positive = torch.sigmoid(scaled + shift)
         return torch.stack([positive, 1 - positive])
     if weighting == "exponential":  # eq. 4
-        return torch.exp(scaled).clamp(max=MAX_EXPONENTIAL_WEIGHT)[None]
+        weights = torch.exp(scaled)
+        return (weights if max_weight is None else weights.clamp(max=max_weight))[None]
     if weighting == "indicator":  # pi+ ~ mu 1[A >= 0], pi- = mu
         return torch.stack([(advantage >= 0).to(advantage.dtype), torch.ones_like(advantage)])
     return torch.ones_like(advantage)[None]
@@ -467,7 +472,9 @@ class DIPOLELoRA(nn.Module):
 
         # Policies: weighted regressions (eq. 9), both at the same x and t.
         advantage = batch["rewards"] - batch["state_values"]
-        weights = policy_weights(config.weighting, advantage, config.inverse_temperature, config.shift)
+        weights = policy_weights(
+            config.weighting, advantage, config.inverse_temperature, config.shift, config.max_weight
+        )
         predictions = torch.stack([self._policy(name, observations, x, t) for name in self.adapters])
         policy_losses = (weights * (predictions - target).square().mean(dim=-1)).mean(dim=1)
 

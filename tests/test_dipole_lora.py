@@ -113,7 +113,7 @@ def test_weights_are_those_of_dipole():
     batch = scored_batch()
     advantage = batch["rewards"] - batch["state_values"]
     for weighting in ("sigmoid", "exponential", "indicator", "none"):
-        expected = dipole.policy_weights(weighting, advantage, 2.0, 0.3)
+        expected = dipole.policy_weights(weighting, advantage, 2.0, 0.3, 100.0)
         agent = finetuning(weighting=weighting)
         metrics = agent.update(batch)
         torch.testing.assert_close(metrics["actor/weight_mean"], expected[0].mean())

@@ -10,6 +10,7 @@ import yaml
 
 from harness.algorithms import algorithm_names, load_algorithm
 from tests.conftest import small_config
+from tests.test_dipole_lora import finetuning, scored_batch
 from tests.toy import random_batch
 from tests.toy_run import toy_config, toy_run
 
@@ -52,6 +53,8 @@ def test_a_page_explains_every_metric_of_its_algorithm_and_no_other(name):
     for options in [{}, *VARIANTS.get(name, [])]:
         agent = algorithm.agent_class(small_config(algorithm, **options), observation_dim=3, action_dim=2)
         reported |= agent.update(random_batch()).keys()
+    if name == "dipole_lora":  # its other stage wants a planner
+        reported |= finetuning().update(scored_batch()).keys()
     explained = first_cells(section(page(name), "Logged metrics"))
     assert explained - {"validation/..."} == reported
 

@@ -50,7 +50,7 @@ def run(folder) -> Path:
         num_candidates=1,
         flow_steps=2,
     )
-    result = train(config)
+    (result,) = train([config])
     assert result["score_name"] == "return" and 0.0 <= result["score"] <= 1.0
     return run_path(config)
 

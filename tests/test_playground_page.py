@@ -49,7 +49,7 @@ def run_dir(tmp_path_factory):
         **{"collect_episodes": 4, "offline_steps": 50, "eval_episodes": 1, "final_report": "[]", "device": "cpu"},
     }
     config, _ = parse_config(DIPOLEConfig, [part for name, text in flags.items() for part in (f"--{name}", str(text))])
-    train(config)
+    train([config])
     return run_path(config)
 
 
