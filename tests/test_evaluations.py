@@ -19,7 +19,7 @@ from harness.evaluation import EnvironmentFailure
 from harness.evaluations import Evaluations, can_run_beside
 from harness.run import run
 from harness.run_folder import CsvLog, run_path
-from tests.test_run import assert_same_end, checkpoint_of, rows_of, without_times
+from tests.test_run import assert_same_run, checkpoint_of, rows_of
 from tests.toy import PointEnv, toy_task
 from tests.toy_run import toy_config, toy_run, toy_runs
 
@@ -72,13 +72,6 @@ def wait_until(condition) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
-
-
-def assert_same_run(first, second) -> None:
-    assert_same_end(first, second)
-    for name in ("train.csv", "eval.csv"):
-        rows = [without_times(rows_of(run_path(config) / name)) for config in (first, second)]
-        assert rows[0] == rows[1]
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from harness.run_folder import RUN_FILES, CsvLog, RunFolder, read_checkpoint, re
 from harness.training import Training
 from tests.conftest import small_config
 from tests.test_agents import make_agent
-from tests.test_run import assert_same_end, checkpoint_of, rows_of, without_times
+from tests.test_run import assert_same_end, assert_same_run, checkpoint_of, rows_of, without_times
 from tests.toy import EPISODE_LENGTH, PointEnv, toy_dataset, toy_task
 from tests.toy_run import toy_config, toy_run
 
@@ -51,12 +51,9 @@ def transitions_of(config) -> dict:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def assert_same_run(first, second) -> None:
+def assert_same_online_run(first, second) -> None:
     """Equal agents, random states, logged rows and transitions, bit for bit."""
-    assert_same_end(first, second)
-    for name in ("train.csv", "eval.csv"):
-        rows = [without_times(rows_of(run_path(config) / name)) for config in (first, second)]
-        assert rows[0] == rows[1]
+    assert_same_run(first, second)
     first, second = transitions_of(first), transitions_of(second)
     assert all(np.array_equal(first[name], second[name]) for name in first)
 
@@ -260,7 +257,7 @@ def test_a_full_ring_continues_bit_for_bit(tmp_path, capsys, changes):
         assert len(part["rewards"]) == min(15, changes.get("replay_capacity", 15))
     train(configs[1])
     assert "cannot be repeated" not in capsys.readouterr().out
-    assert_same_run(*configs)
+    assert_same_online_run(*configs)
 
 
 class InMidEpisode(InterruptedEnv):
@@ -276,7 +273,7 @@ def test_the_interrupted_episode_is_played_again(tmp_path, capsys):
     assert checkpoint_of(stopped)["loop"]["online"]["steps"] == 5
     train(stopped)
     assert "cannot be repeated" not in capsys.readouterr().out
-    assert_same_run(straight, stopped)
+    assert_same_online_run(straight, stopped)
 
 
 def test_an_episode_whose_start_the_ring_has_lost_is_left(tmp_path, capsys):
@@ -342,7 +339,7 @@ def test_files_after_the_checkpoint_are_removed(tmp_path, straight):
     (folder / "part_000000093.npz").write_bytes(b"half")
     train(config)
     assert sorted(path.name for path in folder.iterdir()) == [f"part_{step:09}.npz" for step in (80, 100, 120)]
-    assert_same_run(straight, config)
+    assert_same_online_run(straight, config)
 
 
 def test_restart_removes_the_replay(tmp_path):
@@ -398,7 +395,7 @@ def kill_and_check(config, process, straight) -> None:
         assert training.step == step and training.online.replay.added == max(0, step - OFFLINE)
     assert logged - step <= INTERVAL
     toy_run(config)
-    assert_same_run(straight, config)
+    assert_same_online_run(straight, config)
 
 
 def wait_for_row(config, step: int) -> None:

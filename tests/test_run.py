@@ -49,6 +49,14 @@ def without_times(rows: list) -> list:
     return [{k: v for k, v in row.items() if "seconds" not in k and "per_second" not in k} for row in rows]
 
 
+def assert_same_run(first, second) -> None:
+    """The same end, and the same logged rows."""
+    assert_same_end(first, second)
+    for name in ("train.csv", "eval.csv"):
+        rows = [without_times(rows_of(run_path(config) / name)) for config in (first, second)]
+        assert rows[0] == rows[1]
+
+
 def start(run_dir: Path, *changes: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "tests.toy_run", str(run_dir), *changes]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

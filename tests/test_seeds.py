@@ -16,7 +16,7 @@ from harness.run import run
 from harness.run_folder import run_path
 from harness.training import Diverged
 from harness.updates import UPDATES_PER_REPLAY, WARM_UP_UPDATES, Updates
-from tests.test_run import assert_same_end, checkpoint_of, rows_of, start, wait_for_step, without_times
+from tests.test_run import assert_same_run, checkpoint_of, rows_of, start, wait_for_step
 from tests.toy import toy_task
 from tests.toy_run import toy_config, toy_run, toy_runs
 
@@ -25,13 +25,6 @@ SEEDS = (3, 0, 7)
 
 def configs_of(run_dir, **changes) -> list:
     return [toy_config(run_dir, seed=seed, **changes) for seed in SEEDS]
-
-
-def assert_same_run(first, second) -> None:
-    assert_same_end(first, second)
-    for name in ("train.csv", "eval.csv"):
-        rows = [without_times(rows_of(run_path(config) / name)) for config in (first, second)]
-        assert rows[0] == rows[1]
 
 
 @pytest.fixture(scope="module")
