@@ -104,9 +104,9 @@ def parse_config(config_class: type, argv: List[str]) -> Any:
 def parse_configs(config_class: type, argv: List[str]) -> Tuple[List[Any], bool]:
     """Return a command line's configs, one for each of `--seeds`, and whether `--restart` was given.
 
-    Raises UserError, and SystemExit(0) after printing the help.
+    Raises UserError, TypeError for a field of a type that configs must not use, SystemExit(0) after printing the help.
     """
-    kinds = _kinds(config_class)
+    _kinds(config_class)
     parser = _parser(config_class)
     if "-h" in argv or "--help" in argv:
         parser.print_help()
@@ -116,10 +116,7 @@ def parse_configs(config_class: type, argv: List[str]) -> Tuple[List[Any], bool]
     path = given.pop("config", None)
     seeds = _decode_seeds(given.pop("seeds", None), given)
     config = config_class() if path is None else load_config(config_class, path)
-    overrides = {
-        name: decode(_flag_node(text, kinds[name], f"--{name}"), kinds[name], f"command line: --{name}")
-        for name, text in given.items()
-    }
+    overrides = {name: decode_flag(config_class, name, text) for name, text in given.items()}
     try:
         config = dataclasses.replace(config, **overrides)
     except ValueError as error:
@@ -197,6 +194,12 @@ def decode_field(config_class: type, name: str, node: yaml.Node, where: str) -> 
     if name not in kinds:
         raise _unknown_field(where, "", name, config_class, kinds)
     return decode(node, kinds[name], f"{where}: {name}")
+
+
+def decode_flag(config_class: type, name: str, text: str) -> Any:
+    """The value of the config's field `name` that `--name text` gives. Raises UserError."""
+    kind = _kinds(config_class)[name]
+    return decode(_flag_node(text, kind, f"--{name}"), kind, f"command line: --{name}")
 
 
 def config_to_yaml(config: Any) -> str:

@@ -23,7 +23,7 @@ from envs import load_task
 from envs.errors import UserError, exit_on_user_error
 from envs.files import make_folder, write_rows_csv
 from harness.algorithms import Algorithm, load_algorithm
-from harness.command_line import CommandParser, load_config, nearest_field, parse_config
+from harness.command_line import CommandParser, decode_flag, load_config, nearest_field
 from harness.devices import choose_device, set_up_torch
 from harness.evaluation import GRID_SEED, EvaluationResult, Evaluator
 from harness.plots import option_names, plot_sweep
@@ -68,7 +68,7 @@ def parse_grid(assignments: Sequence[str], agent: Any, config: Any) -> dict[str,
 def _decode(name: str, text: str, config: Any) -> Any:
     """The value that `--name text` has on a training command line."""
     try:
-        return getattr(parse_config(type(config), [f"--{name}={text}"]), name)
+        return decode_flag(type(config), name, text)
     except UserError as error:
         raise UserError(f"act option {name}={text}: {str(error).removeprefix('command line: --')}") from error
 

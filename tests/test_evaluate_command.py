@@ -185,6 +185,14 @@ def test_wrong_grids_are_explained(assignments, agent, message):
         parse_grid(assignments, agent, ToyConfig())
 
 
+def test_a_grid_is_checked_against_the_runs_config_not_the_defaults():
+    """20 steps are more than the default config has levels, and as many as this run's has."""
+    from algorithms.dipole_diffusion import DIPOLEDiffusion, DIPOLEDiffusionConfig
+
+    config = DIPOLEDiffusionConfig(diffusion_steps=20)
+    assert parse_grid(["denoising_steps=20"], DIPOLEDiffusion, config) == {"denoising_steps": [20]}
+
+
 def test_grid_must_suit_the_config_of_the_run():
     with pytest.raises(UserError, match="act options: greediness must be 0 with a single policy"):
         parse_grid(["greediness=0,1"], Toy, ToyConfig(single_policy=True))
