@@ -38,6 +38,7 @@ class ToyConfig:
     collect_episodes: int = 0
     in_memory: bool = True
     threads: int = 1
+    matmul_precision: str = "highest"
     eval_episodes: int = 4
     eval_environments: int = 3
     eval_workers: int = 0

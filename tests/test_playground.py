@@ -166,7 +166,7 @@ def test_agents_without_options_are_scored_too(open_session):
 def test_a_wrong_field_starts_nothing(open_session):
     session = open_session()
     press_run(session, greediness=-2.0)
-    assert session.error == "act option greediness=-2.0: greediness is -2; it starts at -1" and session.tried == []
+    assert session.error == "act options: greediness is -2; it starts at -1" and session.tried == []
     press_run(session, episodes=0, greediness=1.0)
     assert session.error == "episodes: give a whole number from 1"
     press_run(session, greediness=1.0)
