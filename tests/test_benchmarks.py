@@ -77,7 +77,7 @@ def rows_of(path: Path) -> list:
 @pytest.fixture
 def tiny_size(monkeypatch):
     """`--size quickstart` with networks of eight units."""
-    monkeypatch.setitem(SIZES, "quickstart", Size(5, 1, (8,), 16))
+    monkeypatch.setitem(SIZES, "quickstart", Size(5, 1, (8,), 16, 8))
 
 
 def test_against_jax_holds_the_spread_of_both_speeds_and_of_their_ratio(tmp_path, monkeypatch, capsys, tiny_size):
@@ -142,7 +142,7 @@ def test_precision_measures_relative_to_the_largest_value():
 
 
 def test_float32_is_near_recorded_and_made_figures(tmp_path, monkeypatch):
-    monkeypatch.setitem(SIZES, "published", Size(5, 2, (24, 24), 16))
+    monkeypatch.setitem(SIZES, "published", Size(5, 2, (24, 24), 16, 24))
     for case in (CASE, precision.write_published_case(tmp_path)):
         row = precision.measure(case, "highest", torch.device("cpu"))
         assert 0 < row["loss"] < 1e-5 and 0 < row["parameter"] < 1e-3, row

@@ -112,7 +112,7 @@ def test_a_run_that_another_harness_began_is_refused_until_it_is_finished(tmp_pa
     monkeypatch.setattr(run_folder, "HARNESS_VERSION", 3)
     complete_run(run, cells)  # nothing is left to do
     (run.folder / "result.json").unlink()
-    with pytest.raises(UserError, match="began under harness version 1, and this code is version 2"):
+    with pytest.raises(UserError, match="began under harness version 2, and this code is version 3"):
         complete_run(run, cells)
 
 

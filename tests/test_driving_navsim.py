@@ -35,6 +35,7 @@ from envs.errors import UserError
 from harness.algorithms import algorithm_names, load_algorithm
 from harness.run_folder import run_path
 from tests import navsim_standin
+from tests.conftest import small_config
 
 ROOT = Path(__file__).resolve().parents[1]
 SCENES = ROOT / "tests" / "golden" / "driving" / "scenes"
@@ -272,7 +273,8 @@ def test_scenes_of_the_two_sources_are_never_one_task(folder, tmp_path):
 def trained(name: str, folder: Path, run_dir: Path) -> Path:
     """The folder of a run of a few updates on the exported set."""
     algorithm = load_algorithm(name)
-    config = algorithm.config_class(
+    config = small_config(
+        algorithm,
         task="driving/navsim",
         data_dir=str(folder),
         run_dir=str(run_dir),
@@ -282,11 +284,8 @@ def trained(name: str, folder: Path, run_dir: Path) -> Path:
         checkpoint_interval=2,
         eval_interval=2,
         eval_episodes=1,
-        batch_size=16,
-        actor_hidden_dims=(16,),
-        value_hidden_dims=(16,),
     )
-    algorithm.train(config)
+    algorithm.train([config])
     return run_path(config)
 
 

@@ -48,7 +48,7 @@ def run_dir(tmp_path_factory):
         **{"config": ROOT / "configs/dipole/quickstart.yaml", "data_dir": folder / "data", "run_dir": folder / "runs"},
         **{"collect_episodes": 4, "offline_steps": 50, "eval_episodes": 1, "final_report": "[]", "device": "cpu"},
     }
-    config, _ = parse_config(DIPOLEConfig, [part for name, text in flags.items() for part in (f"--{name}", str(text))])
+    config = parse_config(DIPOLEConfig, [part for name, text in flags.items() for part in (f"--{name}", str(text))])
     train([config])
     return run_path(config)
 
