@@ -1,5 +1,6 @@
 """Devices by the name that a config gives them, how torch computes on them, and generators on them."""
 
+import os
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,14 @@ def set_up_torch(config: Any) -> None:
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.set_float32_matmul_precision(config.matmul_precision)
+
+
+def leaves_cores(config: Any) -> bool:
+    """Whether a second process with as many threads as the config sets finds cores of its own on this machine.
+
+    Two processes with all threads each are slower than one after the other, so that 0 (torch's choice) leaves none.
+    """
+    return 0 < 2 * config.threads <= (os.cpu_count() or 1)
 
 
 def seeded_generator(device: torch.device, *key: int) -> torch.Generator:

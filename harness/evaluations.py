@@ -19,7 +19,7 @@ import torch
 
 from envs.errors import UserError
 from envs.task import Task
-from harness.devices import set_up_torch
+from harness.devices import leaves_cores, set_up_torch
 from harness.evaluation import EVALUATION_SEED, EnvironmentFailure, EvaluationResult, Evaluator
 
 SECONDS_TO_END = 10.0  # what the process gets to end by itself before it is killed
@@ -28,11 +28,9 @@ SECONDS_TO_END = 10.0  # what the process gets to end by itself before it is kil
 def can_run_beside(config: Any, device: torch.device) -> bool:
     """Whether evaluations may run beside the training: they are asked for, and a core is left for the policy.
 
-    On the CPU the process of the evaluations needs as many threads as training, for equal numbers: `threads` must be
-    set and leave room for as many, since two processes with all threads each are slower than one after the other.
+    On the CPU the process of the evaluations needs as many threads as training, for equal numbers.
     """
-    spare = device.type == "cuda" or 0 < 2 * config.threads <= (os.cpu_count() or 1)
-    return config.eval_workers > 0 and spare
+    return config.eval_workers > 0 and (device.type == "cuda" or leaves_cores(config))
 
 
 def take_snapshot(agent: torch.nn.Module) -> bytes:

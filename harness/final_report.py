@@ -9,7 +9,7 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence
 import torch
 
 from envs.task import Task
-from harness.devices import choose_device, set_up_torch
+from harness.devices import choose_device, leaves_cores, set_up_torch
 from harness.evaluate import parse_grid, sweep, write_report
 from harness.loop import complete
 from harness.run_folder import algorithm_name, label_of, load_agent, run_path
@@ -35,7 +35,7 @@ def controls_beside(controls: Sequence[Any], agent_class: type, task: Task) -> I
 
     `report` runs the controls again, which finds them finished or continues them: what goes wrong here shows there.
     """
-    if not controls or not 0 < 2 * controls[0].threads <= (os.cpu_count() or 1):
+    if not controls or not leaves_cores(controls[0]):
         yield
         return
     arguments = (controls, agent_class, task)

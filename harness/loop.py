@@ -95,12 +95,11 @@ class Loop:
     def _evaluate(self) -> None:
         """Asks for the evaluations that are due, and ends the trainings that are at their end."""
         for training in list(self.trainings):
-            with self._drops_diverged(training):
-                try:
-                    with self.signals.may_interrupt():
-                        training.evaluate_if_due()
-                except Stopped:
-                    self._stop()
+            try:
+                with self._drops_diverged(training), self.signals.may_interrupt():
+                    training.evaluate_if_due()
+            except Stopped:
+                self._stop()
         self.evaluations.collect(wait=any(training.is_at_end for training in self.trainings))
         for training in [each for each in self.trainings if each.is_at_end]:
             training.finish()
