@@ -1,0 +1,164 @@
+"""What faster matrix products do to learning: DIPOLE's quick start in float32, tf32 and bf16, curves over seeds.
+
+    python -m benchmarks.precision_curve --device cpu --seeds 0 1 2 3 4 --out FOLDER
+
+On a CPU the products are emulated (benchmarks/rounded_products.py), on a GPU float32 and tf32 are torch's own switch
+(`matmul_precision`). Runs are whole ones, in <out>/runs, without control and report; the same command continues what
+was stopped, and more seeds join those that are there. Writes curve.csv, a row for each precision and evaluation, and
+curve.png into <out>, and prints the results: means over the seeds with their 95% bootstrap intervals.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+from pathlib import Path
+from typing import Any, ContextManager, Dict, List, Sequence
+
+import numpy as np
+import torch
+
+from algorithms.dipole import DIPOLEConfig, train
+from benchmarks.rounded_products import FORMATS, RoundedProducts
+from envs.errors import UserError, exit_on_user_error
+from envs.files import make_folder, write_rows_csv
+from harness.algorithms import ROOT
+from harness.command_line import CommandParser, load_config
+from harness.devices import choose_device
+from harness.plots import plot_lines
+from harness.run_fields import check_run_fields
+from harness.run_folder import read_rows, run_path
+from harness.statistics import interval, intervals, mean
+from harness.throughput import format_rows, machine
+
+EVALUATIONS = 10  # of a run
+EXACT = "float32"
+
+
+@dataclasses.dataclass(frozen=True)
+class Precision:
+    """A line of the figure: torch's switch, and the format that operands are rounded to where it is emulated."""
+
+    label: str
+    matmul_precision: str = "highest"
+    emulated: str = ""
+
+    def products(self) -> ContextManager:
+        """The block in which matrix products have this precision, once torch's switch is set."""
+        return RoundedProducts(self.emulated) if self.emulated else contextlib.nullcontext()
+
+
+def precisions_on(device: torch.device) -> List[Precision]:
+    """float32 first; on a GPU what torch offers there, on a CPU the emulated formats."""
+    if device.type == "cuda":
+        return [Precision(EXACT), Precision("tf32", "high")]
+    return [Precision(EXACT), *(Precision(f"{name}, emulated", emulated=name) for name in FORMATS)]
+
+
+def configs_of(precision: Precision, options: argparse.Namespace) -> List[DIPOLEConfig]:
+    """The quick start with these options, a config for each seed. Raises UserError for values out of range."""
+    interval = max(1, options.updates // EVALUATIONS)
+    config = dataclasses.replace(
+        load_config(DIPOLEConfig, ROOT / "configs" / "dipole" / "quickstart.yaml"),
+        run_dir=str(options.out / "runs"),
+        label=precision.label.replace(", ", "_"),
+        data_dir=str(options.data_dir),
+        device=options.device,
+        matmul_precision=precision.matmul_precision,
+        offline_steps=options.updates,
+        eval_interval=interval,
+        checkpoint_interval=interval,
+        eval_episodes=options.episodes,
+        eval_environments=options.episodes,
+        final_report=(),
+    )
+    check_run_fields(config)
+    return [dataclasses.replace(config, seed=seed) for seed in options.seeds]
+
+
+def curve_of(configs: Sequence[DIPOLEConfig]) -> Dict[int, List[float]]:
+    """{updates: the returns of the seeds} of finished runs."""
+    rows = [read_rows(run_path(config) / "eval.csv") for config in configs]
+    return {int(step[0]["step"]): [float(row["return"]) for row in step] for step in zip(*rows, strict=True)}
+
+
+def curve_rows(label: str, seeds: Sequence[int], curve: Dict[int, List[float]]) -> List[Dict[str, Any]]:
+    """A row for each evaluation of a curve: mean and interval (NaN for a single seed), then each seed's return."""
+    low, high = intervals([np.array(list(curve.values()))], mean)
+    return [
+        {
+            "precision": label,
+            "updates": updates,
+            **rounded({"mean": np.mean(returns), "low": low[index], "high": high[index]}),
+            **rounded({f"seed_{seed}": value for seed, value in zip(seeds, returns, strict=True)}),
+        }
+        for index, (updates, returns) in enumerate(curve.items())
+    ]
+
+
+def rounded(values: Dict[str, float]) -> Dict[str, float]:
+    return {name: round(float(value), 2) for name, value in values.items()}
+
+
+def summary(label: str, results: List[dict], exact: List[dict]) -> Dict[str, str]:
+    """A row of the printed table; differences are from the float32 run of the same seed."""
+    scores = {name: np.array([result[name] for result in results]) for name in ("score", "score_last_evaluations")}
+    last = scores["score_last_evaluations"]
+    differences = last - np.array([result["score_last_evaluations"] for result in exact])
+    return {
+        "precision": label,
+        "last evaluation": with_interval(scores["score"]),
+        f"mean of the last {results[0]['evaluations_averaged']}": with_interval(last),
+        "difference from float32": with_interval(differences) if label != EXACT else "",
+    }
+
+
+def with_interval(values: np.ndarray) -> str:
+    low, high = interval([values])
+    return f"{values.mean():.0f} ({low:.0f} to {high:.0f})"
+
+
+def parse() -> argparse.Namespace:
+    parser = CommandParser("python -m benchmarks.precision_curve", __doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder of the runs, the table and the figure")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--updates", type=int, default=10_000, help="of a run, which is evaluated ten times")
+    parser.add_argument("--episodes", type=int, default=10, help="of an evaluation")
+    parser.add_argument("--data_dir", type=Path, default=ROOT / "data", help="of the quick start's data")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    options = parser.parse_args()
+    if len(set(options.seeds)) < len(options.seeds):
+        raise UserError("command line: --seeds has a seed twice, give each once")
+    return options
+
+
+def main() -> None:
+    with exit_on_user_error():
+        options = parse()
+        device = choose_device(options.device)
+        precisions = precisions_on(device)
+        configs = {precision: configs_of(precision, options) for precision in precisions}
+        make_folder(options.out, "--out")
+        results = {}
+        for precision in precisions:
+            with precision.products():
+                results[precision] = train(configs[precision])
+        curves = {precision.label: curve_of(configs[precision]) for precision in precisions}
+        rows = [row for label, curve in curves.items() for row in curve_rows(label, options.seeds, curve)]
+        write_rows_csv(rows, options.out / "curve.csv")
+        plot_lines(
+            list(curves[EXACT]),
+            {
+                label: [(row["mean"], row["low"], row["high"]) for row in rows if row["precision"] == label]
+                for label in curves
+            },
+            options.out / "curve.png",
+            "updates",
+            "return",
+            reference_lines={},
+        )
+        table = [summary(each.label, results[each], results[precisions[0]]) for each in precisions]
+        print(f"{machine(device)}, {len(options.seeds)} seeds\n\n{format_rows(table)}")
+
+
+if __name__ == "__main__":
+    main()
