@@ -1,6 +1,7 @@
 """What faster matrix products do to the golden figures: float32 updates by precision against the float64 reference.
 
     python -m benchmarks.precision --precision highest high medium --csv FILE
+    python -m benchmarks.precision --precision highest --rounded tf32 bf16    # emulated, on a machine without them
 
 A row per case and precision: the largest relative difference of a loss and of a network's parameters after three
 updates, each relative to the largest reference value of that loss over the steps or of that parameter. The recorded
@@ -9,16 +10,18 @@ has DIPOLE's published size, and its reference is tests/plain_dipole.py.
 """
 
 import argparse
+import contextlib
 import json
 import sys
 import tempfile
 from collections import defaultdict
 from pathlib import Path
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
 
+from benchmarks.rounded_products import FORMATS, RoundedProducts
 from envs.errors import exit_on_user_error
 from envs.files import write_rows_csv
 from harness.algorithms import ROOT
@@ -31,10 +34,11 @@ from tests.plain_dipole import write_case
 GOLDEN = ROOT / "tests" / "golden"
 
 
-def measure(case: Path, precision: str, device: torch.device) -> Dict[str, Any]:
-    """The row of one case in one precision."""
+def measure(case: Path, precision: str, device: torch.device, rounded: Optional[str] = None) -> Dict[str, Any]:
+    """The row of one case in one precision, or with its products' operands rounded to a format."""
     torch.set_float32_matmul_precision(precision)
-    figures = replay(case, device.type, torch.float32)
+    with RoundedProducts(rounded) if rounded else contextlib.nullcontext():
+        figures = replay(case, device.type, torch.float32)
     torch.set_float32_matmul_precision(MATMUL_PRECISIONS[0])
     groups: Dict[str, List[Tuple[np.ndarray, np.ndarray]]] = defaultdict(list)
     for name, pair in figures.items():  # a loss has one group for all steps: at a single one it can be near zero
@@ -42,7 +46,7 @@ def measure(case: Path, precision: str, device: torch.device) -> Dict[str, Any]:
     deviations = {name: relative_difference(pairs) for name, pairs in groups.items()}
     return {
         "case": case.stem,
-        "precision": precision,
+        "precision": f"{rounded}, emulated" if rounded else precision,
         "loss": largest(deviation for name, deviation in deviations.items() if not name.startswith("final/")),
         "parameter": largest(deviation for name, deviation in deviations.items() if name.startswith("final/")),
     }
@@ -70,6 +74,7 @@ def largest(deviations) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.precision", description=__doc__.splitlines()[0])
     parser.add_argument("--precision", nargs="+", choices=MATMUL_PRECISIONS, default=list(MATMUL_PRECISIONS))
+    parser.add_argument("--rounded", nargs="+", choices=list(FORMATS), default=[], help="emulate these formats too")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--csv", type=Path, help="also write the rows there")
     options = parser.parse_args(sys.argv[1:])
@@ -77,7 +82,9 @@ def main() -> None:
         device = choose_device(options.device)
         with tempfile.TemporaryDirectory() as folder:
             cases = [*sorted(GOLDEN.glob("*.npz")), write_published_case(Path(folder))]
-            rows = [measure(case, precision, device) for case in cases for precision in options.precision]
+            ways = [(precision, None) for precision in options.precision]
+            ways += [(MATMUL_PRECISIONS[0], number_format) for number_format in options.rounded]
+            rows = [measure(case, precision, device, rounded) for case in cases for precision, rounded in ways]
         print(f"{machine(device)}\n\n{format_rows(rows)}")
         if options.csv:
             write_rows_csv(rows, options.csv)

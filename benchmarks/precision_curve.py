@@ -113,6 +113,8 @@ def summary(label: str, results: List[dict], exact: List[dict]) -> Dict[str, str
 
 
 def with_interval(values: np.ndarray) -> str:
+    if len(values) < 2:
+        return f"{values.mean():.0f}"
     low, high = interval([values])
     return f"{values.mean():.0f} ({low:.0f} to {high:.0f})"
 

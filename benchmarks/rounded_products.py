@@ -18,8 +18,14 @@ from torch.utils.flop_counter import flop_registry
 aten = torch.ops.aten
 # Where the operands are among the arguments; the first of addmm and baddbmm is added in float32.
 OPERANDS = {aten.mm: (0, 1), aten.bmm: (0, 1), aten.addmm: (1, 2), aten.baddbmm: (1, 2)}
-# Torch counts operations of these too; the last two are products in inference mode only, else made of those above.
-OTHER_PRODUCTS = {*flop_registry, aten.matmul, aten.linear} - OPERANDS.keys()
+# Torch counts operations of these too, or should; the last two are made of those above but in inference mode.
+OTHER_PRODUCTS = {
+    *flop_registry,
+    aten._scaled_dot_product_flash_attention_for_cpu,
+    aten._scaled_dot_product_flash_attention_for_cpu_backward,
+    aten.matmul,
+    aten.linear,
+} - OPERANDS.keys()
 DROPPED_BITS = 23 - 10  # float32's and tf32's bits after the binary point
 HALF = 1 << (DROPPED_BITS - 1)  # of tf32's last bit
 

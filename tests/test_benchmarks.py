@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import subprocess
 import sys
@@ -10,9 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from algorithms.dipole import DIPOLEConfig
-from benchmarks import against_checkout, precision, training_run
+from benchmarks import against_checkout, precision, precision_curve, training_run
+from benchmarks.rounded_products import FORMATS, RoundedProducts, to_bf16, to_tf32
+from harness.run_folder import run_path
 from harness.throughput import SIZES, Size, random_dataset
 from tests.golden.checker import TOLERANCE, recorded_draws, step_arrays
 from tests.golden.dipole_family import dipole_fields
@@ -147,6 +151,207 @@ def test_float32_is_near_recorded_and_made_figures(tmp_path, monkeypatch):
         row = precision.measure(case, "highest", torch.device("cpu"))
         assert 0 < row["loss"] < 1e-5 and 0 < row["parameter"] < 1e-3, row
     assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_precision_adds_rows_of_emulated_formats(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(SIZES, "published", Size(5, 2, (24, 24), 16, 24))
+    command = ("--precision", "highest", "--rounded", "tf32", "bf16", "--device", "cpu")
+    run_command(precision, monkeypatch, *command, "--csv", tmp_path / "rows.csv")
+    rows = {(row["case"], row["precision"]): float(row["loss"]) for row in rows_of(tmp_path / "rows.csv")}
+    cases = {case for case, _ in rows}
+    assert {"dipole", "rebrac", "dipole_published"} <= cases and len(rows) == 3 * len(cases)
+    for case in cases:  # bf16 has three bits less than tf32
+        exact, tf32, bf16 = (rows[case, name] for name in ("highest", "tf32, emulated", "bf16, emulated"))
+        assert 10 * exact < tf32 < bf16 < 0.05, case
+
+
+# ---- Rounded products ----
+
+LARGEST = torch.finfo(torch.float32).max
+
+
+@pytest.mark.parametrize(
+    ("value", "nearest"),
+    [
+        (1 + 2**-10, 1 + 2**-10),
+        (1 + 2**-11, 1 + 2**-10),  # a tie: away from zero
+        (-1 - 2**-11, -1 - 2**-10),
+        (1 + 2**-10 + 2**-11, 1 + 2**-9),
+        (1 + 2**-11 - 2**-23, 1.0),
+        (-1 - 2**-11 - 2**-23, -1 - 2**-10),
+        (2 - 2**-23, 2.0),  # into the next exponent
+        (2**-137, 2**-136),  # a tie at the smallest tf32 number
+        (-(2**-138), -0.0),
+        (0.0, 0.0),
+        (-0.0, -0.0),
+        (LARGEST, math.inf),
+        (-LARGEST, -math.inf),
+        (math.inf, math.inf),
+        (-math.inf, -math.inf),
+    ],
+)
+def test_tf32_is_the_nearest_number_of_ten_bits(value, nearest):
+    rounded = to_tf32(torch.tensor(value)).item()
+    assert rounded == nearest and math.copysign(1, rounded) == math.copysign(1, nearest)
+
+
+def test_tf32_agrees_with_rounding_in_float64():
+    values = torch.randn(10_000, generator=torch.Generator().manual_seed(0)) * 10.0 ** torch.arange(-20, 20).repeat(250)
+    mantissa, exponent = np.frexp(values.numpy().astype(np.float64))  # of 1/2 to 1: eleven bits after the point
+    nearest = np.ldexp(np.sign(mantissa) * np.floor(np.abs(mantissa) * 2**11 + 0.5), exponent - 11)
+    np.testing.assert_array_equal(to_tf32(values).numpy(), nearest)
+
+
+@pytest.mark.parametrize("bits", [0x7F800001, 0x7FFFFFFF, 0x7FC00000, -0x00000001, -0x007FFFFF])
+def test_what_is_not_a_number_stays_so(bits):
+    value = torch.tensor([bits], dtype=torch.int32).view(torch.float32)
+    assert to_tf32(value).isnan().all() and to_bf16(value).isnan().all()
+
+
+@pytest.mark.parametrize(
+    ("value", "nearest"),
+    [
+        (1 + 2**-7, 1 + 2**-7),
+        (1 + 2**-8, 1.0),  # a tie: to even
+        (-1 - 3 * 2**-8, -1 - 2**-6),
+        (1 + 2**-8 + 2**-23, 1 + 2**-7),
+        (-(2 - 2**-23), -2.0),
+        (LARGEST, math.inf),
+        (-math.inf, -math.inf),
+    ],
+)
+def test_bf16_is_the_nearest_number_of_seven_bits(value, nearest):
+    assert to_bf16(torch.tensor(value)).item() == nearest
+
+
+PRODUCTS = {  # by torch's name: of an addend and two operands [2, 3, 4] and [2, 4, 5], or of their first members
+    "mm": lambda addend, left, right: torch.mm(left[0], right[0]),
+    "addmm": lambda addend, left, right: torch.addmm(addend[0], left[0], right[0]),
+    "bmm": lambda addend, left, right: torch.bmm(left, right),
+    "baddbmm": lambda addend, left, right: torch.baddbmm(addend, left, right),
+    "linear": lambda addend, left, right: F.linear(left[0], right[0].T, addend[0, 0]),
+    "matmul of a batch by a matrix": lambda addend, left, right: left @ right[0],
+}
+
+
+def product_and_gradients(product, dtype: torch.dtype, convert=lambda tensor: tensor) -> list:
+    """[product, gradient by its addend (None without), by its left and its right operand], the last two converted.
+
+    The gradient of the result is 1 + 2^-12 everywhere, which neither format holds.
+    """
+    generator = torch.Generator().manual_seed(0)
+    addend, left, right = (torch.randn(2, *size, generator=generator) for size in ((1, 5), (3, 4), (4, 5)))
+    operands = [addend.to(dtype), convert(left.to(dtype)), convert(right.to(dtype))]
+    operands = [operand.requires_grad_() for operand in operands]
+    result = product(*operands)
+    result.backward(convert(torch.full_like(result, 1 + 2**-12)))
+    return [result.detach(), *(operand.grad for operand in operands)]
+
+
+@pytest.mark.parametrize("number_format", FORMATS)
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_operands_are_rounded_forward_and_backward(name, number_format):
+    with RoundedProducts(number_format):
+        result, by_addend, by_left, by_right = product_and_gradients(PRODUCTS[name], torch.float32)
+    expected, _, *expected_gradients = product_and_gradients(PRODUCTS[name], torch.float32, FORMATS[number_format])
+    exact, exact_by_addend, *exact_gradients = product_and_gradients(PRODUCTS[name], torch.float32)
+    assert torch.equal(result, expected) and not torch.equal(result, exact)
+    for ours, rounded, unrounded in zip((by_left, by_right), expected_gradients, exact_gradients, strict=True):
+        assert torch.equal(ours, rounded) and not torch.equal(ours, unrounded)
+    assert by_addend is exact_by_addend is None or torch.equal(by_addend, exact_by_addend)  # it is no product
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_float64_products_are_left_alone(name):
+    exact = product_and_gradients(PRODUCTS[name], torch.float64)
+    with RoundedProducts("bf16"):
+        ours = product_and_gradients(PRODUCTS[name], torch.float64)
+    assert all(one is other is None or torch.equal(one, other) for one, other in zip(ours, exact, strict=True))
+
+
+def test_products_that_are_not_emulated_are_refused():
+    tokens = torch.randn(1, 2, 8, 4)
+    with RoundedProducts("tf32"):
+        with pytest.raises(NotImplementedError, match="attention"):
+            F.scaled_dot_product_attention(tokens, tokens, tokens)
+        with torch.inference_mode(), pytest.raises(NotImplementedError, match="linear"):
+            F.linear(tokens, tokens[0, 0])
+
+
+# ---- Learning curves by precision ----
+
+
+@pytest.fixture
+def products_in_training(monkeypatch) -> dict:
+    """{(label, seed): 1 + 2^-10 times 1, as a product in that run's training}; runs only write an eval.csv."""
+    seen = {}
+
+    def train(configs):
+        for config in configs:
+            factor = torch.tensor([[1 + 2**-10]])
+            seen[config.label, config.seed] = (factor @ torch.ones(1, 1)).item()
+            scores = [100.0 * config.seed, 100.0 * config.seed + len(config.label)]
+            run_path(config).mkdir(parents=True)
+            (run_path(config) / "eval.csv").write_text(f"step,return\n5,{scores[0]}\n10,{scores[1]}\n")
+        return [
+            {"score": score, "score_last_evaluations": score, "evaluations_averaged": 3}
+            for score in (100.0 * config.seed + len(config.label) for config in configs)
+        ]
+
+    monkeypatch.setattr(precision_curve, "train", train)
+    return seen
+
+
+def test_precision_curve_trains_in_each_precision_and_gives_curves(tmp_path, monkeypatch, capsys, products_in_training):
+    command = ("--device", "cpu", "--seeds", 1, 2, "--updates", 10, "--out", tmp_path)
+    run_command(precision_curve, monkeypatch, *command)
+    labels = ("float32", "tf32_emulated", "bf16_emulated")
+    nearest = {"float32": 1 + 2**-10, "tf32_emulated": 1 + 2**-10, "bf16_emulated": 1.0}
+    assert products_in_training == {(label, seed): nearest[label] for label in labels for seed in (1, 2)}
+    rows = rows_of(tmp_path / "curve.csv")
+    assert [(row["precision"], row["updates"]) for row in rows] == [
+        (label.replace("_", ", "), updates) for label in labels for updates in ("5", "10")
+    ]
+    first, last = rows[:2]
+    assert [float(first[name]) for name in ("mean", "low", "high", "seed_1", "seed_2")] == [150, 100, 200, 100, 200]
+    assert float(last["mean"]) == 157
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+    table = capsys.readouterr().out
+    assert "| float32 | 157 (107 to 207) | 157 (107 to 207) |  |" in table
+    assert "| tf32, emulated | 163 (113 to 213) | 163 (113 to 213) | 6 (6 to 6) |" in table
+
+
+def test_on_a_gpu_the_curves_are_those_of_torchs_own_switch():
+    ways = precision_curve.precisions_on(torch.device("cuda"))
+    assert [(way.label, way.matmul_precision, way.emulated) for way in ways] == [
+        ("float32", "highest", ""),
+        ("tf32", "high", ""),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"), [(("--seeds", 1, 1), "--seeds"), (("--updates", 0), "offline_steps"), (("--out",), "--out")]
+)
+def test_precision_curve_names_a_wrong_flag(tmp_path, monkeypatch, capsys, flags, named, products_in_training):
+    with pytest.raises(SystemExit) as ended:
+        run_command(precision_curve, monkeypatch, "--device", "cpu", "--out", tmp_path / "new", *flags)
+    error = capsys.readouterr().err
+    assert (ended.value.code, error.count("\n")) == (2, 1) and named in error
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.slow
+def test_precision_curve_of_whole_runs_continues(tmp_path, monkeypatch, capsys):
+    """One update per run: enough for an evaluation of each."""
+    command = ("--device", "cpu", "--updates", 1, "--episodes", 1, "--data_dir", tmp_path / "data", "--out", tmp_path)
+    run_command(precision_curve, monkeypatch, *command, "--seeds", 0)
+    first = rows_of(tmp_path / "curve.csv")
+    assert [row["updates"] for row in first] == ["1", "1", "1"]
+    assert len({row["seed_0"] for row in first}) == 3, "precisions that change nothing"
+    capsys.readouterr()
+    run_command(precision_curve, monkeypatch, *command, "--seeds", 0, 1)
+    assert capsys.readouterr().out.count("not trained again") == 3
+    assert [row["seed_0"] for row in rows_of(tmp_path / "curve.csv")] == [row["seed_0"] for row in first]
 
 
 def test_against_checkout_finds_the_slower_one(tmp_path, monkeypatch, capsys, tiny_size):
