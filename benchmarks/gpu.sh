@@ -60,7 +60,7 @@ run_all() {
     if [ "$device" = cuda ]; then # bit for bit, graphs against updates one by one
         step captured "$python" -m pytest -n 0 tests/test_seeds.py tests/test_dipole.py -k "captured or cuda_graph"
     fi
-    step precision measure benchmarks.precision --csv "$OUT/precision.csv"
+    step precision measure benchmarks.precision --rounded tf32 --csv "$OUT/precision.csv" # and how good the emulation is
     echo "== done after $SECONDS s; failed: ${failed[*]:-none}"
     [ ${#failed[@]} -eq 0 ]
 }

@@ -118,13 +118,15 @@ def test_jax_updates_train_on_the_data_set(tiny_size):
     assert float(updates.losses["critic/loss"]) < first / 2
 
 
-def test_training_run_extrapolates_and_sees_the_loss_fall(tmp_path, monkeypatch, capsys):
-    command = ("--algorithm", "iql", "--size", "quickstart", "--updates", 30, "--device", "cpu")
+@pytest.mark.parametrize(("name", "loss"), [("iql", "critic/loss"), ("dipole_lora", "actor/imitation_loss")])
+def test_training_run_extrapolates_and_sees_the_loss_fall(tmp_path, monkeypatch, capsys, name, loss):
+    command = ("--algorithm", name, "--size", "quickstart", "--updates", 30, "--device", "cpu")
     run_command(training_run, monkeypatch, *command, "--csv", tmp_path / "rows.csv")
     (row,) = rows_of(tmp_path / "rows.csv")
     minutes = 1e6 / float(row["updates_per_second"]) / 60
     assert float(row["minutes_per_million"]) == pytest.approx(minutes, rel=0.02)
-    assert float(row["last_critic_loss"]) < float(row["first_critic_loss"])
+    assert row["loss"] == loss
+    assert float(row["last_loss"]) < float(row["first_loss"])
 
 
 def test_training_run_fails_where_nothing_is_learnt(monkeypatch, capsys):
