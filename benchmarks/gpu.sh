@@ -6,8 +6,9 @@
 #
 # Needs Python with torch, numpy, PyYAML, tqdm, matplotlib and pyrallis; for the ratio JAX with its CUDA plugin; for the
 # step `captured` also pytest, pytest-xdist, gymnasium, scipy, h5py and imageio-ffmpeg. No network: what is missing is
-# installed from the folder of wheels $WHEELS, e.g.
-#   pip download --no-deps -d wheels pyrallis==0.3.1 gymnasium farama-notifications imageio-ffmpeg
+# installed from the folder of wheels $WHEELS, e.g. (the second line: what those need that torch does not bring)
+#   pip download --no-deps -d wheels pyrallis==0.3.1 gymnasium imageio-ffmpeg \
+#       typing-inspect mypy-extensions farama-notifications cloudpickle
 #   WHEELS=wheels OUT=gpu_results benchmarks/gpu.sh
 # A step that fails is named at the end, and the others run all the same; the exit code is then 1.
 set -uo pipefail
