@@ -35,7 +35,8 @@ def to_tf32(values: Tensor) -> Tensor:
 
     Ties go away from zero, as in NVIDIA's conversion (PTX: cvt.rna.tf32.f32); what is too large becomes infinite.
     """
-    bits = (values.view(torch.int32) + HALF) & -(1 << DROPPED_BITS)  # sign and magnitude: away from zero is upwards
+    bits = values.view(torch.int32).add(HALF)  # sign and magnitude: upwards is away from zero
+    bits.bitwise_and_(-(1 << DROPPED_BITS))
     return torch.where(values.isnan(), values, bits.view(torch.float32))
 
 
