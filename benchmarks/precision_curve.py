@@ -1,11 +1,13 @@
 """What faster matrix products do to learning: DIPOLE's quick start in float32, tf32 and bf16, curves over seeds.
 
     python -m benchmarks.precision_curve --device cpu --seeds 0 1 2 3 4 --out FOLDER
+    python -m benchmarks.precision_curve --device cpu --seeds 0 1 2 3 4 --out FOLDER --report_only
 
 On a CPU the products are emulated (benchmarks/rounded_products.py), on a GPU float32 and tf32 are torch's own switch
 (`matmul_precision`). Runs are whole ones, in <out>/runs, without control and report; the same command continues what
 was stopped, and more seeds join those that are there. Writes curve.csv, a row for each precision and evaluation, and
-curve.png into <out>, and prints the results: means over the seeds with their 95% bootstrap intervals.
+curve.png into <out>, and prints the results: means over the seeds with their 95% bootstrap intervals. With
+`--report_only` nothing is trained, and the curves end at the last evaluation that all runs have.
 """
 
 import argparse
@@ -29,6 +31,7 @@ from harness.run_fields import check_run_fields
 from harness.run_folder import read_rows, run_path
 from harness.statistics import interval, intervals, mean
 from harness.throughput import format_rows, machine
+from harness.training import SCORE_EVALUATIONS
 
 EVALUATIONS = 10  # of a run
 EXACT = "float32"
@@ -36,22 +39,26 @@ EXACT = "float32"
 
 @dataclasses.dataclass(frozen=True)
 class Precision:
-    """A line of the figure: torch's switch, and the format that operands are rounded to where it is emulated."""
+    """A line of the figure: torch's switch, or the emulation of a format."""
 
-    label: str
+    name: str
     matmul_precision: str = "highest"
-    emulated: str = ""
+    emulated: bool = False
+
+    @property
+    def label(self) -> str:
+        return f"{self.name}, emulated" if self.emulated else self.name
 
     def products(self) -> ContextManager:
         """The block in which matrix products have this precision, once torch's switch is set."""
-        return RoundedProducts(self.emulated) if self.emulated else contextlib.nullcontext()
+        return RoundedProducts(self.name) if self.emulated else contextlib.nullcontext()
 
 
 def precisions_on(device: torch.device) -> List[Precision]:
     """float32 first; on a GPU what torch offers there, on a CPU the emulated formats."""
     if device.type == "cuda":
         return [Precision(EXACT), Precision("tf32", "high")]
-    return [Precision(EXACT), *(Precision(f"{name}, emulated", emulated=name) for name in FORMATS)]
+    return [Precision(EXACT), *(Precision(name, emulated=True) for name in FORMATS)]
 
 
 def configs_of(precision: Precision, options: argparse.Namespace) -> List[DIPOLEConfig]:
@@ -75,10 +82,24 @@ def configs_of(precision: Precision, options: argparse.Namespace) -> List[DIPOLE
     return [dataclasses.replace(config, seed=seed) for seed in options.seeds]
 
 
-def curve_of(configs: Sequence[DIPOLEConfig]) -> Dict[int, List[float]]:
-    """{updates: the returns of the seeds} of finished runs."""
-    rows = [read_rows(run_path(config) / "eval.csv") for config in configs]
-    return {int(step[0]["step"]): [float(row["return"]) for row in step] for step in zip(*rows, strict=True)}
+def returns_of(configs: Sequence[DIPOLEConfig]) -> Dict[int, List[float]]:
+    """{updates: the returns of the seeds} at the evaluations that all the runs have."""
+    runs = [
+        {int(row["step"]): float(row["return"]) for row in read_rows(run_path(config) / "eval.csv")}
+        for config in configs
+    ]
+    return {step: [run[step] for run in runs] for step in runs[0] if all(step in run for run in runs)}
+
+
+def curves_of(configs: Dict[Precision, List[DIPOLEConfig]]) -> Dict[Precision, Dict[int, List[float]]]:
+    """`returns_of` each precision, at the evaluations that all of them have. Raises UserError where there is none."""
+    curves = {precision: returns_of(runs) for precision, runs in configs.items()}
+    steps = [step for step in curves[next(iter(curves))] if all(step in curve for curve in curves.values())]
+    if not steps:
+        raise UserError(
+            f"{next(iter(configs.values()))[0].run_dir}: not every run has an evaluation; leave out --report_only"
+        )
+    return {precision: {step: curve[step] for step in steps} for precision, curve in curves.items()}
 
 
 def curve_rows(label: str, seeds: Sequence[int], curve: Dict[int, List[float]]) -> List[Dict[str, Any]]:
@@ -99,16 +120,15 @@ def rounded(values: Dict[str, float]) -> Dict[str, float]:
     return {name: round(float(value), 2) for name, value in values.items()}
 
 
-def summary(label: str, results: List[dict], exact: List[dict]) -> Dict[str, str]:
+def summary(label: str, curve: Dict[int, List[float]], exact: Dict[int, List[float]]) -> Dict[str, str]:
     """A row of the printed table; differences are from the float32 run of the same seed."""
-    scores = {name: np.array([result[name] for result in results]) for name in ("score", "score_last_evaluations")}
-    last = scores["score_last_evaluations"]
-    differences = last - np.array([result["score_last_evaluations"] for result in exact])
+    steps = list(curve)[-SCORE_EVALUATIONS:]
+    last, exact_last = (np.mean([each[step] for step in steps], axis=0) for each in (curve, exact))
     return {
         "precision": label,
-        "last evaluation": with_interval(scores["score"]),
-        f"mean of the last {results[0]['evaluations_averaged']}": with_interval(last),
-        "difference from float32": with_interval(differences) if label != EXACT else "",
+        f"after {steps[-1]} updates": with_interval(np.array(curve[steps[-1]])),
+        f"mean of the last {len(steps)} evaluations": with_interval(last),
+        "difference from float32": with_interval(last - exact_last) if label != EXACT else "",
     }
 
 
@@ -127,38 +147,38 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--episodes", type=int, default=10, help="of an evaluation")
     parser.add_argument("--data_dir", type=Path, default=ROOT / "data", help="of the quick start's data")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--report_only", action="store_true", help="draw the runs as they are, train nothing")
     options = parser.parse_args()
     if len(set(options.seeds)) < len(options.seeds):
         raise UserError("command line: --seeds has a seed twice, give each once")
     return options
 
 
+def report(configs: Dict[Precision, List[DIPOLEConfig]], options: argparse.Namespace) -> List[Dict[str, str]]:
+    """Writes curve.csv and curve.png of the runs as they are; returns the table's rows. Raises UserError."""
+    curves = curves_of(configs)
+    rows = [row for each, curve in curves.items() for row in curve_rows(each.label, options.seeds, curve)]
+    exact = next(iter(curves.values()))
+    lines = {
+        each.label: [(row["mean"], row["low"], row["high"]) for row in rows if row["precision"] == each.label]
+        for each in curves
+    }
+    write_rows_csv(rows, options.out / "curve.csv")
+    plot_lines(list(exact), lines, options.out / "curve.png", "updates", "return", reference_lines={})
+    return [summary(each.label, curve, exact) for each, curve in curves.items()]
+
+
 def main() -> None:
     with exit_on_user_error():
         options = parse()
         device = choose_device(options.device)
-        precisions = precisions_on(device)
-        configs = {precision: configs_of(precision, options) for precision in precisions}
-        make_folder(options.out, "--out")
-        results = {}
-        for precision in precisions:
-            with precision.products():
-                results[precision] = train(configs[precision])
-        curves = {precision.label: curve_of(configs[precision]) for precision in precisions}
-        rows = [row for label, curve in curves.items() for row in curve_rows(label, options.seeds, curve)]
-        write_rows_csv(rows, options.out / "curve.csv")
-        plot_lines(
-            list(curves[EXACT]),
-            {
-                label: [(row["mean"], row["low"], row["high"]) for row in rows if row["precision"] == label]
-                for label in curves
-            },
-            options.out / "curve.png",
-            "updates",
-            "return",
-            reference_lines={},
-        )
-        table = [summary(each.label, results[each], results[precisions[0]]) for each in precisions]
+        configs = {precision: configs_of(precision, options) for precision in precisions_on(device)}
+        if not options.report_only:
+            make_folder(options.out, "--out")
+            for precision, runs in configs.items():
+                with precision.products():
+                    train(runs)
+        table = report(configs, options)
         print(f"{machine(device)}, {len(options.seeds)} seeds\n\n{format_rows(table)}")
 
 

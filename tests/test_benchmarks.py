@@ -292,13 +292,9 @@ def products_in_training(monkeypatch) -> dict:
         for config in configs:
             factor = torch.tensor([[1 + 2**-10]])
             seen[config.label, config.seed] = (factor @ torch.ones(1, 1)).item()
-            scores = [100.0 * config.seed, 100.0 * config.seed + len(config.label)]
+            scores = [100.0 * config.seed, 100.0 * config.seed + len(config.label) + 1]
             run_path(config).mkdir(parents=True)
             (run_path(config) / "eval.csv").write_text(f"step,return\n5,{scores[0]}\n10,{scores[1]}\n")
-        return [
-            {"score": score, "score_last_evaluations": score, "evaluations_averaged": 3}
-            for score in (100.0 * config.seed + len(config.label) for config in configs)
-        ]
 
     monkeypatch.setattr(precision_curve, "train", train)
     return seen
@@ -316,19 +312,35 @@ def test_precision_curve_trains_in_each_precision_and_gives_curves(tmp_path, mon
     ]
     first, last = rows[:2]
     assert [float(first[name]) for name in ("mean", "low", "high", "seed_1", "seed_2")] == [150, 100, 200, 100, 200]
-    assert float(last["mean"]) == 157
+    assert float(last["mean"]) == 158
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
     table = capsys.readouterr().out
-    assert "| float32 | 157 (107 to 207) | 157 (107 to 207) |  |" in table
-    assert "| tf32, emulated | 163 (113 to 213) | 163 (113 to 213) | 6 (6 to 6) |" in table
+    assert "| precision | after 10 updates | mean of the last 2 evaluations | difference from float32 |" in table
+    assert "| float32 | 158 (108 to 208) | 154 (104 to 204) |  |" in table
+    assert "| tf32, emulated | 164 (114 to 214) | 157 (107 to 207) | 3 (3 to 3) |" in table
 
 
 def test_on_a_gpu_the_curves_are_those_of_torchs_own_switch():
     ways = precision_curve.precisions_on(torch.device("cuda"))
     assert [(way.label, way.matmul_precision, way.emulated) for way in ways] == [
-        ("float32", "highest", ""),
-        ("tf32", "high", ""),
+        ("float32", "highest", False),
+        ("tf32", "high", False),
     ]
+
+
+def test_precision_curve_draws_runs_as_far_as_all_of_them_are(tmp_path, monkeypatch, capsys, products_in_training):
+    command = ("--device", "cpu", "--seeds", 1, 2, "--updates", 10, "--out", tmp_path)
+    run_command(precision_curve, monkeypatch, *command)
+    cut = next((tmp_path / "runs" / "bf16_emulated").rglob("seed_2/eval.csv"))
+    cut.write_text(cut.read_text().rsplit("10,", 1)[0])
+    products_in_training.clear()
+    run_command(precision_curve, monkeypatch, *command, "--report_only")
+    assert products_in_training == {} and [row["updates"] for row in rows_of(tmp_path / "curve.csv")] == ["5"] * 3
+    cut.unlink()
+    with pytest.raises(SystemExit) as ended:
+        run_command(precision_curve, monkeypatch, *command, "--report_only")
+    assert ended.value.code == 2 and "not every run has an evaluation" in capsys.readouterr().err
+    assert len(rows_of(tmp_path / "curve.csv")) == 3, "the earlier table is kept"
 
 
 @pytest.mark.parametrize(
