@@ -5,8 +5,9 @@
 
 Rounds of the two follow each other, and each round gives one ratio, so that what else the machine does meets both; the
 table holds the smallest, the median and the largest of the rounds. On a GPU ours is measured update by update (eager)
-and as a CUDA graph. On a CPU both use all cores, or so many as `taskset` leaves. `--clock cpu` gives updates per second
-of CPU time, of all threads together, for a machine that is busy with other work.
+and as a CUDA graph, and JAX is waited for as rarely as the graph. On a CPU both use all cores, or so many as `taskset`
+leaves. `--clock cpu` gives updates per second of CPU time, of all threads together, for a machine that is busy with
+other work.
 """
 
 import argparse
@@ -43,6 +44,7 @@ from harness.throughput import (
     waiting_for,
     warm_up,
 )
+from harness.updates import UPDATES_PER_REPLAY
 
 # What JAX calls torch's precisions; its own default on a GPU is tf32.
 JAX_PRECISIONS = {"highest": "highest", "high": "tensorfloat32", "medium": "bfloat16"}
@@ -86,6 +88,7 @@ def measure(
     """A row per precision and way of making our updates: both speeds and their ratio, each as it varied by rounds."""
     size, dataset = SIZES[size_name], random_dataset(SIZES[size_name], device)
     jax_device = jax.devices("gpu" if device.type == "cuda" else "cpu")[0]
+    per_call = UPDATES_PER_REPLAY if device.type == "cuda" else 1
     rows = []
     for precision in precisions:
         torch.set_float32_matmul_precision(precision)
@@ -97,7 +100,8 @@ def measure(
         for _ in tqdm(range(rounds), desc=f"{size_name} {precision}", leave=False, disable=None):
             for name, updates in ours.items():
                 speeds[name].append(update_rate(updates, seconds, waiting_for(device), clock))
-            speeds["jax"].append(rate(lambda: theirs.advance(1), seconds, theirs.wait, clock))  # noqa: B023
+            theirs_per_second = rate(lambda: theirs.advance(per_call), seconds, theirs.wait, clock)  # noqa: B023
+            speeds["jax"].append(theirs_per_second * per_call)
         flops = count_flops(ours["eager"].agents[0], ours["eager"].samplers[0]())
         for name in ways:
             ratios = [mine / other for mine, other in zip(speeds[name], speeds["jax"], strict=True)]
