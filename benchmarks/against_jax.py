@@ -9,9 +9,7 @@ and as a CUDA graph. On a CPU both use all cores, or so many as `taskset` leaves
 of CPU time, of all threads together, for a machine that is busy with other work.
 """
 
-import argparse
 import os
-import sys
 import time
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Sequence
@@ -26,7 +24,7 @@ from tqdm import tqdm
 
 from benchmarks.jax_dipole import compiled_update, random_state
 from envs.dataset import Dataset
-from envs.errors import UserError, exit_on_user_error
+from envs.errors import CommandParser, UserError, exit_on_user_error
 from envs.files import write_rows_csv
 from harness.devices import choose_device
 from harness.run_fields import MATMUL_PRECISIONS
@@ -117,7 +115,7 @@ def measure(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.against_jax", description=__doc__.splitlines()[0])
+    parser = CommandParser("python -m benchmarks.against_jax", __doc__)
     parser.add_argument("--size", nargs="+", choices=list(SIZES), default=["released", "published", "quickstart"])
     parser.add_argument("--precision", nargs="+", choices=MATMUL_PRECISIONS, default=["highest"], help="of products")
     parser.add_argument("--rounds", type=int, default=7)
@@ -126,8 +124,8 @@ def main() -> None:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="cpu: of all threads, for a busy machine")
     parser.add_argument("--csv", type=Path, help="also write the rows there")
-    options = parser.parse_args(sys.argv[1:])
     with exit_on_user_error():
+        options = parser.parse_args()
         if options.rounds < 1:
             raise UserError(f"--rounds is {options.rounds}, set it to 1 or more")
         device = choose_device(options.device)

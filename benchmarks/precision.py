@@ -8,9 +8,7 @@ networks are 32 wide, which libraries may find too small for their fast products
 has DIPOLE's published size, and its reference is tests/plain_dipole.py.
 """
 
-import argparse
 import json
-import sys
 import tempfile
 from collections import defaultdict
 from pathlib import Path
@@ -19,7 +17,7 @@ from typing import Any, Dict, List, Sequence, Tuple
 import numpy as np
 import torch
 
-from envs.errors import exit_on_user_error
+from envs.errors import CommandParser, exit_on_user_error
 from envs.files import write_rows_csv
 from harness.algorithms import ROOT
 from harness.devices import choose_device
@@ -68,12 +66,12 @@ def largest(deviations) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.precision", description=__doc__.splitlines()[0])
+    parser = CommandParser("python -m benchmarks.precision", __doc__)
     parser.add_argument("--precision", nargs="+", choices=MATMUL_PRECISIONS, default=list(MATMUL_PRECISIONS))
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--csv", type=Path, help="also write the rows there")
-    options = parser.parse_args(sys.argv[1:])
     with exit_on_user_error():
+        options = parser.parse_args()
         device = choose_device(options.device)
         with tempfile.TemporaryDirectory() as folder:
             cases = [*sorted(GOLDEN.glob("*.npz")), write_published_case(Path(folder))]

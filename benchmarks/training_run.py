@@ -8,7 +8,6 @@ the GPU between two rows is an error. The data can be learnt: the reward is a fu
 action and every transition ends, so the critics' loss must fall. Exits with 1 where it does not.
 """
 
-import argparse
 import contextlib
 import sys
 import time
@@ -19,7 +18,7 @@ import torch
 from tqdm import tqdm
 
 from envs.dataset import Dataset
-from envs.errors import UserError, exit_on_user_error
+from envs.errors import CommandParser, UserError, exit_on_user_error
 from envs.files import write_rows_csv
 from harness.algorithms import algorithm_names
 from harness.devices import choose_device
@@ -90,7 +89,7 @@ def measure(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.training_run", description=__doc__.splitlines()[0])
+    parser = CommandParser("python -m benchmarks.training_run", __doc__)
     parser.add_argument("--algorithm", nargs="+", default=list(algorithm_names()), help="default: all")
     parser.add_argument("--size", nargs="+", choices=list(SIZES), default=["published"])
     parser.add_argument("--precision", nargs="+", choices=MATMUL_PRECISIONS, default=["highest"], help="of products")
@@ -98,8 +97,8 @@ def main() -> None:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--eager", action="store_true", help="updates one by one on a GPU too, not as a CUDA graph")
     parser.add_argument("--csv", type=Path, help="also write the rows there")
-    options = parser.parse_args(sys.argv[1:])
     with exit_on_user_error():
+        options = parser.parse_args()
         if options.updates < 1:
             raise UserError(f"--updates is {options.updates}, set it to 1 or more")
         device = choose_device(options.device)

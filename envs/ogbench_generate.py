@@ -3,7 +3,6 @@
 python -m envs.ogbench_generate cube-single-play --transitions 100000 --workers 2 --seed 0 --out ~/.ogbench/data
 """
 
-import argparse
 import contextlib
 import json
 import multiprocessing
@@ -18,7 +17,7 @@ from typing import Dict, Iterator, List, Optional, Sequence, Tuple
 import numpy as np
 from tqdm import tqdm
 
-from envs.errors import UserError, exit_on_user_error
+from envs.errors import CommandParser, UserError, exit_on_user_error
 from envs.files import remove_abandoned, replacing, write_text
 from envs.ogbench_collect import GENERATOR_VERSION, Collector, Episode, episode_steps, make_collector, parameters
 from envs.ogbench_names import (
@@ -234,7 +233,7 @@ def _write_files(generation: Generation) -> None:
 
 def main(arguments: Optional[Sequence[str]] = None) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(prog="python -m envs.ogbench_generate", description=__doc__.splitlines()[0])
+    parser = CommandParser("python -m envs.ogbench_generate", __doc__)
     parser.add_argument("dataset", help=f"e.g. cube-single-play; {GENERATED_FAMILIES}")
     parser.add_argument(
         "--transitions", type=int, required=True, help="of the training file; official: 1000000 or more"
@@ -242,8 +241,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     parser.add_argument("--workers", type=int, default=1, help="processes; the files do not depend on it")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same files")
     parser.add_argument("--out", help=f"folder of the files, default {DEFAULT_DATA_DIR}, where training looks for them")
-    options = parser.parse_args(arguments)
     with exit_on_user_error():
+        options = parser.parse_args(arguments)
         print(generate(options.dataset, options.transitions, options.seed, options.workers, options.out))
 
 

@@ -22,7 +22,7 @@ import math
 import re
 import sys
 from pathlib import Path
-from typing import Any, Callable, Collection, Dict, List, NoReturn, Optional, Tuple, Union, get_args
+from typing import Any, Callable, Collection, Dict, List, Optional, Tuple, Union, get_args
 
 import pyrallis.argparsing
 import pyrallis.help_formatter
@@ -81,18 +81,6 @@ def run_command(config_class: type, train: Callable[[List[Any], bool], Any]) -> 
         for config in configs:
             check_run_fields(config)
         train(configs, restart)
-
-
-class CommandParser(argparse.ArgumentParser):
-    """A command's flags: whole names only, a UserError instead of argparse's own exit; `advice` ends its sentence."""
-
-    def __init__(self, prog: str, description: str, advice: str = ""):
-        formatter = argparse.RawDescriptionHelpFormatter
-        super().__init__(prog=prog, description=description, formatter_class=formatter, allow_abbrev=False)
-        self.advice = advice
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"command line: {message}{self.advice}")
 
 
 def parse_config(config_class: type, argv: List[str]) -> Any:

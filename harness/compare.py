@@ -16,15 +16,17 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence
 
 import yaml
 
-from envs.errors import UserError, exit_on_user_error
+from envs.errors import CommandParser, UserError, exit_on_user_error
 from envs.files import locked, make_folder, write_text
-from harness.command_line import CommandParser
+from harness import run_files
 from harness.comparison.live_table import LiveTable
-from harness.comparison.matrix import Comparison, PlannedRun, load_comparison, noting, problem_list, read_matrix
-from harness.comparison.planned_run import is_complete
+from harness.comparison.matrix import Comparison, PlannedRun
+from harness.comparison.matrix_file import load_comparison, read_matrix
 from harness.comparison.preparation import check_data, estimate_table, estimates, planned_problems
+from harness.comparison.problems import noting, problem_list
 from harness.comparison.ray_workers import Resources, run_on_ray, slots_on
-from harness.comparison.workers import ERROR, FAILED, Slot, cores, cpu_slots, gpu_slots, run_locally, visible_gpus
+from harness.comparison.reevaluation import is_complete
+from harness.comparison.workers import FAILED, Slot, cores, cpu_slots, gpu_slots, run_locally, visible_gpus
 from harness.devices import choose_device
 from harness.run_folder import remove_run
 
@@ -166,8 +168,8 @@ def in_order(comparison: Comparison) -> List[PlannedRun]:
 def exit_code(runs: Sequence[PlannedRun], states: Dict[str, str], signal_number: int) -> int:
     failed = [run for run in runs if states[run.name] == FAILED]
     for run in failed:
-        last = (run.folder / ERROR).read_text(encoding="utf-8").strip().splitlines()[-1]
-        print(f"failed: {run.name}: {last} ({run.folder / ERROR})")
+        last = (run.folder / run_files.ERROR).read_text(encoding="utf-8").strip().splitlines()[-1]
+        print(f"failed: {run.name}: {last} ({run.folder / run_files.ERROR})")
     if signal_number:
         print("stopped; the same command continues from here")
         return 128 + signal_number

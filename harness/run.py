@@ -7,6 +7,7 @@ import torch
 from envs.errors import UserError
 from envs.task import Task
 from harness import final_report
+from harness.control_runs import control_configs, controls_beside
 from harness.devices import set_up_torch
 from harness.loop import complete
 from harness.run_fields import check_run_fields
@@ -23,18 +24,18 @@ def run(agents: Sequence[torch.nn.Module], task: Task, restart: bool = False) ->
     for config in configs:
         check_run_fields(config)
     check_columns(agents[0], task)
-    final_report.check(configs[0], agent_class)
-    controls = final_report.control_configs(configs, agent_class)
+    final_report.grid_of(configs[0], agent_class)  # refuses a wrong one now
+    controls = control_configs(configs, agent_class)
     if restart:
         for config in [*configs, *controls]:
             remove_run(config)
     for config in [*configs, *controls]:
         RunFolder(config, task.identity)  # refuses another run's folder now instead of after the training
     set_up_torch(configs[0])
-    with final_report.controls_beside(controls, agent_class, task):
+    with controls_beside(controls, agent_class, task):
         results = complete(agents, task)
     if configs[0].final_report:
-        final_report.report(configs, agent_class, task)
+        final_report.report(configs, controls, agent_class, task)
     else:
         for config, result in zip(configs, results, strict=True):
             before = f"{result['offline_score']:.4g} offline, " if config.online_steps else ""

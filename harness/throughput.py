@@ -10,10 +10,8 @@ the machine gives. On a GPU each algorithm is measured twice: update by update (
 Several seeds are trained side by side; their updates per second count together.
 """
 
-import argparse
 import dataclasses
 import statistics
-import sys
 import time
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence
@@ -23,12 +21,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from envs.dataset import Dataset
-from envs.errors import UserError, exit_on_user_error
+from envs.errors import CommandParser, UserError, exit_on_user_error
 from envs.files import write_rows_csv
 from harness.algorithms import ROOT, Algorithm, algorithm_names, load_algorithm
 from harness.command_line import load_config
 from harness.devices import choose_device
 from harness.plots import plot_time_split
+from harness.rates import rate, waiting_for
 from harness.run_fields import MATMUL_PRECISIONS
 from harness.time_split import PARTS, time_split
 from harness.updates import UPDATES_PER_REPLAY, WARM_UP_UPDATES, Updates
@@ -37,7 +36,6 @@ ROUNDS = 5
 ROWS = 100_000  # of the data that minibatches are sampled from
 SPLIT_UPDATES = 10  # profiled for the time by part
 PRODUCTS = 100  # matrix products in one call of what measures their rate
-MIN_CALLS = 3  # between two looks at the clock, so that a GPU is not waited for after each
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,37 +103,6 @@ def build_updates(name: str, size: Size, dataset: Dataset, captured: bool, seeds
     ]
     generators = [[agent.noise.generator, generator] for agent, generator in zip(agents, batches, strict=True)]
     return Updates(agents, samplers, generators, captured)
-
-
-def rate(
-    work: Callable[[], Any],
-    seconds: float,
-    wait: Callable[[], Any],
-    clock: Callable[[], float] = time.perf_counter,
-) -> float:
-    """Calls of `work` per second of `clock`, over at least `seconds` after one call that is not counted.
-
-    wait: returns when the work of all calls so far is done.
-    """
-
-    def finished() -> float:
-        wait()
-        return clock()
-
-    work()
-    calls, started = 0, finished()
-    elapsed = 0.0
-    while elapsed < seconds:
-        for _ in range(MIN_CALLS):
-            work()
-        calls += MIN_CALLS
-        elapsed = finished() - started
-    return calls / elapsed
-
-
-def waiting_for(device: torch.device) -> Callable[[], Any]:
-    """What waits for the device; a CPU has always finished."""
-    return (lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else (lambda: None)
 
 
 def warm_up(updates: Updates) -> Updates:
@@ -269,7 +236,7 @@ def processor() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m harness.throughput", description=__doc__.splitlines()[0])
+    parser = CommandParser("python -m harness.throughput", __doc__)
     parser.add_argument("--algorithm", nargs="+", default=list(algorithm_names()), help="default: all")
     parser.add_argument("--size", nargs="+", choices=list(SIZES), default=list(SIZES))
     parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement in each of the five rounds")
@@ -279,8 +246,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="agents trained side by side")
     parser.add_argument("--csv", type=Path, help="also write the rows there")
     parser.add_argument("--plot", type=Path, help="also draw the time of an update by part there (PNG)")
-    options = parser.parse_args(sys.argv[1:])
     with exit_on_user_error():
+        options = parser.parse_args()
         if min(options.seeds) < 1:
             raise UserError(f"--seeds is {min(options.seeds)}, set it to 1 or more")
         device = choose_device(options.device)

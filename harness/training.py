@@ -14,7 +14,7 @@ from tqdm import tqdm
 from envs.dataset import Dataset
 from envs.errors import UserError
 from envs.task import Task
-from harness import divergence
+from harness import divergence, run_files
 from harness.devices import seeded_generator
 from harness.evaluation import EvaluationResult
 from harness.evaluations import Evaluations, load_snapshot
@@ -151,7 +151,7 @@ class Training:
             report = divergence.find(self.config, self.agent, self.dataset, batches, self.folder.path, last)
             found = "the update that began it could not be repeated"
             if report is not None:
-                where = self.folder.path / divergence.REPORT_FILE
+                where = self.folder.path / run_files.DIVERGENCE
                 found = f"it began in update {report['update']} with {report['not_finite'][0]}, see {where}"
             raise Diverged(
                 f"{self.folder.path}: {bad[0]} after {self.step} updates; {found}; the last checkpoint is kept, try a "
@@ -247,8 +247,8 @@ class Training:
         last = [float(row[name]) for row in rows[-SCORE_EVALUATIONS:]]
         offline_steps = self.config.offline_steps
         plot_learning_curve(
-            self.folder.path / "eval.csv",
-            self.folder.path / "learning_curve.png",
+            self.folder.path / run_files.EVAL_LOG,
+            self.folder.path / run_files.LEARNING_CURVE,
             name,
             self.task.reference_scores(),
             online_from=offline_steps if self.config.online_steps else None,

@@ -18,7 +18,7 @@ same trials. A trial that diverges, or whose values the config refuses together,
 and at the end
 
     best.yaml            the config with the best trial's values, --out FILE.yaml puts it elsewhere
-    best.tuning.json     beside it, the record that `tuning_record(path of the YAML)` reads:
+    best.tuning.json     beside it, the record that harness/tuning_record.py reads:
         algorithm, base                      what was tuned, and the config that it began from
         trials, trials_failed              the report's column "trials"; how many of them gave no score
         task, score_name                     the report's column "tuned on"
@@ -42,42 +42,22 @@ import torch
 from tqdm import tqdm
 
 from envs import load_task
-from envs.errors import UserError, exit_on_user_error
+from envs.errors import CommandParser, UserError, exit_on_user_error
 from envs.files import make_folder, write_text
 from envs.names import nearest_names
 from envs.task import Task
 from harness.algorithms import ROOT, Algorithm, load_algorithm
-from harness.command_line import CommandParser, config_to_yaml, load_config, parse_config, read_mapping
+from harness.command_line import config_to_yaml, load_config, parse_config, read_mapping
 from harness.devices import choose_device
 from harness.evaluation import TUNING_SEED, evaluate
-from harness.run_fields import check_run_fields
-from harness.run_folder import FREE_FIELDS, read_json, run_path
+from harness.run_fields import FREE_FIELDS, check_run_fields
+from harness.run_folder import read_json, run_path
 from harness.search_space import Space, find_search_file, is_search_file, load_space
 from harness.training import Diverged
+from harness.tuning_record import record_path
 
-RECORD_SUFFIX = ".tuning.json"
-RECORD_KEYS = ("algorithm", "trials", "task", "best_values")
 STUDY_FILE = "study.json"
 PLACE_FIELDS = (*FREE_FIELDS, "label", "seed", "final_report", "threads")  # not part of what is tuned
-
-
-def tuning_record(config_path: Path) -> Optional[dict]:
-    """The record of the study that wrote a YAML file, None where no record lies beside it.
-
-    Raises UserError where the record is damaged or the file no longer has the record's values.
-    """
-    path = Path(config_path).with_suffix(RECORD_SUFFIX)
-    if not path.exists():
-        return None
-    record = read_json(path, needed=RECORD_KEYS)
-    config = load_config(load_algorithm(record["algorithm"]).config_class, config_path)
-    for name, value in record["best_values"].items():
-        if getattr(config, name) != value:
-            raise UserError(
-                f"{config_path}: {name} is {getattr(config, name)}, but {path.name} says it was tuned to {value}; "
-                f"restore it, or delete {path.name} because the config is no longer the study's"
-            )
-    return record
 
 
 # ---- The trials ----
@@ -252,7 +232,7 @@ def write_best(study: Study, base: Path, out: Path) -> None:
     header = [
         f"# {study.algorithm.name} tuned by harness.tune: the best of {count} trials on {config.task},",
         f"# {study.task.score_name} {best.score:.4g} on {episodes} episodes that no report uses. Begun from {base};",
-        f"# searched: {', '.join(study.space)}. All about the study: {out.with_suffix(RECORD_SUFFIX).name}.",
+        f"# searched: {', '.join(study.space)}. All about the study: {record_path(out).name}.",
     ]
     record = {
         "algorithm": study.algorithm.name,
@@ -276,7 +256,7 @@ def write_best(study: Study, base: Path, out: Path) -> None:
     }
     make_folder(out.parent, "--out")
     write_text(out, "\n".join([*header, *lines]) + "\n")
-    write_text(out.with_suffix(RECORD_SUFFIX), json.dumps(record, indent=2) + "\n")
+    write_text(record_path(out), json.dumps(record, indent=2) + "\n")
     print(f"best: trial {number}, {study.task.score_name} {best.score:.4g}, {best.values}\nwritten: {out}")
 
 

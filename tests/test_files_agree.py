@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from harness.algorithms import algorithm_names, load_algorithm
+from harness.run_fields import FREE_FIELDS, RUN_FIELDS
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = algorithm_names()
@@ -91,6 +92,8 @@ def test_run_fields_are_the_same_everywhere(name):
         return lines[: lines.index("")]
 
     assert first_group(config_lines(name)) == first_group(config_lines("dipole"))
+    assert tuple(FIELD.fullmatch(line)["name"] for line in first_group(config_lines(name))) == RUN_FIELDS
+    assert set(FREE_FIELDS) <= set(RUN_FIELDS)
 
 
 @pytest.mark.parametrize("name", NAMES)

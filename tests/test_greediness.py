@@ -11,7 +11,7 @@ from envs.errors import UserError
 from harness.comparison.matrix import Row, Variant, load_comparison
 from harness.comparison.results import Results
 from harness.evaluate import write_rows_csv
-from harness.statistics import interval
+from harness.score_statistics import interval
 from tests.comparison_folders import LOCAL, Data, comparison_of, cube_double, fill
 
 CARTPOLE = Data("exorl/local_x/cartpole_swingup", "cartpole", "return", LOCAL)

@@ -24,7 +24,7 @@ from harness.report.tables import (
     overview,
     score_block,
 )
-from harness.statistics import interval
+from harness.score_statistics import interval
 from tests.comparison_folders import LOCAL, Data, comparison_of, cube_double, fill, walker, write_run
 
 DIPOLE, FQL = Variant("dipole", "dipole", {}), Variant("fql", "fql", {})

@@ -6,7 +6,6 @@ Every log depends on the seed and its number alone, so the files are bit-identic
 often the collection was interrupted; more logs can be added later. Needs requirements-driving.txt.
 """
 
-import argparse
 import importlib
 import importlib.util
 import json
@@ -23,7 +22,7 @@ from tqdm import tqdm
 
 from envs.driving.curate import PLANS, curate
 from envs.driving.scene_files import log_path, read_road, road_path, write_log, write_road
-from envs.errors import UserError, exit_on_user_error
+from envs.errors import CommandParser, UserError, exit_on_user_error
 from envs.files import make_folder, remove_abandoned, write_text
 
 GENERATOR_VERSION = 1  # raise it when the same seed no longer gives the same files
@@ -156,13 +155,13 @@ def collect(folder: Path, logs: int, seed: int = 0, workers: int = 1) -> Path:
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m envs.driving.collect", description=__doc__.splitlines()[0])
+    parser = CommandParser("python -m envs.driving.collect", __doc__)
     parser.add_argument("--logs", type=int, required=True, help="logs of 20 s in the whole set")
     parser.add_argument("--out", help=f"folder of the set, default {DEFAULT_DATA_DIR}")
     parser.add_argument("--workers", type=int, default=1, help="processes; the files do not depend on it")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same files")
-    options = parser.parse_args(arguments)
     with exit_on_user_error():
+        options = parser.parse_args(arguments)
         print(collect(data_folder(options.out), options.logs, options.seed, options.workers))
 
 

@@ -22,13 +22,13 @@ from envs.driving.collect import data_folder, read_sidecar
 from envs.driving.policies import Policy, plans_in
 from envs.driving.scene_files import SCORE_NAMES
 from envs.driving.table import BASELINES, TITLES, best_of, scores_of
-from envs.errors import UserError, exit_on_user_error
+from envs.errors import CommandParser, UserError, exit_on_user_error
 from envs.files import make_folder, write_text
-from harness.command_line import CommandParser
-from harness.comparison.matrix import Comparison, PlannedRun, Row, load_comparison
+from harness.comparison.matrix import Comparison, PlannedRun, Row
+from harness.comparison.matrix_file import load_comparison
 from harness.comparison.results import Results, check_protocol
 from harness.plots import plot_lines
-from harness.statistics import FEWEST_SEEDS, Interval, interval
+from harness.score_statistics import FEWEST_SEEDS, Interval, interval
 
 TASK, KIND = "driving/bandit", "basis"  # KIND: its encoding
 CHOOSES, REPORTED = "validation", "test"

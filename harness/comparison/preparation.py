@@ -10,7 +10,7 @@ import itertools
 import math
 import multiprocessing
 import time
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import torch
 from tqdm import tqdm
@@ -18,16 +18,16 @@ from tqdm import tqdm
 from envs import load_task
 from envs.errors import UserError
 from envs.task import Task
-from harness.comparison.live_table import duration
-from harness.comparison.matrix import Comparison, PlannedRun, noting
-from harness.comparison.planned_run import is_complete, missing_cells
-from harness.comparison.progress import read_progress, total_updates
+from harness.comparison.matrix import Comparison, PlannedRun
+from harness.comparison.problems import noting
+from harness.comparison.progress import duration, read_progress, total_updates
+from harness.comparison.reevaluation import is_complete, missing_cells
 from harness.comparison.results import GUARDED_FIELDS
 from harness.devices import choose_device, seeded_generator, set_up_torch
+from harness.rates import rate, waiting_for
 from harness.run_folder import RunFolder
 
 MEASURED_SECONDS = 0.5  # of updates of one variant, and of each kind of action
-MEASURED_CALLS = 3  # at least
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,26 +148,19 @@ def measure(run: PlannedRun, cells: Sequence[Dict[str, Any]], task: Task, start:
     agent = run.variant.load().agent_class(config, task.observation_dim, task.action_dim).to(device)
     dataset = task.dataset.to(device)
     generator = seeded_generator(device, config.seed)
-    update = seconds_of(lambda: agent.update(dataset.sample(config.batch_size, generator, agent.batch_fields)), device)
+    wait = waiting_for(device)
+
+    def seconds_of(work: Callable[[], Any]) -> float:
+        return 1 / rate(work, MEASURED_SECONDS, wait)
+
+    update = seconds_of(lambda: agent.update(dataset.sample(config.batch_size, generator, agent.batch_fields)))
     observations = dataset.observations[: min(config.eval_environments, config.eval_episodes)]
     length, step = episode_cost(task)
     waves = math.ceil(config.eval_episodes / len(observations))
     hosts = max(1, min(config.eval_workers, len(observations)))
     steps = length * (waves * step * len(observations) / hosts)
-    acting = [seconds_of(lambda cell=cell: agent.act(observations, **cell), device) for cell in cells]
+    acting = [seconds_of(lambda cell=cell: agent.act(observations, **cell)) for cell in cells]
     return Cost(start, update, tuple(steps + waves * length * seconds for seconds in acting))
-
-
-def seconds_of(work: Any, device: torch.device) -> float:
-    """Seconds of one call, after one that is not counted."""
-    work()
-    calls, started = 0, time.perf_counter()
-    while calls < MEASURED_CALLS or time.perf_counter() - started < MEASURED_SECONDS:
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        calls += 1
-    return (time.perf_counter() - started) / calls
 
 
 def episode_cost(task: Task) -> Tuple[int, float]:

@@ -13,10 +13,12 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 import numpy as np
 
 from envs.errors import UserError
+from harness import run_files
 from harness.command_line import load_config
-from harness.comparison.matrix import Comparison, PlannedRun, Row, find_cell, read_reevaluation
-from harness.comparison.workers import ERROR
-from harness.run_folder import FIRST_HARNESS_VERSION, read_json, read_rows
+from harness.comparison.matrix import Comparison, PlannedRun, Row
+from harness.comparison.reevaluation import find_cell, read_reevaluation
+from harness.csv_log import read_rows
+from harness.run_folder import FIRST_HARNESS_VERSION, read_json
 
 FINAL, LAST = "final", "last"  # the two scores: of the finished policy; mean of the last evaluations during training
 SUCCESS, D4RL, RETURN = "success, %", "D4RL score", "return"  # units in which scores are shown
@@ -100,19 +102,20 @@ class RunResult:
 def read_run(planned: PlannedRun) -> RunResult:
     """Reads a run's folder as it is. Raises UserError for a damaged file."""
     folder = planned.folder
-    config_path, environment_path = folder / "config.yaml", folder / "environment.json"
+    config_path, environment_path = folder / run_files.CONFIG, folder / run_files.ENVIRONMENT
     begun = config_path.exists() and environment_path.exists()
-    finished = begun and (folder / "result.json").exists()
-    error = (folder / ERROR).read_text(encoding="utf-8").strip() if (folder / ERROR).exists() else ""
-    speeds = [float(row["updates_per_second"]) for row in read_rows(folder / "train.csv")]
+    finished = begun and (folder / run_files.RESULT).exists()
+    error_path = folder / run_files.ERROR
+    error = error_path.read_text(encoding="utf-8").strip() if error_path.exists() else ""
+    speeds = [float(row["updates_per_second"]) for row in read_rows(folder / run_files.TRAIN_LOG)]
     return RunResult(
         planned=planned,
         status="finished" if finished else "failed" if error else "not finished" if begun else "not begun",
         error="" if finished else error,
         config=load_config(type(planned.config), config_path) if begun else planned.config,
         environment=read_json(environment_path, needed=("data", "versions")) if begun else {},
-        result=read_json(folder / "result.json", needed=("score", "score_name", "step")) if finished else {},
-        evaluations=tuple(read_rows(folder / "eval.csv")),
+        result=read_json(folder / run_files.RESULT, needed=("score", "score_name", "step")) if finished else {},
+        evaluations=tuple(read_rows(folder / run_files.EVAL_LOG)),
         updates_per_second=statistics.median(speeds) if speeds else float("nan"),
         cells=tuple(read_reevaluation(folder)),
     )

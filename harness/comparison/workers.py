@@ -18,10 +18,10 @@ import torch
 
 from envs.errors import UserError
 from envs.files import make_folder, write_text
+from harness import run_files
 from harness.algorithms import ROOT
 from harness.comparison.matrix import Comparison, PlannedRun
 
-LOG, ERROR = "log.txt", "error.txt"
 ERROR_LINES = 30
 POLL_SECONDS = 0.5
 WAITING, RUNNING, FINISHED, FAILED, STOPPED = STATES = ("waiting", "running", "finished", "failed", "stopped")
@@ -36,7 +36,7 @@ class Attempt:
         self.run, self.asked_to_stop = run, False
         make_folder(run.folder, "run_dir")
         command = [sys.executable, "-m", "harness.comparison.planned_run", run.name]
-        with open(run.folder / LOG, "a", encoding="utf-8") as log:
+        with open(run.folder / run_files.LOG, "a", encoding="utf-8") as log:
             log.write(f"==== {datetime.datetime.now():%Y-%m-%d %H:%M:%S} {run.name}\n")
             log.flush()
             self.log_start = log.tell()
@@ -58,14 +58,14 @@ class Attempt:
         if code is None:
             return RUNNING
         self.process.stdin.close()
-        error = self.run.folder / ERROR
+        error = self.run.folder / run_files.ERROR
         if code == 0:
             error.unlink(missing_ok=True)
             return FINISHED
         if self.asked_to_stop:
             return STOPPED
         # Summaries show the last line: what the run itself said, or which signal ended it before it could say anything.
-        parts = [f"{_ended(code)}; the last lines of {LOG}:", self._last_lines()]
+        parts = [f"{_ended(code)}; the last lines of {run_files.LOG}:", self._last_lines()]
         write_text(error, "\n\n".join(parts if code > 0 else [*parts, _ended(code)]) + "\n")
         return FAILED
 
@@ -83,7 +83,7 @@ class Attempt:
         self.process.kill()
 
     def _last_lines(self) -> str:
-        with open(self.run.folder / LOG, encoding="utf-8", errors="replace") as log:
+        with open(self.run.folder / run_files.LOG, encoding="utf-8", errors="replace") as log:
             log.seek(self.log_start)
             lines = deque((line.rstrip() for line in log), maxlen=ERROR_LINES)
         return "\n".join(line for line in lines if line)

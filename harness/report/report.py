@@ -18,7 +18,7 @@ from harness.comparison.matrix import Comparison
 from harness.comparison.results import Mixture, Results, check_protocol, csv_rows
 from harness.report import plots, settings, tables
 from harness.report.blocks import Block, Bold
-from harness.statistics import CONFIDENCE, FEWEST_SEEDS, RESAMPLES
+from harness.score_statistics import CONFIDENCE, FEWEST_SEEDS, RESAMPLES
 
 TEMPLATES = Path(__file__).with_name("templates")
 FIGURES = "figures"  # the folder of the PNG files, beside report.md
