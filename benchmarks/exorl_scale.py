@@ -20,7 +20,8 @@ import torch
 from algorithms.dipole import DIPOLE, DIPOLEConfig
 from envs import load_task
 from envs.errors import CommandParser, exit_on_user_error
-from envs.exorl_collect import SIDECAR, collect, episode_file, read_sidecar
+from envs.exorl_collect import collect, episode_file, read_sidecar
+from envs.generation_record import RECORD
 from envs.task import file_sha256
 
 DIFFERENT_EPISODES = 10
@@ -37,7 +38,7 @@ def make_sets(root: Path) -> None:
         folder = original.with_name(collector)
         (folder / "buffer").mkdir(parents=True, exist_ok=True)
         record = {**read_sidecar(original), "policy": "random, repeated", "episodes": episodes}
-        (folder / SIDECAR).write_text(json.dumps(record))
+        (folder / RECORD).write_text(json.dumps(record))
         for index in range(episodes):
             link = folder / "buffer" / episode_file("walker", index)
             if not link.exists():

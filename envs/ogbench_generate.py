@@ -4,7 +4,6 @@ python -m envs.ogbench_generate cube-single-play --transitions 100000 --workers 
 """
 
 import contextlib
-import json
 import multiprocessing
 import shutil
 import signal
@@ -18,7 +17,8 @@ import numpy as np
 from tqdm import tqdm
 
 from envs.errors import CommandParser, UserError, exit_on_user_error
-from envs.files import remove_abandoned, replacing, write_text
+from envs.files import remove_abandoned, replacing
+from envs.generation_record import RECORD, refuse_other_making, write_record
 from envs.ogbench_collect import GENERATOR_VERSION, Collector, Episode, episode_steps, make_collector, parameters
 from envs.ogbench_names import (
     DEFAULT_DATA_DIR,
@@ -26,7 +26,7 @@ from envs.ogbench_names import (
     VERSION,
     check_can_be_generated,
     data_root,
-    read_record,
+    read_sidecar,
     sidecar_file,
     train_file,
     validation_file,
@@ -35,7 +35,6 @@ from envs.task import file_sha256
 
 SPLITS = ("train", "validation")  # in this order they are part of an episode's seed
 VALIDATION_SHARE = 10  # one validation episode, beyond the training ones, for so many of them
-RECORD = "generation.json"  # in the folder of finished episodes
 EPISODES_PER_WORKER = 2  # starting a process takes as long as collecting about this many
 
 
@@ -156,15 +155,9 @@ def _is_finished(generation: Generation) -> bool:
         raise UserError(f"{existing[0]}: exists and was not generated here: choose another --out")
     if not existing:
         return False
-    record = read_record(sidecar)
-    _refuse_differing(record, generation.record, sidecar, f"choose another --out or delete {existing[0]}")
+    record = read_sidecar(sidecar)
+    refuse_other_making(sidecar, record, generation.record, f"choose another --out or delete {existing[0]}")
     return len(existing) == len(paths)
-
-
-def _refuse_differing(existing: dict, asked: dict, path: Path, fix: str, ignored: Sequence[str] = ()) -> None:
-    for key, value in asked.items():
-        if key not in ignored and existing.get(key) != value:
-            raise UserError(f"{path}: {key} there is {existing.get(key)}, asked for {value}: {fix}")
 
 
 def _open_folder(generation: Generation) -> None:
@@ -173,16 +166,12 @@ def _open_folder(generation: Generation) -> None:
     if path.exists():
         fix = f"finish that generation first, choose another --out or delete {generation.folder}"
         counts = ("episodes", "transitions")  # an episode does not depend on how many there are
-        _refuse_differing(read_record(path), generation.record, path, fix, counts)
+        refuse_other_making(path, read_sidecar(path), generation.record, fix, counts)
     with _written_to(generation.root):
         generation.folder.mkdir(parents=True, exist_ok=True)
-        write_text(path, _as_text(generation.record))
+        write_record(path, generation.record)
         for folder in (generation.root, generation.folder):
             remove_abandoned(folder)
-
-
-def _as_text(record: dict) -> str:
-    return json.dumps(record, indent=2) + "\n"
 
 
 def _collect_missing(generation: Generation, workers: int) -> None:
@@ -228,7 +217,7 @@ def _write_files(generation: Generation) -> None:
             with open(path, "wb") as file:
                 np.savez_compressed(file, **_concatenated(generation, split))
         hashes = {"train": file_sha256(train)[0], "validation": file_sha256(validation)[0]}
-        sidecar.write_text(_as_text({**generation.record, "sha256": hashes}))
+        write_record(sidecar, {**generation.record, "sha256": hashes})
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> None:

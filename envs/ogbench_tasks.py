@@ -20,7 +20,7 @@ from envs.ogbench_names import (
     VERSION,
     data_root,
     dataset_of,
-    read_record,
+    read_sidecar,
     sidecar_file,
     train_file,
     validation_file,
@@ -167,7 +167,7 @@ def _file_identity(root: Path, dataset_name: str, paths: List[Path]) -> dict:
     sidecar = sidecar_file(root, dataset_name)
     generation = None
     if sidecar.exists():
-        generation = read_record(sidecar)
+        generation = read_sidecar(sidecar)
         matches = generation.get("sha256") == {"train": sha256, "validation": validation_sha256}
         if not matches:
             raise UserError(

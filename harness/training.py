@@ -56,6 +56,7 @@ class Training:
         self.step = 0  # updates, of both phases
         self.seconds = 0.0  # spent so far, earlier calls included
         self.snapshot: Optional[tuple] = None  # (step, bytes) of an evaluation that is not finished
+        self.saved_snapshot = False  # whether checkpoint.pt holds one
         self._resume()
         self.started = time.perf_counter() - self.seconds
         self.logged_at = self.step, self.seconds, evaluations.seconds
@@ -197,7 +198,9 @@ class Training:
             "batches": self.batches.get_state(),
             "online": self.online.save(self.step),
         }
-        if self.snapshot is not None and self.snapshot[0] < self.step:  # of this step itself: the agent has it
+        # the snapshot of this step itself would be the agent once more
+        self.saved_snapshot = self.snapshot is not None and self.snapshot[0] < self.step
+        if self.saved_snapshot:
             step, content = self.snapshot
             state["evaluation"] = {"step": step, "snapshot": torch.frombuffer(bytearray(content), dtype=torch.uint8)}
         self.folder.save_checkpoint(self.agent, state)
@@ -226,6 +229,7 @@ class Training:
         self.online.restore(self.step, loop.get("online"))
         if "evaluation" in loop:
             self.snapshot = loop["evaluation"]["step"], loop["evaluation"]["snapshot"].numpy().tobytes()
+            self.saved_snapshot = True
 
     def _evaluate_snapshot(self, done: bool) -> None:
         """Makes the evaluation that a checkpoint found unfinished, unless its row was written afterwards."""
@@ -241,6 +245,8 @@ class Training:
 
     def finish(self) -> None:
         """Draws the learning curve and writes result.json, which marks the run as finished."""
+        if self.saved_snapshot:
+            self.save()  # without it: all evaluations are in
         self.wandb_log.finish()
         name = self.task.score_name
         rows = self.folder.eval_log.rows

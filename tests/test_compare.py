@@ -15,11 +15,12 @@ from envs.errors import UserError
 from harness import run_folder
 from harness.compare import checked, compare, in_order, only_one, parser, write_sweep
 from harness.comparison import planned_run, preparation
-from harness.comparison.live_table import LiveTable, duration
-from harness.comparison.matrix import load_comparison, read_reevaluation
-from harness.comparison.planned_run import complete_run, is_complete, missing_cells
+from harness.comparison.live_table import LiveTable
+from harness.comparison.matrix_file import load_comparison
+from harness.comparison.planned_run import complete_run
 from harness.comparison.preparation import Cost, estimates, inspect_data, planned_problems, total_time
-from harness.comparison.progress import read_progress
+from harness.comparison.progress import duration, read_progress
+from harness.comparison.reevaluation import is_complete, missing_cells, read_reevaluation
 from harness.comparison.workers import FAILED, FINISHED, RUNNING, WAITING, Attempt, cpu_slots, environment_of, gpu_slots
 from harness.weights_and_biases import WandbLog
 from tests.toy import toy_task

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from harness.evaluation import EnvironmentFailure, EpisodeNoise, Evaluator, evaluate
+from harness.environment_rows import EnvironmentFailure
+from harness.evaluation import EpisodeNoise, Evaluator, evaluate
 
 SEED = 500
 FAILING_SEED = 900

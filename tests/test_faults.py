@@ -18,10 +18,13 @@ from algorithms.dipole import DIPOLE
 from envs.errors import UserError, exit_on_user_error
 from envs.task import file_sha256
 from harness import evaluation
+from harness.csv_log import CsvLog
 from harness.devices import seeded_generator
-from harness.evaluation import EnvironmentFailure, EnvironmentProcesses, Evaluator, evaluate
+from harness.environment_processes import EnvironmentProcesses
+from harness.environment_rows import EnvironmentFailure
+from harness.evaluation import Evaluator, evaluate
 from harness.run import run
-from harness.run_folder import CsvLog, run_path
+from harness.run_folder import run_path
 from harness.training import BATCH_STREAM
 from tests.test_evaluation import SEED, Agent, RandomWalk, same
 from tests.test_run import assert_same_end, checkpoint_of, rows_of, without_times

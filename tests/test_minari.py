@@ -22,8 +22,9 @@ from envs import load_task
 from envs.dataset import ACTION_LIMIT
 from envs.errors import UserError
 from envs.minari_tasks import MinariEnvironment
-from harness.evaluate import format_table, sweep
 from harness.evaluation import evaluate
+from harness.sweep import sweep
+from harness.sweep_report import format_table
 
 EPISODES = 12  # HDF5 sorts episode_10 and episode_11 before episode_2
 ACTION_HIGH = 2.0  # Pendulum's torque

@@ -18,13 +18,14 @@ from algorithms.dipole import DIPOLE, DIPOLEConfig
 from envs import load_task
 from envs.driving.show import CANDIDATES, draw
 from envs.errors import UserError
+from harness.act_options import act_options
 from harness.algorithms import load_algorithm
-from harness.evaluate import act_options, sweep
 from harness.evaluation import GRID_SEED, evaluate
 from harness.playground.controls import decode_count, decode_options, make_controls, refusal
 from harness.playground.results import Tried, curve_rows, draw_curve, show_change, show_score, table
 from harness.playground.session import LoadedRun, Session
 from harness.playground.watch import Progress, watch
+from harness.sweep import sweep
 from harness.video import build_for_pictures
 from tests.conftest import small_config
 from tests.test_evaluate_command import Plain, Target, Toy, ToyConfig, toy_row, toy_task

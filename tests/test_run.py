@@ -17,10 +17,12 @@ import torch
 from algorithms.dipole import DIPOLE
 from envs.errors import UserError
 from envs.files import remove_abandoned, replacing, write_text
+from harness import run_files
 from harness.command_line import load_config
+from harness.csv_log import CsvLog
 from harness.run import run
 from harness.run_fields import check_run_fields
-from harness.run_folder import RUN_FILES, CsvLog, RunFolder, remove_run, run_path
+from harness.run_folder import RunFolder, remove_run, run_path
 from tests.test_agents import assert_equal_states
 from tests.toy import PointEnv, toy_task
 from tests.toy_run import CONFIG, toy_config, toy_run
@@ -89,7 +91,7 @@ def test_folder_holds_what_a_run_is(tmp_path):
     assert result["score"] == pytest.approx(returns[-1])
     assert result["score_last_evaluations"] == pytest.approx(sum(returns) / 3)
     assert (folder / "learning_curve.png").stat().st_size > 0
-    assert {path.name for path in folder.iterdir()} <= set(RUN_FILES)
+    assert {path.name for path in folder.iterdir()} <= set(run_files.ALL)
 
 
 def test_training_lowers_the_critic_loss(tmp_path):

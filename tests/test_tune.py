@@ -15,7 +15,8 @@ from harness.command_line import config_to_yaml, load_config
 from harness.evaluation import EVALUATION_SEED, GRID_SEED, TUNING_SEED, evaluate
 from harness.search_space import find_search_file, is_search_file, load_space
 from harness.training import Diverged
-from harness.tune import tune, tuning_record
+from harness.tune import tune
+from harness.tuning_record import tuning_record
 from tests.toy import PointEnv, toy_task
 from tests.toy_run import toy_config, toy_runs
 

@@ -8,7 +8,6 @@ one file; a log whose file is there is kept, so that the same command continues 
 Implemented against the v1.1 interface, not run on data.
 """
 
-import json
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 import numpy as np
 from tqdm import tqdm
 
-from envs.driving.collect import SIDECAR, check_making
+from envs.driving.collect import check_making
 from envs.driving.curate import (
     CHOSEN_SHARE,
     CONSTANT_SHARE,
@@ -48,7 +47,8 @@ from envs.driving.scene_files import CYCLE, SPLITS, LogRecord, log_path, road_pa
 from envs.driving.score import Motion, progress_of, score, start_of
 from envs.driving.vehicle import KNOTS, track
 from envs.errors import CommandParser, UserError, exit_on_user_error
-from envs.files import make_folder, remove_abandoned, write_text
+from envs.files import make_folder, remove_abandoned
+from envs.generation_record import RECORD, write_record
 
 EXPORTER_VERSION = 1  # raise it when the same cache no longer gives the same files
 FUTURE_FRAMES = 10  # of a scene, every half second; 5 s, as the metric cache interpolates
@@ -221,7 +221,7 @@ def _open_set(folder: Path, record: Dict[str, Any]) -> None:
     check_making(folder, record)
     make_folder(folder, "--out")
     remove_abandoned(folder)
-    write_text(folder / SIDECAR, json.dumps(record, indent=2) + "\n")
+    write_record(folder / RECORD, record)
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> None:

@@ -257,7 +257,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
         entries = [*planners(scenes), *(learned(results, row, data, scenes, options.samples) for row in rows)]
         counts = " and ".join(f"{len(part.scenes)} {split} scenes" for split, part in scenes.items())
         heading = (
-            f"Scores times 100, {counts} (set {fingerprint(folder)[:12]}), {options.samples} plans per scene, "
+            f"Scores times 100, {counts} (set {data.sha256[:12]}), {options.samples} plans per scene, "
             f"{results.runs[0].planned.config.offline_steps:,} updates."
         )
         paths = write(entries, options.out, heading)
