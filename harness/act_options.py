@@ -6,7 +6,8 @@ import itertools
 from typing import Any, Sequence
 
 from envs.errors import UserError
-from harness.command_line import decode_flag, nearest_field
+from harness.command_line import decode_flag
+from harness.config_file import nearest_field
 
 
 def act_options(agent: Any, config: Any) -> tuple[str, ...]:

@@ -19,14 +19,17 @@ import yaml
 from envs.errors import CommandParser, UserError, exit_on_user_error
 from envs.files import locked, make_folder, write_text
 from harness import run_files
+from harness.comparison.estimate import estimate_table, estimates
 from harness.comparison.live_table import LiveTable
 from harness.comparison.matrix import Comparison, PlannedRun
 from harness.comparison.matrix_file import load_comparison, read_matrix
-from harness.comparison.preparation import check_data, estimate_table, estimates, planned_problems
+from harness.comparison.preparation import check_data
 from harness.comparison.problems import noting, problem_list
+from harness.comparison.protocol import planned_problems
 from harness.comparison.ray_workers import Resources, run_on_ray, slots_on
 from harness.comparison.reevaluation import is_complete
-from harness.comparison.workers import FAILED, Slot, cores, cpu_slots, gpu_slots, run_locally, visible_gpus
+from harness.comparison.slots import Slot, cores, cpu_slots, gpu_slots, visible_gpus
+from harness.comparison.workers import FAILED, run_locally
 from harness.devices import choose_device
 from harness.run_folder import remove_run
 

@@ -18,10 +18,11 @@ from envs.errors import CommandParser, UserError, exit_on_user_error
 from envs.files import make_folder
 from harness.act_options import act_options, parse_grid, unknown_option
 from harness.devices import choose_device, set_up_torch
+from harness.graphics import check_graphics, choose_graphics
 from harness.run_folder import load_agent, load_run
 from harness.sweep import sweep
 from harness.sweep_report import write_sweep_report
-from harness.video import check_graphics, choose_graphics, log_videos, record
+from harness.video import log_videos, record
 
 
 def _parser(options: Sequence[str] = ()) -> argparse.ArgumentParser:

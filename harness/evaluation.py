@@ -45,10 +45,6 @@ class EvaluationResult:
     seconds: float
     restarts: int = 0
 
-    @property
-    def steps_per_second(self) -> float:
-        return float(self.lengths.sum() / self.seconds)
-
     def summary(self) -> dict[str, float]:
         """Means over the episodes, without timings: equal seeds give equal summaries."""
         summary = {

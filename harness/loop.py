@@ -9,10 +9,10 @@ from tqdm import tqdm
 
 from envs.task import Task
 from harness.devices import choose_device
-from harness.evaluations import Evaluations
 from harness.run_folder import RunFolder
 from harness.signals import Stopped, StopSignals
 from harness.training import Diverged, Training
+from harness.training_evaluations import Evaluations
 from harness.updates import Updates
 
 

@@ -23,7 +23,7 @@ from envs.files import locked, make_folder, remove_abandoned, replacing, write_t
 from envs.untrusted import check_stored_zip
 from harness import run_files
 from harness.algorithms import Algorithm, load_algorithm
-from harness.command_line import config_to_yaml, load_config
+from harness.config_file import config_to_yaml, load_config
 from harness.csv_log import CsvLog
 from harness.run_fields import FREE_FIELDS
 

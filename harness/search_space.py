@@ -14,7 +14,7 @@ from typing import Any, Dict, List, Union
 import yaml
 
 from envs.errors import UserError
-from harness.command_line import decode, decode_field, places_by_key, read_mapping, shown
+from harness.config_file import decode, decode_field, places_by_key, read_mapping, shown
 from harness.run_fields import RUN_FIELDS, check_run_fields
 
 FILE_NAME = "search.yaml"  # of a folder's space, and how the name of a single config's ends

@@ -17,10 +17,10 @@ from envs.task import Task
 from harness import divergence, run_files
 from harness.devices import seeded_generator
 from harness.evaluation import EvaluationResult
-from harness.evaluations import Evaluations, load_snapshot
 from harness.online import OnlinePhase
 from harness.plots import plot_learning_curve
 from harness.run_folder import RunFolder
+from harness.training_evaluations import Evaluations, load_snapshot
 from harness.weights_and_biases import WandbLog
 
 # Streams of random numbers beside the agent's own, which has the config's seed itself.

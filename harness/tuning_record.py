@@ -5,7 +5,7 @@ from typing import Optional
 
 from envs.errors import UserError
 from harness.algorithms import load_algorithm
-from harness.command_line import load_config
+from harness.config_file import load_config
 from harness.run_folder import read_json
 
 NEEDED_KEYS = ("algorithm", "trials", "task", "best_values")

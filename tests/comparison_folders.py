@@ -8,8 +8,8 @@ from typing import Any, Callable, Dict, Optional, Sequence
 from envs.files import write_rows_csv
 from harness import run_files
 from harness.algorithms import load_algorithm
-from harness.command_line import config_to_yaml
 from harness.comparison.matrix import Comparison, PlannedRun, Row, Variant
+from harness.config_file import config_to_yaml
 
 STEPS = (250, 500, 750, 1000)
 OGBENCH = {"suite": "ogbench", "path": "/data/ogbench/cube-double-play-v0.npz", "source": "official"}

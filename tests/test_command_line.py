@@ -13,7 +13,8 @@ import pytest
 
 from algorithms.dipole import DIPOLEConfig
 from envs.errors import UserError, exit_on_user_error
-from harness.command_line import config_to_yaml, load_config, parse_config, parse_configs, run_command
+from harness.command_line import parse_config, parse_configs, run_command
+from harness.config_file import config_to_yaml, load_config
 
 SOURCE_OF = functools.cache(inspect.getsource)
 ROOT = Path(__file__).resolve().parents[1]

@@ -15,13 +15,16 @@ from envs.errors import UserError
 from harness import run_folder
 from harness.compare import checked, compare, in_order, only_one, parser, write_sweep
 from harness.comparison import planned_run, preparation
+from harness.comparison.estimate import Cost, estimates, total_time
 from harness.comparison.live_table import LiveTable
 from harness.comparison.matrix_file import load_comparison
 from harness.comparison.planned_run import complete_run
-from harness.comparison.preparation import Cost, estimates, inspect_data, planned_problems, total_time
+from harness.comparison.preparation import inspect_data
 from harness.comparison.progress import duration, read_progress
+from harness.comparison.protocol import planned_problems
 from harness.comparison.reevaluation import is_complete, missing_cells, read_reevaluation
-from harness.comparison.workers import FAILED, FINISHED, RUNNING, WAITING, Attempt, cpu_slots, environment_of, gpu_slots
+from harness.comparison.slots import cpu_slots, gpu_slots
+from harness.comparison.workers import FAILED, FINISHED, RUNNING, WAITING, Attempt, environment_of
 from harness.weights_and_biases import WandbLog
 from tests.toy import toy_task
 
@@ -117,13 +120,18 @@ def test_a_run_that_another_harness_began_is_refused_until_it_is_finished(tmp_pa
         complete_run(run, cells)
 
 
+def ended(attempt: Attempt) -> str:
+    attempt.process.wait()
+    return attempt.poll()
+
+
 def test_a_failed_process_leaves_its_last_lines_until_a_later_one_succeeds(tmp_path):
     data_dir = tmp_path / "nothing"
     overrides = SMALL.replace("{", f"{{data_dir: {data_dir}, ")
     comparison = toy_comparison(tmp_path, "iql", task="exorl/rnd/walker_walk", overrides=overrides)
     (run,) = comparison.runs
     attempt = Attempt(run, comparison.cells(run), {"OMP_NUM_THREADS": "1"})
-    assert attempt.wait() == FAILED
+    assert ended(attempt) == FAILED
     error = (run.folder / "error.txt").read_text()
     assert "exit code 2" in error and f"no data for walker by rnd: looked for {data_dir}" in error
     assert error.splitlines()[-1] in (run.folder / "log.txt").read_text()
@@ -136,7 +144,7 @@ def test_a_killed_process_is_told_by_its_signal(finished):
     attempt = Attempt(run, cells, {})
     assert attempt.poll() == RUNNING
     attempt.process.kill()
-    assert attempt.wait() == FAILED
+    assert ended(attempt) == FAILED
     error = (run.folder / "error.txt").read_text().splitlines()
     assert error[-1] == "the process was ended by signal SIGKILL (often: out of memory)"
 

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from harness.algorithms import algorithm_names, load_algorithm
-from harness.command_line import config_to_yaml, load_config
+from harness.config_file import config_to_yaml, load_config
 from harness.search_space import is_search_file
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"

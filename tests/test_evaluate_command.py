@@ -18,7 +18,7 @@ from envs.errors import UserError
 from envs.files import write_rows_csv
 from envs.task import Task
 from harness.act_options import act_options, parse_grid
-from harness.command_line import config_to_yaml
+from harness.config_file import config_to_yaml
 from harness.evaluation import GRID_SEED
 from harness.plots import plot_learning_curve, plot_sweep
 from harness.score_statistics import interval

@@ -18,8 +18,8 @@ import pytest
 from algorithms.dipole import DIPOLEConfig, train
 from harness.algorithms import ROOT
 from harness.command_line import parse_config
+from harness.graphics import drawing_error
 from harness.run_folder import run_path
-from harness.video import drawing_error
 
 pytest.importorskip("nicegui", reason="needs nicegui: pip install -r requirements-playground.txt")
 pytest.importorskip("selenium", reason="needs selenium: pip install selenium")

@@ -11,7 +11,8 @@ import pytest
 
 from envs.errors import UserError
 from harness.comparison.matrix import Row, Variant
-from harness.comparison.results import FINAL, Results, check_protocol, csv_rows, scale_of
+from harness.comparison.protocol import check_protocol
+from harness.comparison.results import FINAL, Results, csv_rows, scale_of
 from harness.report.blocks import Block, Bold
 from harness.report.published import load_published
 from harness.report.report import escaped, to_markdown, write_report

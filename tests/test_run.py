@@ -18,7 +18,7 @@ from algorithms.dipole import DIPOLE
 from envs.errors import UserError
 from envs.files import remove_abandoned, replacing, write_text
 from harness import run_files
-from harness.command_line import load_config
+from harness.config_file import load_config
 from harness.csv_log import CsvLog
 from harness.run import run
 from harness.run_fields import check_run_fields

@@ -9,9 +9,10 @@ import pytest
 
 from algorithms.dipole import DIPOLE, DIPOLEConfig
 from envs.errors import UserError
+from harness import study as study_module
 from harness import tune as tune_module
 from harness.algorithms import ROOT, Algorithm, algorithm_names, load_algorithm
-from harness.command_line import config_to_yaml, load_config
+from harness.config_file import config_to_yaml, load_config
 from harness.evaluation import EVALUATION_SEED, GRID_SEED, TUNING_SEED, evaluate
 from harness.search_space import find_search_file, is_search_file, load_space
 from harness.training import Diverged
@@ -161,7 +162,7 @@ def test_a_diverged_trial_counts_and_is_never_the_best(toy, tmp_path, monkeypatc
 
 def test_a_combination_that_the_config_refuses_counts_as_a_trial(toy, tmp_path, monkeypatch, capsys):
     (tmp_path / "both.yaml").write_text("weighting: [sigmoid, none]\ngreediness: [0.0, 1.0]\n")
-    monkeypatch.setattr(tune_module, "suggest", lambda *arguments: {"weighting": "none", "greediness": 1.0})
+    monkeypatch.setattr(study_module, "suggest", lambda *arguments: {"weighting": "none", "greediness": 1.0})
     record = tuning_record(toy("study", 2, "--search", str(tmp_path / "both.yaml")))
     assert record["trials"] == 2 and record["trials_failed"] == 1 and record["best_trial"] == 0
     assert "trial 1: greediness is 1, but weighting none trains a single policy" in capsys.readouterr().err

@@ -26,7 +26,8 @@ from envs.errors import CommandParser, UserError, exit_on_user_error
 from envs.files import make_folder, write_text
 from harness.comparison.matrix import Comparison, PlannedRun, Row
 from harness.comparison.matrix_file import load_comparison
-from harness.comparison.results import Results, check_protocol
+from harness.comparison.protocol import check_protocol
+from harness.comparison.results import Results
 from harness.plots import plot_lines
 from harness.score_statistics import FEWEST_SEEDS, Interval, interval
 

@@ -8,7 +8,7 @@ from typing import Any, Dict, List, Optional, Tuple
 from envs.errors import UserError
 from harness.act_options import act_options
 from harness.algorithms import Algorithm, load_algorithm
-from harness.command_line import nearest_field
+from harness.config_file import nearest_field
 from harness.run_folder import run_path
 
 CROSSED_OPTION = "num_candidates"  # the act option that every method which has it is evaluated at several values of
@@ -88,10 +88,6 @@ class Comparison:
     seeds: Tuple[int, ...]
     tasks: Dict[str, Tuple[str, ...]]  # by category
     out: Path
-
-    def runs_of(self, variant: Variant, task: Optional[str] = None) -> List[PlannedRun]:
-        """The variant's runs (on one task), in the order of the seeds."""
-        return [run for run in self.runs if run.variant.label == variant.label and task in (None, run.task)]
 
     def cells(self, run: PlannedRun) -> List[Dict[str, Any]]:
         """The distinct cells of act options that a run is evaluated at after its training, its own one first."""

@@ -12,9 +12,9 @@ import yaml
 
 from envs.errors import UserError
 from harness.algorithms import Algorithm, load_algorithm
-from harness.command_line import compose, decode, decode_fields, load_config, nearest_field, shown
 from harness.comparison.matrix import CROSSED_OPTION, Comparison, PlannedRun, Row, Variant, act_options_of
 from harness.comparison.problems import noting, problem_list
+from harness.config_file import compose, decode, decode_fields, load_config, nearest_field, shown
 from harness.run_fields import check_run_fields
 
 TOP_KEYS = (

@@ -21,6 +21,7 @@ from harness import run_files
 from harness.algorithms import ROOT
 from harness.comparison.matrix import Comparison, PlannedRun
 from harness.comparison.shared_storage import Probe, probe_in
+from harness.comparison.slots import Slot
 from harness.comparison.workers import (
     FAILED,
     POLL_SECONDS,
@@ -28,7 +29,6 @@ from harness.comparison.workers import (
     STOPPED,
     WAITING,
     Attempt,
-    Slot,
     Stopping,
     environment_of,
 )

@@ -6,7 +6,8 @@ import statistics
 from typing import Any, Dict, List, Optional, Sequence
 
 from harness.comparison.matrix import PlannedRun
-from harness.comparison.results import Mixture, Results, RunResult
+from harness.comparison.protocol import Mixture
+from harness.comparison.results import Results, RunResult
 from harness.report.blocks import NONE, Block, number, text_of
 from harness.run_fields import FREE_FIELDS
 from harness.tuning_record import tuning_record
