@@ -28,13 +28,13 @@ def rate(
 
     work()
     calls, started = 0, finished()
-    elapsed = 0.0
-    while elapsed < seconds:
+    while True:
         for _ in range(MIN_CALLS):
             work()
         calls += MIN_CALLS
         elapsed = finished() - started
-    return calls / elapsed
+        if elapsed >= seconds:
+            return calls / elapsed
 
 
 def waiting_for(device: torch.device) -> Callable[[], Any]:

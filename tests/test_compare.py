@@ -14,7 +14,7 @@ from rich.console import Console
 from envs.errors import UserError
 from harness import run_folder
 from harness.compare import checked, compare, in_order, only_one, parser, write_sweep
-from harness.comparison import planned_run, preparation
+from harness.comparison import estimate, planned_run, preparation
 from harness.comparison.estimate import Cost, estimates, total_time
 from harness.comparison.live_table import LiveTable
 from harness.comparison.matrix_file import load_comparison
@@ -179,7 +179,7 @@ def test_a_folder_of_another_config_is_a_problem(finished, tmp_path):
 
 
 def test_every_variant_is_measured(tmp_path, toy_data, monkeypatch):
-    monkeypatch.setattr(preparation, "MEASURED_SECONDS", 0.0)
+    monkeypatch.setattr(estimate, "MEASURED_SECONDS", 0.0)
     comparison = toy_comparison(tmp_path, "dipole", SINGLE, "iql")
     measured = [(run, comparison.cells(run)) for run in comparison.runs]
     costs = inspect_data(comparison.runs, measured, 1, time.time()).costs
