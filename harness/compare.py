@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Sequence
+from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence
 
 import yaml
 
@@ -67,8 +67,16 @@ def parser() -> argparse.ArgumentParser:
 # ---- Checking ----
 
 
-def checked(options: argparse.Namespace) -> Comparison:
-    """The comparison, when nothing is wrong with it; prints its data sets and the time that it will take.
+class Checked(NamedTuple):
+    """A comparison that nothing is wrong with."""
+
+    comparison: Comparison
+    slots: List[Slot]  # a place for each run that is to be at work at a time
+    seconds: Dict[str, float]  # that each run not yet complete will take, by name
+
+
+def checked(options: argparse.Namespace) -> Checked:
+    """The comparison, after the restarts that were asked for; prints its data sets and the time that it will take.
 
     Raises one UserError that lists every problem.
     """
@@ -88,13 +96,14 @@ def checked(options: argparse.Namespace) -> Comparison:
         raise problem_list(options.config, problems + data_problems)
     print(f"{comparison.name}: {len(comparison.runs)} runs, {len(comparison.rows)} rows of the report, nothing wrong")
     print(*lines, sep="\n")
-    options.slots, options.estimates = slots, estimates(comparison, costs)
-    if options.estimates:
-        print(f"\n{estimate_table(comparison, options.estimates, costs, len(slots))}\n", flush=True)
-    return comparison
+    seconds = estimates(comparison, costs)
+    if seconds:
+        print(f"\n{estimate_table(comparison, seconds, costs, len(slots))}\n", flush=True)
+    return Checked(comparison, slots, seconds)
 
 
 def check_writable(folder: Path) -> None:
+    """Raises UserError unless the folder, or the nearest parent that is there, can be written to."""
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise UserError(f"{folder}: cannot be written to; set run_dir elsewhere")
@@ -144,20 +153,20 @@ def restart(comparison: Comparison, labels: Sequence[str]) -> None:
 # ---- Running ----
 
 
-def run_all(comparison: Comparison, options: argparse.Namespace) -> int:
+def run_all(plan: Checked, options: argparse.Namespace) -> int:
     """Works on everything that is not complete; returns the exit code: 1 where a run failed, 128 + n after signal n."""
+    comparison, slots = plan.comparison, plan.slots
     todo = in_order(comparison)
     if not todo:
         print("all runs are complete")
         return 0
-    with only_one(comparison), LiveTable(todo, len(options.slots), options.estimates) as table:
+    with only_one(comparison), LiveTable(todo, len(slots), plan.seconds) as table:
         shutil.copyfile(comparison.path, comparison.out / "comparison.yaml")
         if options.ray:
-            states, signal_number = run_on_ray(
-                comparison, todo, options.ray, resources_of(options), options.slots[0], table.show
-            )
+            resources = resources_of(options)
+            states, signal_number = run_on_ray(comparison, todo, options.ray, resources, slots[0], table.show)
         else:
-            states, signal_number = run_locally(comparison, todo, options.slots, table.show)
+            states, signal_number = run_locally(comparison, todo, slots, table.show)
     return exit_code(todo, states, signal_number)
 
 
@@ -230,7 +239,7 @@ def report(comparison: Comparison, allow_mixed: bool) -> None:
 
 def compare(argv: Optional[Sequence[str]] = None) -> int:
     """`main` without the handling of the user's errors; returns the exit code. Raises UserError."""
-    options: Any = parser().parse_args(argv)
+    options = parser().parse_args(argv)
     if options.report_only:
         report(load_comparison(options.config, options.run_dir), options.allow_mixed)
         return 0
@@ -240,12 +249,12 @@ def compare(argv: Optional[Sequence[str]] = None) -> int:
         path = write_sweep(load_comparison(options.config, options.run_dir))
         print(f"written: {path}\nwandb sweep {path}    # prints the command of the agents, to be run in this folder")
         return 0
-    comparison = checked(options)
+    plan = checked(options)
     if options.check:
         return 0
-    code = run_all(comparison, options)
+    code = run_all(plan, options)
     if code <= 1:
-        report(comparison, options.allow_mixed)
+        report(plan.comparison, options.allow_mixed)
     return code
 
 

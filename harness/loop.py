@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from typing import List, Sequence
+from typing import Iterator, List, Optional, Sequence
 
 import torch
 from tqdm import tqdm
@@ -69,7 +69,7 @@ class Loop:
     def __init__(self, trainings: Sequence[Training], evaluations: Evaluations, signals: StopSignals):
         self.trainings, self.evaluations, self.signals = list(trainings), evaluations, signals
         self.diverged: List[Diverged] = []
-        self.updates: Updates = None
+        self.updates: Optional[Updates] = None
         self.updated: list = []  # what `updates` was made for
         several = f" {len(self.trainings)} seeds" if len(self.trainings) > 1 else ""
         self.progress = tqdm(
@@ -136,7 +136,7 @@ class Loop:
         return self.updates
 
     @contextlib.contextmanager
-    def _drops_diverged(self, training: Training):
+    def _drops_diverged(self, training: Training) -> Iterator[None]:
         """A training that diverges within the block is over; the others go on."""
         try:
             yield
