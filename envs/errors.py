@@ -4,7 +4,7 @@ import argparse
 import errno
 import sys
 from contextlib import contextmanager
-from typing import Iterator, NoReturn
+from typing import Iterator, NoReturn, Optional
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
@@ -14,6 +14,11 @@ class UserError(Exception):
 
     Commands print it without a traceback and exit with code 2 (`exit_on_user_error`).
     """
+
+
+def one_line(error: BaseException, length: Optional[int] = 200) -> str:
+    """An error's text in one line of at most so many characters (None: all), its type where it has none."""
+    return " ".join(str(error).split())[:length] or type(error).__name__
 
 
 @contextmanager

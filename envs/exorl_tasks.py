@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from envs.dataset import ACTION_LIMIT, Dataset, refuse_non_finite
-from envs.errors import CommandParser, UserError, exit_on_user_error
+from envs.errors import CommandParser, UserError, exit_on_user_error, one_line
 from envs.exorl_collect import collect, missing_episodes, read_sidecar
 from envs.exorl_convert import (
     COMPRESSIONS,
@@ -29,7 +29,7 @@ from envs.exorl_environment import ExORLEnvironment
 from envs.exorl_source import collect_command, open_source
 from envs.names import nearest_names
 from envs.task import Task, file_sha256
-from envs.untrusted import check_hdf5, one_line, plain_dataset
+from envs.untrusted import check_hdf5, plain_dataset
 
 DOWNLOAD_PAGE = "https://github.com/denisyarats/exorl"
 SUGGESTED_EPISODES = 100  # in the command that an error message names

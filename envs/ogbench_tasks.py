@@ -13,7 +13,7 @@ import torch
 from ogbench.relabel_utils import relabel_dataset
 
 from envs.dataset import Dataset, refuse_non_finite
-from envs.errors import UserError
+from envs.errors import UserError, one_line
 from envs.ogbench_environment import OGBenchEnvironment
 from envs.ogbench_names import (
     GENERATED,
@@ -26,7 +26,7 @@ from envs.ogbench_names import (
     validation_file,
 )
 from envs.task import Task, file_sha256
-from envs.untrusted import check_npz, one_line
+from envs.untrusted import check_npz
 
 SUGGESTED_TRANSITIONS = 1_000_000  # in the command that an error message names
 NETWORK_ERRORS = (urllib.error.URLError, HTTPException, ConnectionError, TimeoutError)

@@ -15,7 +15,7 @@ import pyrallis.help_formatter
 import pyrallis.utils
 import yaml
 
-from envs.errors import UserError, exit_on_user_error
+from envs.errors import UserError, exit_on_user_error, one_line
 from harness.config_file import (
     STRING,
     as_yaml,
@@ -24,7 +24,6 @@ from harness.config_file import (
     field_types,
     form_of,
     load_config,
-    one_line,
     unknown_field,
 )
 
@@ -66,7 +65,7 @@ def parse_configs(config_class: type, argv: List[str]) -> Tuple[List[Any], bool]
         config = dataclasses.replace(config, **overrides)
     except ValueError as error:
         dashes = "--" if str(error).split(" ")[0] in overrides else ""
-        raise UserError(f"command line: {dashes}{one_line(error)}") from error
+        raise UserError(f"command line: {dashes}{one_line(error, None)}") from error
     return [dataclasses.replace(config, seed=seed) for seed in seeds] if seeds else [config], restart
 
 

@@ -21,7 +21,7 @@ from typing import Any, Collection, Dict, Optional, Tuple, Union, get_args
 
 import yaml
 
-from envs.errors import UserError
+from envs.errors import UserError, one_line
 
 # What papers and their released code call a field; the first name that the config has is suggested.
 SYNONYMS = {
@@ -73,7 +73,7 @@ def load_config(config_class: type, path: Union[str, Path]) -> Any:
     try:
         return config_class(**values)
     except ValueError as error:
-        raise UserError(f"{path}: {one_line(error)}") from error
+        raise UserError(f"{path}: {one_line(error, None)}") from error
 
 
 def read_mapping(path: Union[str, Path]) -> yaml.MappingNode:
@@ -129,6 +129,7 @@ def config_to_yaml(config: Any) -> str:
 
 
 def unknown_field(where: str, dashes: str, name: str, config_class: type, known: Collection[str]) -> UserError:
+    """What to say of a name that is not among the `known` ones; `dashes` stand before a flag."""
     nearest = nearest_field(name, known)
     advice = f"did you mean {dashes}{nearest}?" if nearest else "--help lists the fields"
     return UserError(f"{where}: {dashes}{name} is not a field of {config_class.__name__}, {advice}")
@@ -231,15 +232,12 @@ def shown(node: yaml.Node, depth: int = 2) -> str:
         return "a mapping (configs are flat)"
     if isinstance(node, yaml.SequenceNode):
         return f"[{', '.join(shown(item, depth - 1) for item in node.value[:8]) if depth else '...'}]"
-    text = one_line(node.value)[:60]
+    text = " ".join(node.value.split())[:60]
     return text if node.style is None and text else f'"{text}"'
 
 
 def as_yaml(value: Any) -> str:
+    """A field's value as it is written in YAML."""
     value = list(value) if isinstance(value, tuple) else value
     text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=math.inf)
     return text.removesuffix("...\n").strip()  # PyYAML ends a bare scalar with a document mark
-
-
-def one_line(text: Any) -> str:
-    return " ".join(str(text).split())

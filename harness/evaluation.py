@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from envs.errors import UserError
+from envs.errors import UserError, one_line
 from harness.environment_processes import LESS_MEMORY, SECONDS_TO_ANSWER, EnvironmentProcesses
 from harness.environment_rows import EnvironmentRows, global_numpy_preserved
 
@@ -173,7 +173,7 @@ class Evaluator:
             self.close()  # calls to the processes may be left without an answer
             if is_out_of_memory(error):
                 raise UserError(
-                    f"evaluation: out of memory with {num_rows} environments at a time ({_one_line(error)}); "
+                    f"evaluation: out of memory with {num_rows} environments at a time ({one_line(error)}); "
                     f"{LESS_MEMORY}"
                 ) from error
             raise
@@ -223,10 +223,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
         isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
     )
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def evaluate(

@@ -18,7 +18,7 @@ from typing import Any, Iterator, Optional, Sequence, Tuple
 
 import torch
 
-from envs.errors import UserError
+from envs.errors import UserError, one_line
 from envs.files import locked, make_folder, remove_abandoned, replacing, write_text
 from envs.untrusted import check_stored_zip
 from harness import run_files
@@ -169,7 +169,7 @@ class RunFolder:
                 torch.save(checkpoint, temporary)
         except (OSError, RuntimeError) as error:  # RuntimeError: torch's writer, for a full disk
             raise UserError(
-                f"{path}: cannot be written ({' '.join(str(error).split())[:120]}); the last one is kept: make room, "
+                f"{path}: cannot be written ({one_line(error, 120)}); the last one is kept: make room, "
                 "and the same command continues from there"
             ) from error
 
@@ -193,7 +193,7 @@ def read_checkpoint(path: Path, algorithm: str) -> dict:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         known = checkpoint["format"], checkpoint["algorithm"]
     except Exception as error:  # torch.load raises many types for a damaged or foreign file
-        reason = " ".join(str(error).split())[:120]
+        reason = one_line(error, 120)
         raise UserError(
             f"{path}: is damaged or no checkpoint of a run ({reason}); put a good one back, or add --restart"
         ) from error
