@@ -76,26 +76,29 @@ class Checked(NamedTuple):
 
 
 def checked(options: argparse.Namespace) -> Checked:
-    """The comparison, after the restarts that were asked for; prints its data sets and the time that it will take.
+    """The comparison, without the runs that are to be restarted; prints its data sets and the time that it will take.
 
-    Raises one UserError that lists every problem.
+    Raises one UserError that lists every problem, before anything is removed.
     """
     comparison, problems = read_matrix(options.config, options.run_dir)
     if comparison is None or not comparison.runs:
         raise problem_list(options.config, problems or [f"{options.config}: asks for no run"])
     problems += planned_problems(comparison, options.allow_mixed)
     slots: List[Slot] = []
+    restarted: Dict[str, PlannedRun] = {}
+    with noting(problems):
+        restarted = {run.name: run for run in to_restart(comparison, options.restart)}
     with noting(problems):
         check_writable(comparison.out)
         slots = ray_slots(comparison, options) if options.ray else slots_of(comparison, options)
-    if options.restart is not None and not problems:
-        restart(comparison, options.restart)
     threads = int(slots[0]["OMP_NUM_THREADS"]) if slots else 1
-    data_problems, lines, costs = check_data(comparison, threads)
+    data_problems, lines, costs = check_data(comparison, threads, restarted)
     if problems + data_problems:
         raise problem_list(options.config, problems + data_problems)
     print(f"{comparison.name}: {len(comparison.runs)} runs, {len(comparison.rows)} rows of the report, nothing wrong")
     print(*lines, sep="\n")
+    for run in restarted.values():
+        remove_run(run.config)
     seconds = estimates(comparison, costs)
     if seconds:
         print(f"\n{estimate_table(comparison, seconds, costs, len(slots))}\n", flush=True)
@@ -140,14 +143,15 @@ def resources_of(options: argparse.Namespace) -> Resources:
     return Resources(1.0 if cpus is None else cpus, 0.0 if gpus is None else gpus)
 
 
-def restart(comparison: Comparison, labels: Sequence[str]) -> None:
+def to_restart(comparison: Comparison, labels: Optional[Sequence[str]]) -> List[PlannedRun]:
+    """The runs with folders that `--restart` names by their labels (none given: all). Raises UserError."""
+    if labels is None:
+        return []
     known = [variant.label for variant in comparison.variants()]
     for label in labels:
         if label not in known:
             raise UserError(f"command line: --restart {label}: no variant has this label, choose of {', '.join(known)}")
-    for run in comparison.runs:
-        if (not labels or run.variant.label in labels) and run.folder.exists():
-            remove_run(run.config)
+    return [run for run in comparison.runs if (not labels or run.variant.label in labels) and run.folder.exists()]
 
 
 # ---- Running ----

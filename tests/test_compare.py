@@ -173,7 +173,7 @@ def test_runs_of_one_task_that_differ_in_updates_are_refused_unless_allowed(tmp_
 
 def test_a_folder_of_another_config_is_a_problem(finished, tmp_path):
     comparison = toy_comparison(tmp_path, "{algorithm: dipole, overrides: {discount: 0.5}}", "iql")
-    found = inspect_data(comparison.runs, [], 1, time.time())
+    found = inspect_data(comparison.runs[0].config, comparison.runs, [], 1, time.time())
     assert [re.search(r"another (\w+)", problem)[1] for problem in found.problems] == ["discount"]
     assert "toy/point: locally generated" in found.described
 
@@ -182,7 +182,7 @@ def test_every_variant_is_measured(tmp_path, toy_data, monkeypatch):
     monkeypatch.setattr(estimate, "MEASURED_SECONDS", 0.0)
     comparison = toy_comparison(tmp_path, "dipole", SINGLE, "iql")
     measured = [(run, comparison.cells(run)) for run in comparison.runs]
-    costs = inspect_data(comparison.runs, measured, 1, time.time()).costs
+    costs = inspect_data(comparison.runs[0].config, [], measured, 1, time.time()).costs
     assert list(costs) == ["dipole", "iql"]
     assert len(costs["dipole"].cells) == 4 and len(costs["iql"].cells) == 1
     assert min(costs["dipole"].update, *costs["dipole"].cells, costs["dipole"].start) > 0
@@ -333,4 +333,12 @@ def test_restart_of_an_unknown_label_deletes_nothing(finished, tmp_path):
     run, _ = finished
     with pytest.raises(UserError, match="--restart dipol: no variant has this label, choose of dipole"):
         compare(["--config", str(tmp_path / "matrix.yaml"), "--restart", "dipol"])
+    assert (run.folder / "result.json").exists()
+
+
+def test_restart_deletes_nothing_where_data_cannot_be_loaded(finished, tmp_path):
+    """In the process that loads the data, nothing stands in for the task's suite."""
+    run, _ = finished
+    with pytest.raises(UserError, match="toy"):
+        compare(["--config", str(tmp_path / "matrix.yaml"), "--restart"])
     assert (run.folder / "result.json").exists()

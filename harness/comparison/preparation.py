@@ -7,7 +7,7 @@ import concurrent.futures.process
 import dataclasses
 import multiprocessing
 import time
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Collection, Dict, List, Optional, Sequence, Tuple
 
 import torch
 from tqdm import tqdm
@@ -30,10 +30,13 @@ class DataCheck:
     costs: Dict[str, Cost]  # by label of the variants that were measured
 
 
-def check_data(comparison: Comparison, threads: int) -> Tuple[List[str], List[str], Dict[Tuple[str, str], Cost]]:
+def check_data(
+    comparison: Comparison, threads: int, restarted: Collection[str] = ()
+) -> Tuple[List[str], List[str], Dict[Tuple[str, str], Cost]]:
     """(problems, a line about each data set, costs by (label, category)) of all data sets of the comparison.
 
-    A variant is measured on the first task of each category, where it has runs that are not complete.
+    A variant is measured on the first task of each category, where it has runs that are not complete. restarted: names
+    of the runs that are to be removed, whatever their folders hold.
     """
     groups: Dict[Tuple[str, Optional[str]], List[PlannedRun]] = {}
     for run in comparison.runs:
@@ -43,13 +46,16 @@ def check_data(comparison: Comparison, threads: int) -> Tuple[List[str], List[st
         category = runs[0].category
         measured = [
             (run, comparison.cells(run))
-            for run in _one_of_each_variant(run for run in runs if not is_complete(run, comparison.cells(run)))
+            for run in _one_of_each_variant(
+                run for run in runs if run.name in restarted or not is_complete(run, comparison.cells(run))
+            )
             if (run.variant.label, category) not in costs
         ]
+        opened = [run for run in runs if run.name not in restarted and run.folder.exists()]
         # spawn: a process that was forked would share this one's threads and, on a GPU machine, its CUDA state
         with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
             try:
-                found = pool.submit(inspect_data, runs, measured, threads, time.time()).result()
+                found = pool.submit(inspect_data, runs[0].config, opened, measured, threads, time.time()).result()
             except concurrent.futures.process.BrokenProcessPool:
                 problems.append(f"{runs[0].task}: the process that loaded its data was killed (often: out of memory)")
                 continue
@@ -67,27 +73,26 @@ def _one_of_each_variant(runs: Any) -> List[PlannedRun]:
 
 
 def inspect_data(
-    runs: Sequence[PlannedRun],
+    config: Any,
+    opened: Sequence[PlannedRun],
     measured: Sequence[Tuple[PlannedRun, List[Dict[str, Any]]]],
     threads: int,
     submitted: float,
 ) -> DataCheck:
-    """Loads the data set of `runs` (collecting it where their configs say so), opens their folders, measures.
+    """Loads the data set of a config (collecting it where that says so), opens folders of runs on it, measures others.
 
     submitted: time.time() when the process was asked for, so that the cost of its start can be told.
     """
     torch.set_num_threads(threads)
     problems: List[str] = []
-    config = runs[0].config
     try:
         task = load_task(config.task, config.data_dir, config.collect_episodes, config.in_memory)
     except UserError as error:
         return DataCheck((str(error),), "", {})
     start = time.time() - submitted
-    for run in runs:
-        if run.folder.exists():
-            with noting(problems):
-                RunFolder(run.config, task.identity)
+    for run in opened:
+        with noting(problems):
+            RunFolder(run.config, task.identity)
     identity = task.identity
     described = (
         f"{task.name}: {identity['source']}, {len(task.dataset):,} transitions, sha256 {identity['sha256'][:12]}"
