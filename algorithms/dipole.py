@@ -211,6 +211,11 @@ def expectile_loss(difference: Tensor, expectile: float) -> Tensor:
     return (weight * difference.square()).mean()
 
 
+def q_values(critic: EnsembleMLP, observations: Tensor, actions: Tensor) -> Tensor:
+    """Values [M, B] of the M critics at observations [B, O] and actions [B, A]."""
+    return critic(torch.cat([observations, actions], dim=-1)).squeeze(-1)
+
+
 def is_single_policy(weighting: str) -> bool:
     """Whether the weighting trains one policy only, without a negative one."""
     return weighting in ("exponential", "none")
@@ -280,11 +285,6 @@ def resample(actions: Tensor, log_weights: Tensor, uniform: Tensor) -> Tensor:
 def effective_sample_size(log_weights: Tensor) -> Tensor:
     """1 / sum of squared normalised weights, between 1 and R: log_weights [..., R] -> [...]."""
     return 1 / torch.softmax(log_weights, dim=-1).square().sum(dim=-1)
-
-
-def q_values(critic: EnsembleMLP, observations: Tensor, actions: Tensor) -> Tensor:
-    """Values [M, B] of the M critics at observations [B, O] and actions [B, A]."""
-    return critic(torch.cat([observations, actions], dim=-1)).squeeze(-1)
 
 
 def repeat_rows(observations: Tensor, count: int) -> Tensor:

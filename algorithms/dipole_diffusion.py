@@ -209,6 +209,11 @@ def expectile_loss(difference: Tensor, expectile: float) -> Tensor:
     return (weight * difference.square()).mean()
 
 
+def q_values(critic: EnsembleMLP, observations: Tensor, actions: Tensor) -> Tensor:
+    """Values [M, B] of the M critics at observations [B, O] and actions [B, A]."""
+    return critic(torch.cat([observations, actions], dim=-1)).squeeze(-1)
+
+
 def is_single_policy(weighting: str) -> bool:
     """Whether the weighting trains one policy only, without a negative one."""
     return weighting in ("exponential", "none")
@@ -329,11 +334,6 @@ def sample_denoiser(
         clean = clean_estimate(x, composed_noise(denoiser, observations, x, t, greediness), level)
         x = denoising_step(x, clean, level, next_level, fresh_noise, stochasticity)
     return x
-
-
-def q_values(critic: EnsembleMLP, observations: Tensor, actions: Tensor) -> Tensor:
-    """Values [M, B] of the M critics at observations [B, O] and actions [B, A]."""
-    return critic(torch.cat([observations, actions], dim=-1)).squeeze(-1)
 
 
 def repeat_rows(observations: Tensor, count: int) -> Tensor:

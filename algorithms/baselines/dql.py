@@ -227,6 +227,11 @@ def gated_soft_update(target: nn.Module, online: nn.Module, rate: float, gate: T
         parameter.lerp_(online_parameter, rate * gate.to(parameter.dtype))
 
 
+def q_values(critic: EnsembleMLP, observations: Tensor, actions: Tensor) -> Tensor:
+    """Values [M, B] of the M critics at observations [B, O] and actions [B, A]."""
+    return critic(torch.cat([observations, actions], dim=-1)).squeeze(-1)
+
+
 def signal_level(t: Tensor, diffusion_steps: int) -> Tensor:
     """abar at level t, 0 to T, of any shape: the product of 1 - beta_u up to t, in closed form."""
     fraction = t / diffusion_steps
@@ -332,11 +337,6 @@ def resample(actions: Tensor, log_weights: Tensor, uniform: Tensor) -> Tensor:
     gumbel = -torch.log(-torch.log(uniform.clamp(min=torch.finfo(uniform.dtype).tiny)))
     drawn = (log_weights + gumbel).argmax(dim=-1)[..., None, None]
     return actions.gather(-2, drawn.expand(*drawn.shape[:-1], actions.shape[-1])).squeeze(-2)
-
-
-def q_values(critic: EnsembleMLP, observations: Tensor, actions: Tensor) -> Tensor:
-    """Values [M, B] of the M critics at observations [B, O] and actions [B, A]."""
-    return critic(torch.cat([observations, actions], dim=-1)).squeeze(-1)
 
 
 def repeat_rows(observations: Tensor, count: int) -> Tensor:

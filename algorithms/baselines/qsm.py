@@ -225,6 +225,11 @@ def clip_gradients(parameters: list, max_norm: float) -> None:
     torch._foreach_mul_(gradients, (max_norm / norm).clamp(max=1))
 
 
+def q_values(critic: EnsembleMLP, observations: Tensor, actions: Tensor) -> Tensor:
+    """Values [M, B] of the M critics at observations [B, O] and actions [B, A]."""
+    return critic(torch.cat([observations, actions], dim=-1)).squeeze(-1)
+
+
 def signal_level(t: Tensor, diffusion_steps: int) -> Tensor:
     """abar at level t, 0 to T, of any shape: the product of 1 - beta_u up to t, in closed form."""
     fraction = t / diffusion_steps
@@ -335,11 +340,6 @@ def action_gradient(critic: EnsembleMLP, observations: Tensor, actions: Tensor) 
         actions = actions.detach().requires_grad_(True)
         q = q_values(critic, observations, actions).mean(dim=0)
         return torch.autograd.grad(q.sum(), actions)[0]
-
-
-def q_values(critic: EnsembleMLP, observations: Tensor, actions: Tensor) -> Tensor:
-    """Values [M, B] of the M critics at observations [B, O] and actions [B, A]."""
-    return critic(torch.cat([observations, actions], dim=-1)).squeeze(-1)
 
 
 def repeat_rows(observations: Tensor, count: int) -> Tensor:
