@@ -105,13 +105,7 @@ class DIPOLEConfig:
         for field, allowed in choices.items():
             if getattr(self, field) not in allowed:
                 raise ValueError(f"{field} is {getattr(self, field)!r}; choose one of {', '.join(allowed)}")
-        for field in (
-            "batch_size",
-            "num_candidates",
-            "target_candidates",
-            "resample_candidates",
-            "flow_steps",
-        ):
+        for field in ("batch_size", "num_candidates", "target_candidates", "resample_candidates", "flow_steps"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field} is {getattr(self, field)}; it must be at least 1")
         if self.max_weight is not None and self.max_weight <= 0:
