@@ -351,16 +351,13 @@ class DIPOLE(nn.Module):
     def _loss(self, batch: dict) -> Tuple[Tensor, dict]:
         """The sum of all losses at the present parameters, and the metrics."""
         config = self.config
-        observations, actions = batch["observations"], batch["actions"]
+        observations, actions, next_observations = batch["observations"], batch["actions"], batch["next_observations"]
         with torch.no_grad():
             candidates, candidate_q = self._sample(
-                batch["next_observations"],
-                config.target_greediness,
-                config.target_candidates,
-                config.flow_steps,
+                next_observations, config.target_greediness, config.target_candidates, config.flow_steps
             )
-            next_actions = best_candidate(self.critic, batch["next_observations"], candidates)
-            next_q = q_values(self.target_critic, batch["next_observations"], next_actions)
+            next_actions = best_candidate(self.critic, next_observations, candidates)
+            next_q = q_values(self.target_critic, next_observations, next_actions)
             target_q = batch["rewards"] + config.discount * batch["masks"] * next_q  # [2, B], not aggregated
             data_q = q_values(self.target_critic, observations, actions)
             smallest_data_q = data_q.amin(dim=0)
