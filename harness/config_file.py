@@ -27,7 +27,7 @@ from envs.errors import UserError, one_line
 SYNONYMS = {
     "M_q": ("score_weight",),
     "N": ("num_candidates",),
-    "alpha": ("distillation_weight", "inverse_temperature", "cloning_weight", "actor_bc_weight", "bc_weight"),
+    "alpha": ("distillation_weight", "inverse_temperature", "bc_weight", "actor_bc_weight"),
     "beta": ("inverse_temperature",),
     "cfg": ("greediness",),
     "cfg_fortrain": ("target_greediness",),

@@ -84,6 +84,22 @@ def test_same_name_same_code(first, second):
     assert {"train", "main"} <= ours.keys() & theirs.keys()
 
 
+@pytest.mark.parametrize("first, second", PAIRS)
+def test_shared_definitions_stand_in_the_same_order(first, second):
+    ours, theirs = list(definitions(first)), list(definitions(second))
+    assert [name for name in ours if name in theirs] == [name for name in theirs if name in ours]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_methods_of_an_agent_stand_in_the_same_order(name):
+    """The interface's, in the order in which a reader meets them; an algorithm's own methods stand between them."""
+    order = ["__init__", "update", "losses", "act", "network_evaluations", "state_dict", "load_state_dict", "load"]
+    agent = load_algorithm(name).agent_class.__name__
+    (tree,) = (node for node in ast.parse(path_of(name).read_text()).body if getattr(node, "name", None) == agent)
+    methods = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
+    assert [method for method in methods if method in order] == order
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_run_fields_are_the_same_everywhere(name):
     """The first group of fields: equal text, so equal order, type, default and comment."""
