@@ -361,6 +361,7 @@ class DIPOLEDiffusion(nn.Module):
 
     # What makes a run of the same budget its control: cloning, with critics of its own to choose among candidates.
     control = {"label": "behaviour_cloning", "weighting": "none", "greediness": 0.0, "target_greediness": 0.0}
+    without_column = {"state_values": "advantage: critic"}  # the option that does without a column of batch_fields
 
     def __init__(self, config: DIPOLEDiffusionConfig, observation_dim: int, action_dim: int):
         super().__init__()

@@ -49,7 +49,9 @@ def check_columns(agent: torch.nn.Module, task: Task) -> None:
     missing = [name for name in agent.batch_fields if name not in ("next_actions", *task.dataset.columns)]
     if missing:
         known = ", ".join(task.dataset.columns) or "none"
+        instead = getattr(agent, "without_column", {}).get(missing[0])
+        advice = f" ({instead})" if instead else ""
         raise UserError(
             f"config: these options need the column {missing[0]}, of which the data of {task.name} have {known}: "
-            "choose options that do without it (advantage: critic), or another task"
+            f"choose options that do without it{advice}, or another task"
         )

@@ -214,10 +214,23 @@ def read_checkpoint(path: Path, algorithm: str) -> dict:
     return checkpoint
 
 
+@contextlib.contextmanager
+def networks_must_fit(path: Path) -> Iterator[None]:
+    """Raises UserError where the block cannot load the checkpoint `path`: another version of the algorithm wrote it."""
+    try:
+        yield
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:  # what torch and a config's class raise
+        raise UserError(
+            f"{path}: does not fit this version of the algorithm ({one_line(error, 120)}); use the version that wrote "
+            "it, or train anew with --restart"
+        ) from error
+
+
 def load_agent(agent_class: type, folder: Path, algorithm: str) -> torch.nn.Module:
     """The agent of a run's checkpoint, on the CPU. Raises UserError that says what is wrong with a bad one."""
     read_checkpoint(folder / run_files.CHECKPOINT, algorithm)
-    return agent_class.load(folder)
+    with networks_must_fit(folder / run_files.CHECKPOINT):
+        return agent_class.load(folder)
 
 
 def load_run(run_dir: Path) -> Tuple[Algorithm, Any]:

@@ -19,7 +19,7 @@ from harness.devices import seeded_generator
 from harness.evaluation import EvaluationResult
 from harness.online import OnlinePhase
 from harness.plots import plot_learning_curve
-from harness.run_folder import RunFolder
+from harness.run_folder import RunFolder, networks_must_fit
 from harness.training_evaluations import Evaluations, load_snapshot
 from harness.weights_and_biases import WandbLog
 
@@ -224,7 +224,8 @@ class Training:
             self.batches = seeded_generator(self.device, self.config.seed, NEW_BATCH_STREAM, self.step)
             noise = seeded_generator(self.device, self.config.seed, NEW_NOISE_STREAM, self.step)
             checkpoint["agent"]["noise"] = noise.get_state()
-        self.agent.load_state_dict(checkpoint["agent"])
+        with networks_must_fit(self.folder.path / run_files.CHECKPOINT):
+            self.agent.load_state_dict(checkpoint["agent"])
         print(f"{self.folder.path}: continuing after {self.step} of {self.last_step} updates")
         self.online.restore(self.step, loop.get("online"))
         if "evaluation" in loop:
