@@ -20,8 +20,8 @@ from tqdm import tqdm
 from envs.errors import CommandParser, UserError, exit_on_user_error
 from envs.files import write_rows_csv
 from harness.algorithms import ROOT, Algorithm, algorithm_names, load_algorithm
-from harness.measurement_table import format_rows, machine, spread
-from harness.workload import SIZES, Size, build_agent, random_dataset
+from harness.measurement.table import format_rows, machine, spread
+from harness.measurement.workload import SIZES, Size, build_agent, random_dataset
 
 CPU = torch.device("cpu")
 WARM_UP_UPDATES = 3

@@ -27,10 +27,10 @@ from envs.dataset import Dataset
 from envs.errors import CommandParser, UserError, exit_on_user_error
 from envs.files import write_rows_csv
 from harness.devices import choose_device
-from harness.measurement_table import format_rows, machine, spread
-from harness.rates import rate, update_rate, waiting_for
+from harness.measurement.rates import rate, update_rate, waiting_for
+from harness.measurement.table import format_rows, machine, spread
+from harness.measurement.workload import SIZES, build_updates, count_flops, random_dataset, warm_up
 from harness.run_fields import MATMUL_PRECISIONS
-from harness.workload import SIZES, build_updates, count_flops, random_dataset, warm_up
 
 # What JAX calls torch's precisions; its own default on a GPU is tf32.
 JAX_PRECISIONS = {"highest": "highest", "high": "tensorfloat32", "medium": "bfloat16"}

@@ -21,7 +21,7 @@ from envs.errors import CommandParser, exit_on_user_error
 from envs.task import Task
 from harness.evaluation import GRID_SEED, Evaluator
 from harness.run import run
-from harness.training_evaluations import can_run_beside
+from harness.training.evaluations import can_run_beside
 
 ROUNDS = 3
 WORKERS = (0, 1, 2)

@@ -21,9 +21,9 @@ from envs.errors import CommandParser, exit_on_user_error
 from envs.files import write_rows_csv
 from harness.algorithms import ROOT
 from harness.devices import choose_device
-from harness.measurement_table import format_rows, machine
+from harness.measurement.table import format_rows, machine
+from harness.measurement.workload import SIZES
 from harness.run_fields import MATMUL_PRECISIONS
-from harness.workload import SIZES
 from tests.golden.checker import replay
 from tests.plain_dipole import write_case
 

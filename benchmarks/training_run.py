@@ -22,9 +22,9 @@ from envs.errors import CommandParser, UserError, exit_on_user_error
 from envs.files import write_rows_csv
 from harness.algorithms import algorithm_names
 from harness.devices import choose_device
-from harness.measurement_table import format_rows, machine
+from harness.measurement.table import format_rows, machine
+from harness.measurement.workload import ROWS, SIZES, Size, build_updates, warm_up
 from harness.run_fields import MATMUL_PRECISIONS
-from harness.workload import ROWS, SIZES, Size, build_updates, warm_up
 
 MILLION = 1_000_000
 LOG_ROWS = 10

@@ -6,19 +6,19 @@ import torch
 
 from envs.errors import UserError
 from envs.task import Task
-from harness import final_report
-from harness.control_runs import control_configs, controls_beside
 from harness.devices import set_up_torch
-from harness.loop import complete
 from harness.run_fields import check_run_fields
 from harness.run_folder import RunFolder, remove_run, run_path
+from harness.training import final_report
+from harness.training.control_runs import control_configs, controls_beside
+from harness.training.loop import complete
 
 
 def run(agents: Sequence[torch.nn.Module], task: Task, restart: bool = False) -> List[dict]:
     """Completes the runs of the agents' configs, which differ in the seed only, prints what they ask for; results.
 
-    See `harness.loop.complete`. `restart` removes earlier runs first, and their controls. Raises UserError for what the
-    user must mend, before anything is removed or trained.
+    See `harness.training.loop.complete`. `restart` removes earlier runs first, and their controls. Raises UserError
+    for what the user must mend, before anything is removed or trained.
     """
     configs, agent_class = [agent.config for agent in agents], type(agents[0])
     for config in configs:

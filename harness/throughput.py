@@ -23,12 +23,12 @@ from envs.errors import CommandParser, UserError, exit_on_user_error
 from envs.files import write_rows_csv
 from harness.algorithms import algorithm_names
 from harness.devices import choose_device
-from harness.measurement_table import format_rows, machine
+from harness.measurement.rates import PRODUCTS, product_work, rate, update_rate, waiting_for
+from harness.measurement.table import format_rows, machine
+from harness.measurement.time_split import PARTS, time_split
+from harness.measurement.workload import SIZES, Size, build_updates, count_flops, random_dataset, warm_up
 from harness.plots import plot_time_split
-from harness.rates import PRODUCTS, product_work, rate, update_rate, waiting_for
 from harness.run_fields import MATMUL_PRECISIONS
-from harness.time_split import PARTS, time_split
-from harness.workload import SIZES, Size, build_updates, count_flops, random_dataset, warm_up
 
 ROUNDS = 5
 SPLIT_UPDATES = 10  # profiled for the time by part

@@ -3,8 +3,8 @@
     python -m harness.tune --algorithm fql --task ogbench/cube-double-play-singletask-task2-v0 --trials 20
 
 The task names the config below configs/<algorithm>/ to start from (or --config FILE does), and the search space lies
-beside it: <name>.search.yaml, or the folder's search.yaml (see harness/search_space.py). Other flags are fields of the
-config, as on the training command line. Needs requirements-tune.txt.
+beside it: <name>.search.yaml, or the folder's search.yaml (see harness/tuning/search_space.py). Other flags are fields
+of the config, as on the training command line. Needs requirements-tune.txt.
 
 A trial is one training with one value of everything that is searched, the options of act (greediness, num_candidates)
 included, and one score: the mean over --training_seeds runs of their last agent, on episodes that start at TUNING_SEED.
@@ -18,7 +18,7 @@ same trials. A trial that diverges, or whose values the config refuses together,
 and at the end
 
     best.yaml            the config with the best trial's values, --out FILE.yaml puts it elsewhere
-    best.tuning.json     beside it, the record that harness/tuning_record.py reads:
+    best.tuning.json     beside it, the record that harness/tuning/record.py reads:
         algorithm, base                      what was tuned, and the config that it began from
         trials, trials_failed              the report's column "trials"; how many of them gave no score
         task, score_name                     the report's column "tuned on"
@@ -47,9 +47,9 @@ from harness.command_line import parse_config
 from harness.config_file import config_to_yaml, load_config, read_mapping
 from harness.evaluation import TUNING_SEED
 from harness.run_fields import check_run_fields
-from harness.search_space import find_search_file, is_search_file, load_space
-from harness.study import PLACE_FIELDS, Study
-from harness.tuning_record import record_path
+from harness.tuning.record import record_path
+from harness.tuning.search_space import find_search_file, is_search_file, load_space
+from harness.tuning.study import PLACE_FIELDS, Study
 
 # ---- What is written ----
 

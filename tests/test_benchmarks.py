@@ -13,7 +13,7 @@ import torch
 
 from algorithms.dipole import DIPOLEConfig
 from benchmarks import against_checkout, precision, training_run
-from harness.workload import SIZES, Size, random_dataset
+from harness.measurement.workload import SIZES, Size, random_dataset
 from tests.golden.checker import TOLERANCE, recorded_draws, step_arrays
 from tests.golden.dipole_family import dipole_fields
 

@@ -25,7 +25,7 @@ from harness.environment_rows import EnvironmentFailure
 from harness.evaluation import Evaluator, evaluate
 from harness.run import run
 from harness.run_folder import run_path
-from harness.training import BATCH_STREAM
+from harness.training.one_run import BATCH_STREAM
 from tests.test_evaluation import SEED, Agent, RandomWalk, same
 from tests.test_run import assert_same_end, checkpoint_of, rows_of, without_times
 from tests.toy import toy_task

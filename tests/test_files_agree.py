@@ -16,6 +16,7 @@ from harness.run_fields import FREE_FIELDS, RUN_FIELDS
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = algorithm_names()
 PAIRS = list(combinations(NAMES, 2))
+HARNESS = [*(ROOT / "harness").glob("*.py"), *(ROOT / "harness" / "training").glob("*.py")]  # what trains and evaluates
 MAX_CODE_LINES = 450
 MAX_TRAIN_LINES = 30
 FIELD = re.compile(r"    (?P<name>\w+): (?P<type>.+?) = (?P<default>.+?)  # (?P<comment>.+)")
@@ -159,7 +160,7 @@ def attributes(text: str) -> set:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_field_is_read(name):
-    shared = set().union(*(attributes(path.read_text()) for path in (ROOT / "harness").glob("*.py")))
+    shared = set().union(*(attributes(path.read_text()) for path in HARNESS))
     read = shared | attributes(path_of(name).read_text())
     assert not [field for field in config_fields(name) if field not in read]
 

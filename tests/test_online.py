@@ -16,13 +16,13 @@ from algorithms.dipole import DIPOLE
 from envs.errors import UserError
 from harness import run_files
 from harness.csv_log import CsvLog
-from harness.online import FIRST_SEED, OnlinePhase
 from harness.plots import plot_learning_curve
 from harness.run import run
 from harness.run_fields import check_run_fields
 from harness.run_folder import RunFolder, read_checkpoint, remove_run, run_path
-from harness.training import Training
-from harness.training_evaluations import Evaluations
+from harness.training.evaluations import Evaluations
+from harness.training.one_run import Training
+from harness.training.online import FIRST_SEED, OnlinePhase
 from tests.conftest import small_config
 from tests.test_agents import make_agent
 from tests.test_run import assert_same_end, assert_same_run, checkpoint_of, rows_of, without_times

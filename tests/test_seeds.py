@@ -10,12 +10,12 @@ import torch
 
 from algorithms.dipole import DIPOLE
 from envs.errors import UserError
-from harness import loop as loop_module
-from harness.loop import Loop, complete
 from harness.run import run
 from harness.run_folder import run_path
-from harness.training import Diverged
-from harness.updates import UPDATES_PER_REPLAY, WARM_UP_UPDATES, Updates
+from harness.training import loop as loop_module
+from harness.training.loop import Loop, complete
+from harness.training.one_run import Diverged
+from harness.training.updates import UPDATES_PER_REPLAY, WARM_UP_UPDATES, Updates
 from tests.test_run import assert_same_run, checkpoint_of, rows_of, start, wait_for_step
 from tests.toy import toy_task
 from tests.toy_run import toy_config, toy_run, toy_runs

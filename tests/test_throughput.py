@@ -6,10 +6,11 @@ import time
 import pytest
 import torch
 
-from harness import rates, throughput, workload
+from harness import throughput
 from harness.algorithms import load_algorithm
-from harness.time_split import PARTS, time_split
-from harness.workload import SIZES, build_agent, count_flops, random_dataset
+from harness.measurement import rates, workload
+from harness.measurement.time_split import PARTS, time_split
+from harness.measurement.workload import SIZES, build_agent, count_flops, random_dataset
 
 PAUSE = 0.05  # seconds, against well under a millisecond for everything else of the toy
 

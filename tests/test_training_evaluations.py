@@ -14,12 +14,12 @@ import torch
 
 from algorithms.dipole import DIPOLE
 from envs.errors import UserError
-from harness import training_evaluations as evaluations_module
 from harness.csv_log import CsvLog
 from harness.environment_rows import EnvironmentFailure
 from harness.run import run
 from harness.run_folder import run_path
-from harness.training_evaluations import Evaluations, can_run_beside
+from harness.training import evaluations as evaluations_module
+from harness.training.evaluations import Evaluations, can_run_beside
 from tests.test_run import assert_same_run, checkpoint_of, rows_of
 from tests.toy import PointEnv, toy_task
 from tests.toy_run import toy_config, toy_run, toy_runs

@@ -9,15 +9,15 @@ import pytest
 
 from algorithms.dipole import DIPOLE, DIPOLEConfig
 from envs.errors import UserError
-from harness import study as study_module
 from harness import tune as tune_module
 from harness.algorithms import ROOT, Algorithm, algorithm_names, load_algorithm
 from harness.config_file import config_to_yaml, load_config
 from harness.evaluation import EVALUATION_SEED, GRID_SEED, TUNING_SEED, evaluate
-from harness.search_space import find_search_file, is_search_file, load_space
-from harness.training import Diverged
+from harness.training.one_run import Diverged
 from harness.tune import tune
-from harness.tuning_record import tuning_record
+from harness.tuning import study as study_module
+from harness.tuning.record import tuning_record
+from harness.tuning.search_space import find_search_file, is_search_file, load_space
 from tests.toy import PointEnv, toy_task
 from tests.toy_run import toy_config, toy_runs
 
@@ -40,7 +40,7 @@ def toy(tmp_path, monkeypatch):
     algorithm = Algorithm("dipole", DIPOLEConfig, DIPOLE, toy_runs)
     monkeypatch.setattr(tune_module, "load_algorithm", lambda name: algorithm)
     monkeypatch.setattr(
-        "harness.training.plot_learning_curve", lambda *arguments, **options: None
+        "harness.training.one_run.plot_learning_curve", lambda *arguments, **options: None
     )  # most of a toy run's time
     monkeypatch.setattr(tune_module, "load_task", lambda *arguments: toy_task())
 

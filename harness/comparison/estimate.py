@@ -11,7 +11,7 @@ from harness.comparison.matrix import Comparison, PlannedRun
 from harness.comparison.progress import duration, read_progress, total_updates
 from harness.comparison.reevaluation import is_complete, missing_cells
 from harness.devices import choose_device, seeded_generator, set_up_torch
-from harness.rates import rate, waiting_for
+from harness.measurement.rates import rate, waiting_for
 
 MEASURED_SECONDS = 0.5  # of updates of one variant, and of each kind of action
 

@@ -34,7 +34,7 @@ from harness.comparison.workers import (
 )
 
 RETRIES = -1  # Ray's word for no limit: machines lost and runs stopped from outside count, not runs that fail
-STOPPED_BY_SIGTERM = 128 + signal.SIGTERM  # exit code of a run after its checkpoint (harness/loop.py)
+STOPPED_BY_SIGTERM = 128 + signal.SIGTERM  # exit code of a run after its checkpoint (harness/training/loop.py)
 COLOUR = re.compile(r"\x1b\[[0-9]*m")  # of terminals, in Ray's messages
 ANSWER_SECONDS = 10.0
 PROBE_SECONDS = 300.0  # for every machine to start a worker and look for the probe file

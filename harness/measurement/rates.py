@@ -5,7 +5,7 @@ from typing import Any, Callable
 
 import torch
 
-from harness.updates import UPDATES_PER_REPLAY, Updates
+from harness.training.updates import UPDATES_PER_REPLAY, Updates
 
 MIN_CALLS = 3  # between two looks at the clock, so that a GPU is not waited for after each
 PRODUCTS = 100  # matrix products in one call of what measures their rate

@@ -1,6 +1,6 @@
 """One run in training: its agent, its random streams, its logs, evaluations and checkpoints, and how it is resumed.
 
-harness/loop.py advances one or several of them; here is what a single run does before and after its updates.
+harness/training/loop.py advances one or several of them; here is what a single run does before and after its updates.
 """
 
 import functools
@@ -14,13 +14,14 @@ from tqdm import tqdm
 from envs.dataset import Dataset
 from envs.errors import UserError
 from envs.task import Task
-from harness import divergence, run_files
+from harness import run_files
 from harness.devices import seeded_generator
 from harness.evaluation import EvaluationResult
-from harness.online import OnlinePhase
 from harness.plots import plot_learning_curve
 from harness.run_folder import RunFolder, networks_must_fit
-from harness.training_evaluations import Evaluations, load_snapshot
+from harness.training import divergence
+from harness.training.evaluations import Evaluations, load_snapshot
+from harness.training.online import OnlinePhase
 from harness.weights_and_biases import WandbLog
 
 # Streams of random numbers beside the agent's own, which has the config's seed itself.

@@ -18,8 +18,8 @@ from harness.devices import choose_device
 from harness.evaluation import TUNING_SEED, evaluate
 from harness.run_fields import FREE_FIELDS
 from harness.run_folder import read_json, run_path
-from harness.search_space import Space
-from harness.training import Diverged
+from harness.training.one_run import Diverged
+from harness.tuning.search_space import Space
 
 STUDY_FILE = "study.json"
 PLACE_FIELDS = (*FREE_FIELDS, "label", "seed", "final_report", "threads")  # not part of what is tuned

@@ -15,7 +15,7 @@ from envs.replay import Replay
 from envs.task import Task
 from harness import run_files
 
-EPISODE_STREAM = 4  # of the episodes' seeds, beside the streams of harness/training.py
+EPISODE_STREAM = 4  # of the episodes' seeds, beside the streams of harness/training/one_run.py
 FIRST_SEED = 1 << 31  # evaluations' seeds are smaller
 
 

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from envs.dataset import Dataset
 from harness.algorithms import ROOT, Algorithm, load_algorithm
 from harness.config_file import load_config
-from harness.updates import WARM_UP_UPDATES, Updates
+from harness.training.updates import WARM_UP_UPDATES, Updates
 
 ROWS = 100_000  # of the data that minibatches are sampled from
 

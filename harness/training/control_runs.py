@@ -11,8 +11,8 @@ import torch
 from envs.task import Task
 from harness import run_files
 from harness.devices import leaves_cores, set_up_torch
-from harness.loop import complete
 from harness.run_folder import label_of, run_path
+from harness.training.loop import complete
 
 
 def control_configs(configs: Sequence[Any], agent_class: type) -> List[Any]:

@@ -10,10 +10,10 @@ from tqdm import tqdm
 from envs.task import Task
 from harness.devices import choose_device
 from harness.run_folder import RunFolder
-from harness.signals import Stopped, StopSignals
-from harness.training import Diverged, Training
-from harness.training_evaluations import Evaluations
-from harness.updates import Updates
+from harness.training.evaluations import Evaluations
+from harness.training.one_run import Diverged, Training
+from harness.training.signals import Stopped, StopSignals
+from harness.training.updates import Updates
 
 
 def complete(agents: Sequence[torch.nn.Module], task: Task) -> List[dict]:
