@@ -105,19 +105,19 @@ class DIPOLEConfig:
         for field, allowed in choices.items():
             if getattr(self, field) not in allowed:
                 raise ValueError(f"{field} is {getattr(self, field)!r}; choose one of {', '.join(allowed)}")
-        for field in (
-            "batch_size",
-            "num_candidates",
-            "target_candidates",
-            "resample_candidates",
-            "flow_steps",
-        ):
+        for field in ("batch_size", "num_candidates", "target_candidates", "resample_candidates", "flow_steps"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field} is {getattr(self, field)}; it must be at least 1")
         if self.max_weight is not None and self.max_weight <= 0:
             raise ValueError(f"max_weight is {self.max_weight:g}; it must be above 0, or null for none")
         for field in ("greediness", "target_greediness"):
-            check_greediness(self, getattr(self, field), field)
+            greediness = getattr(self, field)
+            if self.composition == "score":
+                check_greediness(self.weighting, greediness, field)
+            elif greediness < 0:
+                raise ValueError(
+                    f"{field} is {greediness:g}; composition resample has no negative policy; set 0 or more"
+                )
 
 
 class Noise(nn.Module):
@@ -205,21 +205,24 @@ def expectile_loss(difference: Tensor, expectile: float) -> Tensor:
     return (weight * difference.square()).mean()
 
 
+def q_values(critic: EnsembleMLP, observations: Tensor, actions: Tensor) -> Tensor:
+    """Values [M, B] of the M critics at observations [B, O] and actions [B, A]."""
+    return critic(torch.cat([observations, actions], dim=-1)).squeeze(-1)
+
+
 def is_single_policy(weighting: str) -> bool:
     """Whether the weighting trains one policy only, without a negative one."""
     return weighting in ("exponential", "none")
 
 
-def check_greediness(config: DIPOLEConfig, greediness: float, field: str) -> None:
-    """Raises ValueError where `config` has no policy of that greediness."""
+def check_greediness(weighting: str, greediness: float, field: str) -> None:
+    """Raises ValueError where that weighting trains no policies that eq. 10 could combine to that greediness."""
     if greediness < -1:
         raise ValueError(f"{field} is {greediness:g}; it starts at -1, the negative policy alone")
-    if is_single_policy(config.weighting) and config.composition == "score" and greediness != 0:
+    if is_single_policy(weighting) and greediness != 0:
         raise ValueError(
-            f"{field} is {greediness:g}, but weighting {config.weighting} trains a single policy; set {field} to 0"
+            f"{field} is {greediness:g}, but weighting {weighting} trains a single policy; set {field} to 0"
         )
-    if config.composition == "resample" and greediness < 0:
-        raise ValueError(f"{field} is {greediness:g}; composition resample has no negative policy; set 0 or more")
 
 
 def policy_weights(
@@ -239,7 +242,7 @@ def policy_weights(
 
 
 def flow_losses(flow: EnsembleMLP, observations: Tensor, actions: Tensor, x0: Tensor, t: Tensor) -> Tensor:
-    """Flow-matching errors [M, B] of all policies at the same x0 [B, A] and t [B, 1] (eq. 9 without its weights)."""
+    """Errors |v(s, x_t, t) - (a - x0)|^2 [M, B] of the M flows, per action dimension, all at x0 [B, A] and t [B, 1]."""
     x_t = (1 - t) * x0 + t * actions
     velocity = flow(torch.cat([observations, x_t, t], dim=-1))
     return (velocity - (actions - x0)).square().mean(dim=-1)
@@ -256,7 +259,7 @@ def composed_velocity(flow: EnsembleMLP, observations: Tensor, x: Tensor, t: flo
     return (1 + greediness) * positive - greediness * negative
 
 
-def sample_flow(flow: EnsembleMLP, observations: Tensor, x: Tensor, greediness: float, flow_steps: int) -> Tensor:
+def sample_composed(flow: EnsembleMLP, observations: Tensor, x: Tensor, greediness: float, flow_steps: int) -> Tensor:
     """Euler steps from noise x [B, A] at t = 0 to actions [B, A], clipped once at the end."""
     for step in range(flow_steps):
         x = x + composed_velocity(flow, observations, x, step / flow_steps, greediness) / flow_steps
@@ -303,6 +306,7 @@ class DIPOLE(nn.Module):
 
     # What makes a run of the same budget its control: cloning, with critics of its own to choose among candidates.
     control = {"label": "behaviour_cloning", "weighting": "none", "greediness": 0.0, "target_greediness": 0.0}
+    without_column = {"state_values": "advantage: critic"}  # the option that does without a column of batch_fields
 
     def __init__(self, config: DIPOLEConfig, observation_dim: int, action_dim: int):
         super().__init__()
@@ -348,18 +352,15 @@ class DIPOLE(nn.Module):
     def _loss(self, batch: dict) -> Tuple[Tensor, dict]:
         """The sum of all losses at the present parameters, and the metrics."""
         config = self.config
-        observations, actions = batch["observations"], batch["actions"]
+        observations, actions, next_observations = batch["observations"], batch["actions"], batch["next_observations"]
         with torch.no_grad():
             candidates, candidate_q = self._sample(
-                batch["next_observations"],
-                config.target_greediness,
-                config.target_candidates,
-                config.flow_steps,
+                next_observations, config.target_greediness, config.target_candidates, config.flow_steps
             )
-            next_actions = best_candidate(self.critic, batch["next_observations"], candidates)
-            next_q = self.target_critic(torch.cat([batch["next_observations"], next_actions], dim=-1)).squeeze(-1)
+            next_actions = best_candidate(self.critic, next_observations, candidates)
+            next_q = q_values(self.target_critic, next_observations, next_actions)
             target_q = batch["rewards"] + config.discount * batch["masks"] * next_q  # [2, B], not aggregated
-            data_q = self.target_critic(torch.cat([observations, actions], dim=-1)).squeeze(-1)
+            data_q = q_values(self.target_critic, observations, actions)
             smallest_data_q = data_q.amin(dim=0)
             aggregated_q = smallest_data_q if config.value_aggregation == "min" else data_q.mean(dim=0)
 
@@ -368,7 +369,7 @@ class DIPOLE(nn.Module):
         value_loss = expectile_loss(aggregated_q - value, config.expectile)
 
         # Critics: each on the target heads of both, averaged over the heads and summed over the critics.
-        q = self.critic(torch.cat([observations, actions], dim=-1)).squeeze(-1)
+        q = q_values(self.critic, observations, actions)
         critic_loss = (q[:, None] - target_q[None]).square().mean(dim=(1, 2)).sum()
 
         # Policies: weighted flow matching (eq. 9), both at the same x0 and t.
@@ -386,8 +387,10 @@ class DIPOLE(nn.Module):
         metrics = {
             "critic/loss": critic_loss,
             "critic/q_mean": q.mean(),
+            "critic/target_mean": target_q.mean(),
             "value/loss": value_loss,
             "value/mean": value.mean(),
+            "value/advantage_mean": advantage.mean(),
             "value/advantage_std": advantage.std(correction=0),
             "actor/positive_loss": policy_losses[0],
             "actor/weight_mean": weights[0].mean(),
@@ -411,7 +414,7 @@ class DIPOLE(nn.Module):
         draws = count * (config.resample_candidates if config.composition == "resample" else 1)
         x = self.noise.normal(num_states, draws, self.action_dim).flatten(0, 1)
         flow_greediness = 0.0 if config.composition == "resample" else greediness
-        actions = sample_flow(self.flow, repeat_rows(observations, draws), x, flow_greediness, flow_steps)
+        actions = sample_composed(self.flow, repeat_rows(observations, draws), x, flow_greediness, flow_steps)
         actions = actions.view(num_states, draws, self.action_dim)
         if config.composition == "score":
             return actions, None

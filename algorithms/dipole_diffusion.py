@@ -118,7 +118,7 @@ class DIPOLEDiffusionConfig:
         if self.max_weight is not None and self.max_weight <= 0:
             raise ValueError(f"max_weight is {self.max_weight:g}; it must be above 0, or null for none")
         for field in ("greediness", "target_greediness"):
-            check_guidance(self, getattr(self, field), field)
+            check_greediness(self.weighting, getattr(self, field), field)
         check_denoising_steps(self, self.denoising_steps)
         if not 0 <= self.stochasticity <= 1:
             raise ValueError(f"stochasticity is {self.stochasticity:g}; it lies between 0 (DDIM) and 1 (DDPM)")
@@ -209,18 +209,23 @@ def expectile_loss(difference: Tensor, expectile: float) -> Tensor:
     return (weight * difference.square()).mean()
 
 
+def q_values(critic: EnsembleMLP, observations: Tensor, actions: Tensor) -> Tensor:
+    """Values [M, B] of the M critics at observations [B, O] and actions [B, A]."""
+    return critic(torch.cat([observations, actions], dim=-1)).squeeze(-1)
+
+
 def is_single_policy(weighting: str) -> bool:
     """Whether the weighting trains one policy only, without a negative one."""
     return weighting in ("exponential", "none")
 
 
-def check_guidance(config: DIPOLEDiffusionConfig, greediness: float, field: str) -> None:
-    """Raises ValueError where `config` trains no policies that eq. 10 could combine to that greediness."""
+def check_greediness(weighting: str, greediness: float, field: str) -> None:
+    """Raises ValueError where that weighting trains no policies that eq. 10 could combine to that greediness."""
     if greediness < -1:
         raise ValueError(f"{field} is {greediness:g}; it starts at -1, the negative policy alone")
-    if is_single_policy(config.weighting) and greediness != 0:
+    if is_single_policy(weighting) and greediness != 0:
         raise ValueError(
-            f"{field} is {greediness:g}, but weighting {config.weighting} trains a single policy; set {field} to 0"
+            f"{field} is {greediness:g}, but weighting {weighting} trains a single policy; set {field} to 0"
         )
 
 
@@ -262,12 +267,16 @@ def time_features(t: Tensor) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
+def noised(actions: Tensor, noise: Tensor, level: Tensor) -> Tensor:
+    """x_t: actions [B, A] with noise [B, A] mixed in at abar = `level` [B, 1]."""
+    return level.sqrt() * actions + (1 - level).sqrt() * noise
+
+
 def denoising_losses(
     denoiser: EnsembleMLP, observations: Tensor, actions: Tensor, noise: Tensor, t: Tensor, diffusion_steps: int
 ) -> Tensor:
     """Errors [M, B] of all policies' noise predictions at the same noise [B, A] and level t [B, 1] (eq. 9)."""
-    level = signal_level(t, diffusion_steps)
-    x_t = level.sqrt() * actions + (1 - level).sqrt() * noise
+    x_t = noised(actions, noise, signal_level(t, diffusion_steps))
     predicted = denoiser(torch.cat([observations, x_t, time_features(t)], dim=-1))
     return (predicted - noise).square().mean(dim=-1)
 
@@ -352,6 +361,7 @@ class DIPOLEDiffusion(nn.Module):
 
     # What makes a run of the same budget its control: cloning, with critics of its own to choose among candidates.
     control = {"label": "behaviour_cloning", "weighting": "none", "greediness": 0.0, "target_greediness": 0.0}
+    without_column = {"state_values": "advantage: critic"}  # the option that does without a column of batch_fields
 
     def __init__(self, config: DIPOLEDiffusionConfig, observation_dim: int, action_dim: int):
         super().__init__()
@@ -399,18 +409,15 @@ class DIPOLEDiffusion(nn.Module):
     def _loss(self, batch: dict) -> Tuple[Tensor, dict]:
         """The sum of all losses at the present parameters, and the metrics."""
         config = self.config
-        observations, actions = batch["observations"], batch["actions"]
+        observations, actions, next_observations = batch["observations"], batch["actions"], batch["next_observations"]
         with torch.no_grad():
             candidates = self._sample(
-                batch["next_observations"],
-                config.target_greediness,
-                config.target_candidates,
-                config.denoising_steps,
+                next_observations, config.target_greediness, config.target_candidates, config.denoising_steps
             )
-            next_actions = best_candidate(self.critic, batch["next_observations"], candidates)
-            next_q = self.target_critic(torch.cat([batch["next_observations"], next_actions], dim=-1)).squeeze(-1)
+            next_actions = best_candidate(self.critic, next_observations, candidates)
+            next_q = q_values(self.target_critic, next_observations, next_actions)
             target_q = batch["rewards"] + config.discount * batch["masks"] * next_q  # [2, B], not aggregated
-            data_q = self.target_critic(torch.cat([observations, actions], dim=-1)).squeeze(-1)
+            data_q = q_values(self.target_critic, observations, actions)
             smallest_data_q = data_q.amin(dim=0)
             aggregated_q = smallest_data_q if config.value_aggregation == "min" else data_q.mean(dim=0)
 
@@ -419,7 +426,7 @@ class DIPOLEDiffusion(nn.Module):
         value_loss = expectile_loss(aggregated_q - value, config.expectile)
 
         # Critics: each on the target heads of both, averaged over the heads and summed over the critics.
-        q = self.critic(torch.cat([observations, actions], dim=-1)).squeeze(-1)
+        q = q_values(self.critic, observations, actions)
         critic_loss = (q[:, None] - target_q[None]).square().mean(dim=(1, 2)).sum()
 
         # Policies: weighted noise prediction (eq. 9), both at the same noise and level.
@@ -439,8 +446,10 @@ class DIPOLEDiffusion(nn.Module):
         metrics = {
             "critic/loss": critic_loss,
             "critic/q_mean": q.mean(),
+            "critic/target_mean": target_q.mean(),
             "value/loss": value_loss,
             "value/mean": value.mean(),
+            "value/advantage_mean": advantage.mean(),
             "value/advantage_std": advantage.std(correction=0),
             "actor/positive_loss": policy_losses[0],
             "actor/weight_mean": weights[0].mean(),

@@ -136,7 +136,7 @@ class DIPOLELoRAConfig:
             raise ValueError(f"stochasticity is {self.stochasticity:g}; it lies between 0 (DDIM) and 1 (DDPM)")
         if self.stage == "pretrain" and self.base is not None:
             raise ValueError(f"base is {self.base}, but stage pretrain trains one; set stage to finetune")
-        check_guidance(self, self.greediness, "greediness")
+        check_greediness(self.weighting, self.greediness, "greediness")
 
 
 class Noise(nn.Module):
@@ -172,13 +172,13 @@ def is_single_policy(weighting: str) -> bool:
     return weighting in ("exponential", "none")
 
 
-def check_guidance(config: DIPOLELoRAConfig, greediness: float, field: str) -> None:
-    """Raises ValueError where `config` trains no policies that eq. 10 could combine to that greediness."""
+def check_greediness(weighting: str, greediness: float, field: str) -> None:
+    """Raises ValueError where that weighting trains no policies that eq. 10 could combine to that greediness."""
     if greediness < -1:
         raise ValueError(f"{field} is {greediness:g}; it starts at -1, the negative policy alone")
-    if is_single_policy(config.weighting) and greediness != 0:
+    if is_single_policy(weighting) and greediness != 0:
         raise ValueError(
-            f"{field} is {greediness:g}, but weighting {config.weighting} trains a single policy; set {field} to 0"
+            f"{field} is {greediness:g}, but weighting {weighting} trains a single policy; set {field} to 0"
         )
 
 
@@ -210,6 +210,11 @@ def time_features(t: Tensor) -> Tensor:
     exponents = torch.arange(half, dtype=t.dtype, device=t.device) / (half - 1)
     angles = t * FREQUENCY_RANGE**-exponents
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+def noised(actions: Tensor, noise: Tensor, level: Tensor) -> Tensor:
+    """x_t: actions [B, A] with noise [B, A] mixed in at abar = `level` [B, 1]."""
+    return level.sqrt() * actions + (1 - level).sqrt() * noise
 
 
 def clean_estimate(x: Tensor, noise: Tensor, level: Tensor) -> Tensor:
@@ -497,8 +502,7 @@ class DIPOLELoRA(nn.Module):
             t = self.noise.uniform(len(actions), 1)
             return (1 - t) * noise + t * actions, t, actions - noise
         t = (1 + self.noise.integers(steps, len(actions), 1)).to(noise.dtype)
-        level = signal_level(t, steps)
-        return level.sqrt() * actions + (1 - level).sqrt() * noise, t, noise
+        return noised(actions, noise, signal_level(t, steps)), t, noise
 
     def _policy(self, name: str, observations: Tensor, x: Tensor, t: Tensor) -> Tensor:
         """The base's prediction [N, A] with that adapter."""

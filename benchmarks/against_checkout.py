@@ -7,7 +7,6 @@ One process makes the updates of both with one thread and measures CPU time, whi
 clock on the wall. Each round gives one ratio, above 1 where this checkout is faster.
 """
 
-import argparse
 import importlib.util
 import statistics
 import sys
@@ -18,10 +17,11 @@ from typing import Any, Callable, Dict, List
 import torch
 from tqdm import tqdm
 
-from envs.errors import UserError, exit_on_user_error
+from envs.errors import CommandParser, UserError, exit_on_user_error
 from envs.files import write_rows_csv
 from harness.algorithms import ROOT, Algorithm, algorithm_names, load_algorithm
-from harness.throughput import SIZES, Size, build_agent, format_rows, machine, random_dataset, spread
+from harness.measurement.table import format_rows, machine, spread
+from harness.measurement.workload import SIZES, Size, build_agent, random_dataset
 
 CPU = torch.device("cpu")
 WARM_UP_UPDATES = 3
@@ -76,15 +76,15 @@ def measure(name: str, size_name: str, checkout: Path, rounds: int, count: int) 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.against_checkout", description=__doc__.splitlines()[0])
+    parser = CommandParser("python -m benchmarks.against_checkout", __doc__)
     parser.add_argument("checkout", type=Path, help="root of the other checkout")
     parser.add_argument("--algorithm", nargs="+", default=list(algorithm_names()), help="default: all")
     parser.add_argument("--size", nargs="+", choices=list(SIZES), default=["released", "quickstart"])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--updates", type=int, default=10, help="of each of the two in each round")
     parser.add_argument("--csv", type=Path, help="also write the rows there")
-    options = parser.parse_args(sys.argv[1:])
     with exit_on_user_error():
+        options = parser.parse_args()
         for flag in ("rounds", "updates"):
             if getattr(options, flag) < 1:
                 raise UserError(f"--{flag} is {getattr(options, flag)}, set it to 1 or more")

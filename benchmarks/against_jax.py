@@ -10,9 +10,7 @@ leaves. `--clock cpu` gives updates per second of CPU time, of all threads toget
 other work.
 """
 
-import argparse
 import os
-import sys
 import time
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Sequence
@@ -27,24 +25,14 @@ from tqdm import tqdm
 
 from benchmarks.jax_dipole import compiled_update, random_state
 from envs.dataset import Dataset
-from envs.errors import UserError, exit_on_user_error
+from envs.errors import CommandParser, UserError, exit_on_user_error
 from envs.files import write_rows_csv
 from harness.devices import choose_device
+from harness.measurement.rates import rate, update_rate, waiting_for
+from harness.measurement.table import format_rows, machine, spread
+from harness.measurement.workload import SIZES, build_updates, count_flops, random_dataset, warm_up
 from harness.run_fields import MATMUL_PRECISIONS
-from harness.throughput import (
-    SIZES,
-    build_updates,
-    count_flops,
-    format_rows,
-    machine,
-    random_dataset,
-    rate,
-    spread,
-    update_rate,
-    waiting_for,
-    warm_up,
-)
-from harness.updates import UPDATES_PER_REPLAY
+from harness.training.updates import UPDATES_PER_REPLAY
 
 # What JAX calls torch's precisions; its own default on a GPU is tf32.
 JAX_PRECISIONS = {"highest": "highest", "high": "tensorfloat32", "medium": "bfloat16"}
@@ -121,7 +109,7 @@ def measure(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.against_jax", description=__doc__.splitlines()[0])
+    parser = CommandParser("python -m benchmarks.against_jax", __doc__)
     parser.add_argument("--size", nargs="+", choices=list(SIZES), default=["released", "published", "quickstart"])
     parser.add_argument("--precision", nargs="+", choices=MATMUL_PRECISIONS, default=["highest"], help="of products")
     parser.add_argument("--rounds", type=int, default=7)
@@ -130,8 +118,8 @@ def main() -> None:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="cpu: of all threads, for a busy machine")
     parser.add_argument("--csv", type=Path, help="also write the rows there")
-    options = parser.parse_args(sys.argv[1:])
     with exit_on_user_error():
+        options = parser.parse_args()
         if options.rounds < 1:
             raise UserError(f"--rounds is {options.rounds}, set it to 1 or more")
         device = choose_device(options.device)

@@ -7,7 +7,6 @@ The agent is DIPOLE with fresh networks of the given size and one thread. Number
 machines are noisy; the second table trains the same run twice, with its evaluations at once and beside training.
 """
 
-import argparse
 import dataclasses
 import statistics
 import tempfile
@@ -18,11 +17,11 @@ import torch
 
 from algorithms.dipole import DIPOLE, DIPOLEConfig
 from envs import load_task
-from envs.errors import exit_on_user_error
+from envs.errors import CommandParser, exit_on_user_error
 from envs.task import Task
 from harness.evaluation import GRID_SEED, Evaluator
-from harness.evaluations import can_run_beside
 from harness.run import run
+from harness.training.evaluations import can_run_beside
 
 ROUNDS = 3
 WORKERS = (0, 1, 2)
@@ -68,15 +67,15 @@ def time_beside(task: Task, config: DIPOLEConfig) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.evaluation", description=__doc__.splitlines()[0])
+    parser = CommandParser("python -m benchmarks.evaluation", __doc__)
     parser.add_argument("--task", required=True)
     parser.add_argument("--data_dir")
     parser.add_argument("--episodes", type=int, default=10)
     parser.add_argument("--num_candidates", type=int, nargs="+", default=[1, 32])
     parser.add_argument("--width", type=int, default=256, help="of three hidden layers")
     parser.add_argument("--updates", type=int, default=600, help="of the run with four evaluations")
-    options = parser.parse_args()
     with exit_on_user_error():
+        options = parser.parse_args()
         torch.set_num_threads(1)
         task = load_task(options.task, options.data_dir)
         dims = (options.width,) * 3

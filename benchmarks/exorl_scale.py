@@ -6,7 +6,6 @@ The data are ten local episodes repeated 1000 times by hard links, 3 GB with the
 of its own, whose peak memory the kernel reports. An existing conversion in the scratch folder is used again.
 """
 
-import argparse
 import json
 import os
 import statistics
@@ -20,7 +19,9 @@ import torch
 
 from algorithms.dipole import DIPOLE, DIPOLEConfig
 from envs import load_task
-from envs.exorl_collect import SIDECAR, collect, episode_file, read_sidecar
+from envs.errors import CommandParser, exit_on_user_error
+from envs.exorl_collect import collect, episode_file, read_sidecar
+from envs.generation_record import RECORD
 from envs.task import file_sha256
 
 DIFFERENT_EPISODES = 10
@@ -37,7 +38,7 @@ def make_sets(root: Path) -> None:
         folder = original.with_name(collector)
         (folder / "buffer").mkdir(parents=True, exist_ok=True)
         record = {**read_sidecar(original), "policy": "random, repeated", "episodes": episodes}
-        (folder / SIDECAR).write_text(json.dumps(record))
+        (folder / RECORD).write_text(json.dumps(record))
         for index in range(episodes):
             link = folder / "buffer" / episode_file("walker", index)
             if not link.exists():
@@ -108,8 +109,9 @@ def part_speed(root: Path) -> None:
             print(f"  batch {config.batch_size}, {name}: {medians} per CPU second, updates {ratio:.2f} of small")
 
 
+@exit_on_user_error()
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.exorl_scale", description=__doc__.splitlines()[0])
+    parser = CommandParser("python -m benchmarks.exorl_scale", __doc__)
     parser.add_argument("--scratch", type=Path, required=True, help="folder for 3 GB of data")
     parser.add_argument("--part", choices=("load", "map", "speed"), help="one step in this process")
     options = parser.parse_args()

@@ -25,17 +25,16 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
-from envs.errors import UserError, exit_on_user_error
-from envs.files import make_folder, replacing
-from harness.command_line import CommandParser
+from envs.errors import CommandParser, UserError, exit_on_user_error
+from envs.files import make_folder, replacing, write_rows_csv
+from harness import run_files
 from harness.compare import compare
-from harness.comparison.matrix import Comparison, load_comparison
+from harness.comparison.matrix import Comparison
+from harness.comparison.matrix_file import load_comparison
 from harness.comparison.results import Results, RunResult, Score
-from harness.divergence import REPORT_FILE
-from harness.evaluate import write_rows_csv
+from harness.csv_log import read_rows
 from harness.plots import COLOURS
-from harness.run_folder import read_rows
-from harness.statistics import CONFIDENCE, FEWEST_SEEDS, interval
+from harness.score_statistics import CONFIDENCE, FEWEST_SEEDS, interval
 
 CONFIG = "configs/compare/greediness.yaml"
 NEEDED_FIELDS = ("weighting", "max_weight", "inverse_temperature", "greediness", "num_candidates")
@@ -108,7 +107,7 @@ def second_half(run: RunResult) -> Dict[str, np.ndarray]:
     """The needed columns of train.csv after half of the updates, NaN where a metric was not logged."""
     rows = [
         row
-        for row in read_rows(run.planned.folder / "train.csv")
+        for row in read_rows(run.planned.folder / run_files.TRAIN_LOG)
         if 2 * int(row["step"]) > run.planned.config.offline_steps
     ]
     return {name: np.array([float(row.get(name) or "nan") for row in rows]) for name in NEEDED_METRICS}
@@ -160,7 +159,7 @@ def points_of(results: Results) -> List[Point]:
     def add(key: Key, run: RunResult, value: float) -> None:
         if run.finished and np.isfinite(value):
             values[key].append(value)
-        elif (run.planned.folder / REPORT_FILE).exists():
+        elif (run.planned.folder / run_files.DIVERGENCE).exists():
             diverged[key] += 1
 
     for score in results.scores:

@@ -8,7 +8,6 @@ numbers of parameters, resident memory above what the process had before it load
 its peak, and the size of a checkpoint.
 """
 
-import argparse
 import dataclasses
 import multiprocessing
 import resource
@@ -18,6 +17,7 @@ from pathlib import Path
 import torch
 
 from algorithms.dipole_lora import DIPOLELoRA, DIPOLELoRAConfig, load_base
+from envs.errors import CommandParser, exit_on_user_error
 
 OBSERVATION_DIM, ACTION_DIM = 147, 13  # of driving/bandit
 TOKENS = (6, 9, 12, 12, 12, 24, *[9] * 8)
@@ -104,8 +104,9 @@ def measure(case: str, config: DIPOLELoRAConfig, connection) -> None:
     connection.send((*(count / 1e6 for count in counts), after - before, peak - before, size))
 
 
+@exit_on_user_error()
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.lora_memory", description=__doc__.splitlines()[0])
+    parser = CommandParser("python -m benchmarks.lora_memory", __doc__)
     parser.add_argument("--width", type=int, default=768, help="of the planner")
     parser.add_argument("--blocks", type=int, default=12, help="of the planner")
     parser.add_argument("--rank", type=int, default=64, help="of each adapter")

@@ -9,10 +9,8 @@ networks are 32 wide, which libraries may find too small for their fast products
 has DIPOLE's published size, and its reference is tests/plain_dipole.py.
 """
 
-import argparse
 import contextlib
 import json
-import sys
 import tempfile
 from collections import defaultdict
 from pathlib import Path
@@ -22,12 +20,13 @@ import numpy as np
 import torch
 
 from benchmarks.rounded_products import FORMATS, RoundedProducts
-from envs.errors import exit_on_user_error
+from envs.errors import CommandParser, exit_on_user_error
 from envs.files import write_rows_csv
 from harness.algorithms import ROOT
 from harness.devices import choose_device
+from harness.measurement.table import format_rows, machine
+from harness.measurement.workload import SIZES
 from harness.run_fields import MATMUL_PRECISIONS
-from harness.throughput import SIZES, format_rows, machine
 from tests.golden.checker import replay
 from tests.plain_dipole import write_case
 
@@ -72,13 +71,13 @@ def largest(deviations) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.precision", description=__doc__.splitlines()[0])
+    parser = CommandParser("python -m benchmarks.precision", __doc__)
     parser.add_argument("--precision", nargs="+", choices=MATMUL_PRECISIONS, default=list(MATMUL_PRECISIONS))
     parser.add_argument("--rounded", nargs="+", choices=list(FORMATS), default=[], help="emulate these formats too")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--csv", type=Path, help="also write the rows there")
-    options = parser.parse_args(sys.argv[1:])
     with exit_on_user_error():
+        options = parser.parse_args()
         device = choose_device(options.device)
         with tempfile.TemporaryDirectory() as folder:
             cases = [*sorted(GOLDEN.glob("*.npz")), write_published_case(Path(folder))]

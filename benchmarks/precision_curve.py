@@ -21,17 +21,18 @@ import torch
 
 from algorithms.dipole import DIPOLEConfig, train
 from benchmarks.rounded_products import FORMATS, RoundedProducts
-from envs.errors import UserError, exit_on_user_error
+from envs.errors import CommandParser, UserError, exit_on_user_error
 from envs.files import make_folder, write_rows_csv
 from harness.algorithms import ROOT
-from harness.command_line import CommandParser, load_config
+from harness.config_file import load_config
+from harness.csv_log import read_rows
 from harness.devices import choose_device
+from harness.measurement.table import format_rows, machine
 from harness.plots import plot_lines
 from harness.run_fields import check_run_fields
-from harness.run_folder import read_rows, run_path
-from harness.statistics import interval, intervals, mean
-from harness.throughput import format_rows, machine
-from harness.training import SCORE_EVALUATIONS
+from harness.run_folder import run_path
+from harness.score_statistics import interval, intervals, mean
+from harness.training.one_run import SCORE_EVALUATIONS
 
 EVALUATIONS = 10  # of a run
 EXACT = "float32"
@@ -140,7 +141,7 @@ def with_interval(values: np.ndarray) -> str:
 
 
 def parse() -> argparse.Namespace:
-    parser = CommandParser("python -m benchmarks.precision_curve", __doc__.splitlines()[0])
+    parser = CommandParser("python -m benchmarks.precision_curve", __doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs, the table and the figure")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--updates", type=int, default=10_000, help="of a run, which is evaluated ten times")

@@ -21,8 +21,8 @@ from typing import Dict, List, Optional
 import matplotlib.pyplot as plt
 import numpy as np
 
-from envs.errors import exit_on_user_error
-from harness.run_folder import CsvLog
+from envs.errors import CommandParser, exit_on_user_error
+from harness.csv_log import CsvLog
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK_START_UPDATES = 10_000
@@ -134,15 +134,15 @@ def draw(rows: List[Dict[str, float]], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description=__doc__.splitlines()[0])
+    parser = CommandParser("python -m benchmarks.soak", __doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for the run and the figures")
     parser.add_argument("--factor", type=int, default=12, help="times the quick start's length")
     parser.add_argument("--interval", type=int, default=500, help="updates between evaluations and checkpoints")
     parser.add_argument("--minutes", type=float, help="end it earlier, by SIGTERM")
     parser.add_argument("--seconds", type=float, default=2.0, help="between two samples")
     parser.add_argument("--data_dir", type=Path, default=ROOT / "data", help="of the quick start's data")
-    options = parser.parse_args()
     with exit_on_user_error():
+        options = parser.parse_args()
         options.out.mkdir(parents=True, exist_ok=True)
         with open(options.out / "run.log", "w") as log:
             process = subprocess.Popen(command(options), stdout=log, stderr=subprocess.STDOUT)

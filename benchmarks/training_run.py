@@ -9,7 +9,6 @@ action and every transition ends, so the critics' loss must fall, or without cri
 it does not.
 """
 
-import argparse
 import contextlib
 import sys
 import time
@@ -20,12 +19,13 @@ import torch
 from tqdm import tqdm
 
 from envs.dataset import Dataset
-from envs.errors import UserError, exit_on_user_error
+from envs.errors import CommandParser, UserError, exit_on_user_error
 from envs.files import write_rows_csv
 from harness.algorithms import algorithm_names
 from harness.devices import choose_device
+from harness.measurement.table import format_rows, machine
+from harness.measurement.workload import ROWS, SIZES, Size, build_updates, warm_up
 from harness.run_fields import MATMUL_PRECISIONS
-from harness.throughput import ROWS, SIZES, Size, build_updates, format_rows, machine, warm_up
 
 MILLION = 1_000_000
 LOG_ROWS = 10
@@ -93,7 +93,7 @@ def measure(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.training_run", description=__doc__.splitlines()[0])
+    parser = CommandParser("python -m benchmarks.training_run", __doc__)
     parser.add_argument("--algorithm", nargs="+", default=list(algorithm_names()), help="default: all")
     parser.add_argument("--size", nargs="+", choices=list(SIZES), default=["published"])
     parser.add_argument("--precision", nargs="+", choices=MATMUL_PRECISIONS, default=["highest"], help="of products")
@@ -101,8 +101,8 @@ def main() -> None:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--eager", action="store_true", help="updates one by one on a GPU too, not as a CUDA graph")
     parser.add_argument("--csv", type=Path, help="also write the rows there")
-    options = parser.parse_args(sys.argv[1:])
     with exit_on_user_error():
+        options = parser.parse_args()
         if options.updates < 1:
             raise UserError(f"--updates is {options.updates}, set it to 1 or more")
         device = choose_device(options.device)

@@ -1,9 +1,10 @@
 """The one error type for a user's mistake, and how every command ends on one."""
 
+import argparse
 import errno
 import sys
 from contextlib import contextmanager
-from typing import Iterator
+from typing import Iterator, NoReturn, Optional
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
@@ -13,6 +14,11 @@ class UserError(Exception):
 
     Commands print it without a traceback and exit with code 2 (`exit_on_user_error`).
     """
+
+
+def one_line(error: BaseException, length: Optional[int] = 200) -> str:
+    """An error's text in one line of at most so many characters (None: all), its type where it has none."""
+    return " ".join(str(error).split())[:length] or type(error).__name__
 
 
 @contextmanager
@@ -35,3 +41,15 @@ def exit_on_user_error() -> Iterator[None]:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A command's flags: whole names only, a UserError instead of argparse's own exit; `advice` ends its sentence."""
+
+    def __init__(self, prog: str, description: str = "", advice: str = ""):
+        formatter = argparse.RawDescriptionHelpFormatter
+        super().__init__(prog=prog, description=description, formatter_class=formatter, allow_abbrev=False)
+        self.advice = advice
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"command line: {message}{self.advice}")

@@ -16,12 +16,12 @@ from tqdm import tqdm
 from envs.errors import UserError
 from envs.exorl_domains import DOMAINS, LEARNED_POLICY, LOCAL_PREFIX, POLICIES, check_domain
 from envs.exorl_environment import ExORLEnvironment
-from envs.files import make_folder, remove_abandoned, replacing, write_text
+from envs.files import make_folder, remove_abandoned, replacing
+from envs.generation_record import RECORD, read_record, refuse_other_making, write_record
 from envs.names import nearest_names
 
 GENERATOR_VERSION = 1  # raise it when the same seed no longer gives the same episodes
 REPEAT_PROBABILITY = 0.7  # sticky_random: chance that a step repeats the action before it
-SIDECAR = "generation.json"
 LEARNING_LIBRARIES = ("stable-baselines3", "torch")  # what the learned policy's behaviour depends on besides
 EPISODES_PER_WORKER = 10  # starting a process costs about as much as collecting this many
 
@@ -31,11 +31,11 @@ def read_sidecar(folder: Path) -> Optional[dict]:
 
     Raises UserError when the folder's name and the record's presence disagree: `local_*` if and only if generated here.
     """
-    path = folder / SIDECAR
+    path = folder / RECORD
     local = folder.name.startswith(LOCAL_PREFIX)
     if local and not path.is_file():
         raise UserError(
-            f"{folder}: its name says locally generated, but {SIDECAR} is missing: make the set with "
+            f"{folder}: its name says locally generated, but {RECORD} is missing: make the set with "
             "`python -m envs.exorl_tasks collect`, or rename a folder of downloaded data to its collector's name"
         )
     if not local and path.exists():
@@ -45,13 +45,7 @@ def read_sidecar(folder: Path) -> Optional[dict]:
         )
     if not local:
         return None
-    try:
-        sidecar = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}): collect the set again") from error
-    if not isinstance(sidecar, dict) or not {"policy", "seed", "episodes"} <= set(sidecar):
-        raise UserError(f"{path}: policy, seed or episodes is missing: collect the set again")
-    return sidecar
+    return read_record(path, ("policy", "seed", "episodes"), "collect the set again")
 
 
 def _draw_actions(policy: str, steps: int, action_dim: int, generator: np.random.Generator) -> np.ndarray:
@@ -167,17 +161,11 @@ def _open_set(folder: Path, record: dict) -> None:
     """Creates the set's folder with its record, or checks that the existing set is of the same making."""
     if folder.exists():
         existing = read_sidecar(folder)
-        differing = [key for key in record if key != "episodes" and existing.get(key, "absent") != record[key]]
-        if differing:
-            key = differing[0]
-            raise UserError(
-                f"{folder / SIDECAR}: {key} of the episodes there is {existing.get(key, 'absent')}, asked for "
-                f"{record[key]}: choose another --data_dir or delete {folder}"
-            )
+        fix = f"choose another --data_dir or delete {folder}"
+        refuse_other_making(folder / RECORD, existing, record, fix, ignored=("episodes",))
         record = {**existing, **record, "episodes": max(record["episodes"], existing["episodes"])}
     make_folder(folder, "data_dir")
-    text = json.dumps(record, indent=2) + "\n"
-    write_text(folder / SIDECAR, text)
+    write_record(folder / RECORD, record)
     (folder / "buffer").mkdir(exist_ok=True)
     for place in (folder, folder / "buffer"):
         remove_abandoned(place)
@@ -187,7 +175,7 @@ def _collect_learned(folder: Path, episodes: int, seed: int) -> None:
     from envs.exorl_rnd import RNDParameters, collect_rnd
 
     hours = collect_rnd(folder, episodes, seed, RNDParameters())
-    write_text(folder / SIDECAR, json.dumps({**read_sidecar(folder), "hours": round(hours, 6)}, indent=2) + "\n")
+    write_record(folder / RECORD, {**read_sidecar(folder), "hours": round(hours, 6)})
 
 
 def collect(root: Path, domain: str, policy: str, episodes: int, seed: int = 0, workers: int = 1) -> Path:

@@ -13,10 +13,10 @@ from typing import BinaryIO, Callable, Dict, Iterator, List, Optional, Tuple
 import numpy as np
 
 from envs.dataset import refuse_non_finite
-from envs.errors import UserError
+from envs.errors import UserError, one_line
 from envs.exorl_collect import read_sidecar
 from envs.exorl_domains import DOMAINS, LOCAL_PREFIX
-from envs.untrusted import check_npz, one_line
+from envs.untrusted import check_npz
 
 EPISODE_NAME = re.compile(r"episode_(\d{1,9})_(\d{1,9})\.npz")
 LARGEST_STATE = 1e10  # of a coordinate: MuJoCo's mjMAXVAL, beyond which it refuses a state

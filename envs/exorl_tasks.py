@@ -4,7 +4,6 @@ python -m envs.exorl_tasks collect cartpole --collector sticky_random --episodes
 python -m envs.exorl_tasks convert cartpole --collector local_sticky_random --data_dir data
 """
 
-import argparse
 import functools
 import json
 import os
@@ -16,7 +15,7 @@ import numpy as np
 import torch
 
 from envs.dataset import ACTION_LIMIT, Dataset, refuse_non_finite
-from envs.errors import UserError, exit_on_user_error
+from envs.errors import CommandParser, UserError, exit_on_user_error, one_line
 from envs.exorl_collect import collect, missing_episodes, read_sidecar
 from envs.exorl_convert import (
     COMPRESSIONS,
@@ -30,7 +29,7 @@ from envs.exorl_environment import ExORLEnvironment
 from envs.exorl_source import collect_command, open_source
 from envs.names import nearest_names
 from envs.task import Task, file_sha256
-from envs.untrusted import check_hdf5, one_line, plain_dataset
+from envs.untrusted import check_hdf5, plain_dataset
 
 DOWNLOAD_PAGE = "https://github.com/denisyarats/exorl"
 SUGGESTED_EPISODES = 100  # in the command that an error message names
@@ -229,7 +228,7 @@ def _shift(column: np.ndarray) -> None:
 
 def main(arguments: Optional[Sequence[str]] = None) -> None:
     """The command: `collect` makes a local set, `convert` turns episode files into the HDF5 file."""
-    parser = argparse.ArgumentParser(prog="python -m envs.exorl_tasks", description=__doc__.splitlines()[0])
+    parser = CommandParser("python -m envs.exorl_tasks", __doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     collecting = commands.add_parser("collect", help="collect episodes with a random or novelty-seeking policy")
     collecting.add_argument("domain", help=", ".join(DOMAINS))
@@ -245,8 +244,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     converting.add_argument("--compression", choices=COMPRESSIONS, help="chunked and compressed; default: neither")
     for command in (collecting, converting):
         command.add_argument("--data_dir", help="folder of the data, default ~/.exorl/data")
-    options = parser.parse_args(arguments)
     with exit_on_user_error():
+        options = parser.parse_args(arguments)
         root = data_root(options.data_dir)
         if options.command == "collect":
             policy = options.collector.removeprefix(LOCAL_PREFIX)

@@ -19,7 +19,7 @@ from minari import EpisodeData, MinariDataset
 from minari.dataset.minari_dataset import parse_dataset_id
 
 from envs.dataset import Dataset, refuse_non_finite
-from envs.errors import UserError
+from envs.errors import UserError, one_line
 from envs.names import nearest_names
 from envs.task import Task, file_sha256
 from envs.untrusted import check_hdf5
@@ -142,7 +142,7 @@ def _recover(dataset: MinariDataset, data_path: Path, render_mode: Optional[str]
     except (gymnasium.error.Error, ImportError) as error:
         packages = " ".join(f'"{requirement}"' for requirement in metadata.get("requirements", []))
         raise UserError(
-            f"{data_path / METADATA_FILE}: its environment cannot be built ({_one_line(error)}): install the package "
+            f"{data_path / METADATA_FILE}: its environment cannot be built ({one_line(error)}): install the package "
             f"that has it{f', `pip install {packages}`' if packages else ''}"
         ) from error
     data_spaces = (dataset.observation_space, dataset.action_space)
@@ -197,7 +197,7 @@ def open_dataset(data_path: Path) -> MinariDataset:
     try:
         dataset = MinariDataset(data_path)
     except Exception as error:  # minari, json, h5py and gymnasium raise many types for damaged files
-        raise UserError(f"{data_path}: is no readable Minari data set ({_one_line(error)}): fetch it again") from error
+        raise UserError(f"{data_path}: is no readable Minari data set ({one_line(error)}): fetch it again") from error
     if dataset.storage.FORMAT != "hdf5":
         raise UserError(f"{data_path}: is stored as {dataset.storage.FORMAT}: only hdf5 is read, store it as that")
     return dataset
@@ -226,7 +226,7 @@ def check_metadata(data_path: Path) -> None:
         ]
         refused = [entry_point for entry_point, name, kind in calls if not _is_harmless(entry_point, name, kind)]
     except Exception as error:  # strangers' JSON may hold anything anywhere
-        raise UserError(f"{data_path}: is no readable Minari data set ({_one_line(error)}): fetch it again") from error
+        raise UserError(f"{data_path}: is no readable Minari data set ({one_line(error)}): fetch it again") from error
     if refused:
         raise UserError(
             f"{path}: names {str(refused[0])[:80]!r} as its environment, which is none: such a file may run any "
@@ -304,7 +304,7 @@ def _episodes(dataset: MinariDataset, source: str) -> Iterator[EpisodeData]:
                 raise ValueError(f"{len(file)} episodes, where the metadata name {len(named)}: {missing}")
         yield from dataset.iterate_episodes(range(dataset.storage.total_episodes))
     except Exception as error:  # h5py raises many types for a damaged file
-        raise UserError(f"{source}: truncated or damaged ({_one_line(error)}): fetch it again") from error
+        raise UserError(f"{source}: truncated or damaged ({one_line(error)}): fetch it again") from error
 
 
 def _check_episode(episode: EpisodeData, observations: np.ndarray, action_shape: tuple, source: str) -> None:
@@ -377,7 +377,7 @@ def _download(root: Path, name: str) -> None:
         local = [path.parent.parent.relative_to(root).as_posix() for path in root.glob(f"**/data/{METADATA_FILE}")]
         raise UserError(
             f"no Minari data set {name!r} in {root}{nearest_names(name, local)} and the download failed "
-            f"({_one_line(error)}): run `minari download {name}` where there is internet and copy the folder {name} "
+            f"({one_line(error)}): run `minari download {name}` where there is internet and copy the folder {name} "
             f"there, or set data_dir or {DATA_DIR_VARIABLE} to the folder that holds it"
         ) from error
 
@@ -392,7 +392,3 @@ def _minari_download(name: str, folder: str) -> None:
         del os.environ[DATA_DIR_VARIABLE]
         if shared is not None:
             os.environ[DATA_DIR_VARIABLE] = shared
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -3,9 +3,7 @@
 python -m envs.ogbench_generate cube-single-play --transitions 100000 --workers 2 --seed 0 --out ~/.ogbench/data
 """
 
-import argparse
 import contextlib
-import json
 import multiprocessing
 import shutil
 import signal
@@ -18,8 +16,9 @@ from typing import Dict, Iterator, List, Optional, Sequence, Tuple
 import numpy as np
 from tqdm import tqdm
 
-from envs.errors import UserError, exit_on_user_error
-from envs.files import remove_abandoned, replacing, write_text
+from envs.errors import CommandParser, UserError, exit_on_user_error
+from envs.files import remove_abandoned, replacing
+from envs.generation_record import RECORD, refuse_other_making, write_record
 from envs.ogbench_collect import GENERATOR_VERSION, Collector, Episode, episode_steps, make_collector, parameters
 from envs.ogbench_names import (
     DEFAULT_DATA_DIR,
@@ -27,7 +26,7 @@ from envs.ogbench_names import (
     VERSION,
     check_can_be_generated,
     data_root,
-    read_record,
+    read_sidecar,
     sidecar_file,
     train_file,
     validation_file,
@@ -36,7 +35,6 @@ from envs.task import file_sha256
 
 SPLITS = ("train", "validation")  # in this order they are part of an episode's seed
 VALIDATION_SHARE = 10  # one validation episode, beyond the training ones, for so many of them
-RECORD = "generation.json"  # in the folder of finished episodes
 EPISODES_PER_WORKER = 2  # starting a process takes as long as collecting about this many
 
 
@@ -157,15 +155,9 @@ def _is_finished(generation: Generation) -> bool:
         raise UserError(f"{existing[0]}: exists and was not generated here: choose another --out")
     if not existing:
         return False
-    record = read_record(sidecar)
-    _refuse_differing(record, generation.record, sidecar, f"choose another --out or delete {existing[0]}")
+    record = read_sidecar(sidecar)
+    refuse_other_making(sidecar, record, generation.record, f"choose another --out or delete {existing[0]}")
     return len(existing) == len(paths)
-
-
-def _refuse_differing(existing: dict, asked: dict, path: Path, fix: str, ignored: Sequence[str] = ()) -> None:
-    for key, value in asked.items():
-        if key not in ignored and existing.get(key) != value:
-            raise UserError(f"{path}: {key} there is {existing.get(key)}, asked for {value}: {fix}")
 
 
 def _open_folder(generation: Generation) -> None:
@@ -174,16 +166,12 @@ def _open_folder(generation: Generation) -> None:
     if path.exists():
         fix = f"finish that generation first, choose another --out or delete {generation.folder}"
         counts = ("episodes", "transitions")  # an episode does not depend on how many there are
-        _refuse_differing(read_record(path), generation.record, path, fix, counts)
+        refuse_other_making(path, read_sidecar(path), generation.record, fix, counts)
     with _written_to(generation.root):
         generation.folder.mkdir(parents=True, exist_ok=True)
-        write_text(path, _as_text(generation.record))
+        write_record(path, generation.record)
         for folder in (generation.root, generation.folder):
             remove_abandoned(folder)
-
-
-def _as_text(record: dict) -> str:
-    return json.dumps(record, indent=2) + "\n"
 
 
 def _collect_missing(generation: Generation, workers: int) -> None:
@@ -229,12 +217,12 @@ def _write_files(generation: Generation) -> None:
             with open(path, "wb") as file:
                 np.savez_compressed(file, **_concatenated(generation, split))
         hashes = {"train": file_sha256(train)[0], "validation": file_sha256(validation)[0]}
-        sidecar.write_text(_as_text({**generation.record, "sha256": hashes}))
+        write_record(sidecar, {**generation.record, "sha256": hashes})
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(prog="python -m envs.ogbench_generate", description=__doc__.splitlines()[0])
+    parser = CommandParser("python -m envs.ogbench_generate", __doc__)
     parser.add_argument("dataset", help=f"e.g. cube-single-play; {GENERATED_FAMILIES}")
     parser.add_argument(
         "--transitions", type=int, required=True, help="of the training file; official: 1000000 or more"
@@ -242,8 +230,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     parser.add_argument("--workers", type=int, default=1, help="processes; the files do not depend on it")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same files")
     parser.add_argument("--out", help=f"folder of the files, default {DEFAULT_DATA_DIR}, where training looks for them")
-    options = parser.parse_args(arguments)
     with exit_on_user_error():
+        options = parser.parse_args(arguments)
         print(generate(options.dataset, options.transitions, options.seed, options.workers, options.out))
 
 

@@ -1,12 +1,12 @@
 """OGBench's data sets by name: which exist, which the scripted oracles can make, and how an unknown name is refused."""
 
-import json
 import os
 import re
 from pathlib import Path
 from typing import Optional
 
 from envs.errors import UserError
+from envs.generation_record import read_record
 from envs.names import nearest_names
 
 DEFAULT_DATA_DIR = "~/.ogbench/data"  # ogbench's own
@@ -95,12 +95,6 @@ def sidecar_file(root: Path, dataset: str) -> Path:
     return root / f"{dataset}-{VERSION}.generation.json"
 
 
-def read_record(path: Path) -> dict:
+def read_sidecar(path: Path) -> dict:
     """The record of a generation. Raises UserError where it is not one."""
-    try:
-        record = json.loads(path.read_text())
-    except ValueError:
-        record = None
-    if not isinstance(record, dict) or "generator_version" not in record:
-        raise UserError(f"{path}: not a record of a generation: delete it, and generate the data set again")
-    return record
+    return read_record(path, ("generator_version",), "delete it, and generate the data set again")

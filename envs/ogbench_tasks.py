@@ -13,20 +13,20 @@ import torch
 from ogbench.relabel_utils import relabel_dataset
 
 from envs.dataset import Dataset, refuse_non_finite
-from envs.errors import UserError
+from envs.errors import UserError, one_line
 from envs.ogbench_environment import OGBenchEnvironment
 from envs.ogbench_names import (
     GENERATED,
     VERSION,
     data_root,
     dataset_of,
-    read_record,
+    read_sidecar,
     sidecar_file,
     train_file,
     validation_file,
 )
 from envs.task import Task, file_sha256
-from envs.untrusted import check_npz, one_line
+from envs.untrusted import check_npz
 
 SUGGESTED_TRANSITIONS = 1_000_000  # in the command that an error message names
 NETWORK_ERRORS = (urllib.error.URLError, HTTPException, ConnectionError, TimeoutError)
@@ -167,7 +167,7 @@ def _file_identity(root: Path, dataset_name: str, paths: List[Path]) -> dict:
     sidecar = sidecar_file(root, dataset_name)
     generation = None
     if sidecar.exists():
-        generation = read_record(sidecar)
+        generation = read_sidecar(sidecar)
         matches = generation.get("sha256") == {"train": sha256, "validation": validation_sha256}
         if not matches:
             raise UserError(

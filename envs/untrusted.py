@@ -16,6 +16,8 @@ from typing import BinaryIO, Collection, Tuple, Union
 import h5py
 import numpy as np
 
+from envs.errors import one_line
+
 COMPRESSION_RATIO = 1032  # the largest that deflate reaches (zlib's technical details); lzf stays far below it
 PLAIN_KINDS = "fiub"  # numpy's kinds of floating point, integers and bool
 KNOWN_FILTERS = {
@@ -27,11 +29,6 @@ KNOWN_FILTERS = {
 SOUND = "sound"
 SECONDS_TO_CHECK, BYTES_PER_SECOND = 20.0, 1e6  # small data sets are the slowest to check, for their size
 GROUP_DEPTH = 16  # a group may contain itself
-
-
-def one_line(error: BaseException) -> str:
-    """An error's text in at most 200 characters, its type where it has none."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def machine_memory() -> int:

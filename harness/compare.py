@@ -12,19 +12,24 @@ import os
 import shutil
 import sys
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Sequence
+from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence
 
 import yaml
 
-from envs.errors import UserError, exit_on_user_error
+from envs.errors import CommandParser, UserError, exit_on_user_error
 from envs.files import locked, make_folder, write_text
-from harness.command_line import CommandParser
+from harness import run_files
+from harness.comparison.estimate import estimate_table, estimates
 from harness.comparison.live_table import LiveTable
-from harness.comparison.matrix import Comparison, PlannedRun, load_comparison, noting, problem_list, read_matrix
-from harness.comparison.planned_run import is_complete
-from harness.comparison.preparation import check_data, estimate_table, estimates, planned_problems
+from harness.comparison.matrix import Comparison, PlannedRun
+from harness.comparison.matrix_file import load_comparison, read_matrix
+from harness.comparison.preparation import check_data
+from harness.comparison.problems import noting, problem_list
+from harness.comparison.protocol import planned_problems
 from harness.comparison.ray_workers import Resources, run_on_ray, slots_on
-from harness.comparison.workers import ERROR, FAILED, Slot, cores, cpu_slots, gpu_slots, run_locally, visible_gpus
+from harness.comparison.reevaluation import is_complete
+from harness.comparison.slots import Slot, cores, cpu_slots, gpu_slots, visible_gpus
+from harness.comparison.workers import FAILED, run_locally
 from harness.devices import choose_device
 from harness.run_folder import remove_run
 
@@ -62,34 +67,46 @@ def parser() -> argparse.ArgumentParser:
 # ---- Checking ----
 
 
-def checked(options: argparse.Namespace) -> Comparison:
-    """The comparison, when nothing is wrong with it; prints its data sets and the time that it will take.
+class Checked(NamedTuple):
+    """A comparison that nothing is wrong with."""
 
-    Raises one UserError that lists every problem.
+    comparison: Comparison
+    slots: List[Slot]  # a place for each run that is to be at work at a time
+    seconds: Dict[str, float]  # that each run not yet complete will take, by name
+
+
+def checked(options: argparse.Namespace) -> Checked:
+    """The comparison, without the runs that are to be restarted; prints its data sets and the time that it will take.
+
+    Raises one UserError that lists every problem, before anything is removed.
     """
     comparison, problems = read_matrix(options.config, options.run_dir)
     if comparison is None or not comparison.runs:
         raise problem_list(options.config, problems or [f"{options.config}: asks for no run"])
     problems += planned_problems(comparison, options.allow_mixed)
     slots: List[Slot] = []
+    restarted: Dict[str, PlannedRun] = {}
+    with noting(problems):
+        restarted = {run.name: run for run in to_restart(comparison, options.restart)}
     with noting(problems):
         check_writable(comparison.out)
         slots = ray_slots(comparison, options) if options.ray else slots_of(comparison, options)
-    if options.restart is not None and not problems:
-        restart(comparison, options.restart)
     threads = int(slots[0]["OMP_NUM_THREADS"]) if slots else 1
-    data_problems, lines, costs = check_data(comparison, threads)
+    data_problems, lines, costs = check_data(comparison, threads, restarted)
     if problems + data_problems:
         raise problem_list(options.config, problems + data_problems)
     print(f"{comparison.name}: {len(comparison.runs)} runs, {len(comparison.rows)} rows of the report, nothing wrong")
     print(*lines, sep="\n")
-    options.slots, options.estimates = slots, estimates(comparison, costs)
-    if options.estimates:
-        print(f"\n{estimate_table(comparison, options.estimates, costs, len(slots))}\n", flush=True)
-    return comparison
+    for run in restarted.values():
+        remove_run(run.config)
+    seconds = estimates(comparison, costs)
+    if seconds:
+        print(f"\n{estimate_table(comparison, seconds, costs, len(slots))}\n", flush=True)
+    return Checked(comparison, slots, seconds)
 
 
 def check_writable(folder: Path) -> None:
+    """Raises UserError unless the folder, or the nearest parent that is there, can be written to."""
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise UserError(f"{folder}: cannot be written to; set run_dir elsewhere")
@@ -126,33 +143,34 @@ def resources_of(options: argparse.Namespace) -> Resources:
     return Resources(1.0 if cpus is None else cpus, 0.0 if gpus is None else gpus)
 
 
-def restart(comparison: Comparison, labels: Sequence[str]) -> None:
+def to_restart(comparison: Comparison, labels: Optional[Sequence[str]]) -> List[PlannedRun]:
+    """The runs with folders that `--restart` names by their labels (none given: all). Raises UserError."""
+    if labels is None:
+        return []
     known = [variant.label for variant in comparison.variants()]
     for label in labels:
         if label not in known:
             raise UserError(f"command line: --restart {label}: no variant has this label, choose of {', '.join(known)}")
-    for run in comparison.runs:
-        if (not labels or run.variant.label in labels) and run.folder.exists():
-            remove_run(run.config)
+    return [run for run in comparison.runs if (not labels or run.variant.label in labels) and run.folder.exists()]
 
 
 # ---- Running ----
 
 
-def run_all(comparison: Comparison, options: argparse.Namespace) -> int:
+def run_all(plan: Checked, options: argparse.Namespace) -> int:
     """Works on everything that is not complete; returns the exit code: 1 where a run failed, 128 + n after signal n."""
+    comparison, slots = plan.comparison, plan.slots
     todo = in_order(comparison)
     if not todo:
         print("all runs are complete")
         return 0
-    with only_one(comparison), LiveTable(todo, len(options.slots), options.estimates) as table:
+    with only_one(comparison), LiveTable(todo, len(slots), plan.seconds) as table:
         shutil.copyfile(comparison.path, comparison.out / "comparison.yaml")
         if options.ray:
-            states, signal_number = run_on_ray(
-                comparison, todo, options.ray, resources_of(options), options.slots[0], table.show
-            )
+            resources = resources_of(options)
+            states, signal_number = run_on_ray(comparison, todo, options.ray, resources, slots[0], table.show)
         else:
-            states, signal_number = run_locally(comparison, todo, options.slots, table.show)
+            states, signal_number = run_locally(comparison, todo, slots, table.show)
     return exit_code(todo, states, signal_number)
 
 
@@ -166,8 +184,8 @@ def in_order(comparison: Comparison) -> List[PlannedRun]:
 def exit_code(runs: Sequence[PlannedRun], states: Dict[str, str], signal_number: int) -> int:
     failed = [run for run in runs if states[run.name] == FAILED]
     for run in failed:
-        last = (run.folder / ERROR).read_text(encoding="utf-8").strip().splitlines()[-1]
-        print(f"failed: {run.name}: {last} ({run.folder / ERROR})")
+        last = (run.folder / run_files.ERROR).read_text(encoding="utf-8").strip().splitlines()[-1]
+        print(f"failed: {run.name}: {last} ({run.folder / run_files.ERROR})")
     if signal_number:
         print("stopped; the same command continues from here")
         return 128 + signal_number
@@ -225,7 +243,7 @@ def report(comparison: Comparison, allow_mixed: bool) -> None:
 
 def compare(argv: Optional[Sequence[str]] = None) -> int:
     """`main` without the handling of the user's errors; returns the exit code. Raises UserError."""
-    options: Any = parser().parse_args(argv)
+    options = parser().parse_args(argv)
     if options.report_only:
         report(load_comparison(options.config, options.run_dir), options.allow_mixed)
         return 0
@@ -235,12 +253,12 @@ def compare(argv: Optional[Sequence[str]] = None) -> int:
         path = write_sweep(load_comparison(options.config, options.run_dir))
         print(f"written: {path}\nwandb sweep {path}    # prints the command of the agents, to be run in this folder")
         return 0
-    comparison = checked(options)
+    plan = checked(options)
     if options.check:
         return 0
-    code = run_all(comparison, options)
+    code = run_all(plan, options)
     if code <= 1:
-        report(comparison, options.allow_mixed)
+        report(plan.comparison, options.allow_mixed)
     return code
 
 

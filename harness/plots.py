@@ -13,17 +13,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from envs.files import replacing
+from harness.sweep import option_names
 
 # Okabe and Ito's palette, told apart by colour-blind readers; markers and dashes tell the lines apart without colour.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 REFERENCE_DASHES = ((0, (6, 3)), (0, (2, 2)), (0, (6, 2, 1, 2)))
-
-
-def option_names(rows: Sequence[Mapping], score_name: str) -> list[str]:
-    """The act options of a sweep's rows: the columns before the score."""
-    names = list(rows[0])
-    return names[: names.index(score_name)]
 
 
 def plot_learning_curve(
@@ -68,7 +63,7 @@ def plot_sweep(
 ) -> None:
     """Plots the score against an act option with its bootstrap intervals, a line for each setting of the others.
 
-    rows: of `harness.evaluate.sweep`.
+    rows: of `harness.sweep.sweep`.
     """
     others = [name for name in option_names(rows, score_name) if name != option]
     settings = list(dict.fromkeys(tuple(row[name] for name in others) for row in rows))

@@ -1,4 +1,4 @@
-"""What the harness asks of a config's values before anything is loaded or written."""
+"""The fields of a run, which every algorithm's config begins with, and what is asked of a config's values."""
 
 import math
 import os
@@ -7,6 +7,47 @@ from typing import Any
 from envs.errors import UserError
 from harness.devices import choose_device
 
+RUN_FIELDS = (
+    "task",
+    "data_dir",
+    "collect_episodes",
+    "in_memory",
+    "run_dir",
+    "label",
+    "seed",
+    "device",
+    "threads",
+    "matmul_precision",
+    "cuda_graphs",
+    "offline_steps",
+    "online_steps",
+    "balanced_sampling",
+    "replay_capacity",
+    "keep_offline",
+    "log_interval",
+    "checkpoint_interval",
+    "eval_interval",
+    "eval_episodes",
+    "eval_environments",
+    "eval_workers",
+    "final_report",
+    "wandb_mode",
+    "wandb_project",
+)
+# Fields that change where a run happens or what it prints, not what it computes: a run may continue with others.
+FREE_FIELDS = (
+    "data_dir",
+    "collect_episodes",
+    "in_memory",
+    "run_dir",
+    "device",
+    "cuda_graphs",
+    "checkpoint_interval",
+    "eval_workers",
+    "final_report",
+    "wandb_mode",
+    "wandb_project",
+)
 # Smallest and largest value of the fields that every algorithm shares, and of method fields where a config has them.
 RANGES = {
     "offline_steps": (1, math.inf),

@@ -1,68 +1,36 @@
-"""A run's folder: its complete config, where it ran, its CSV logs, its checkpoint and its result.
+"""A run's folder: opening it for training, what it keeps of the run, and loading the run from it.
 
-`<run_dir>/<label>/<task>/seed_<n>/` holds config.yaml, environment.json, train.csv, eval.csv, checkpoint.pt and, when
-the run is finished, result.json; a run with an online phase has replay/part_<step>.npz, the transitions of the
-environment up to the checkpoint of that step since the one before. Every file but the CSVs is replaced as a whole; a
-CSV row is whole or absent.
+`<run_dir>/<label>/<task>/seed_<n>/` holds the files of harness/run_files.py. Every file but the CSVs is replaced as a
+whole; a CSV row is whole or absent.
 """
 
 import contextlib
-import csv
 import dataclasses
 import importlib.metadata
 import inspect
-import io
 import json
 import os
 import platform
 import secrets
 import sys
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Iterator, Optional, Sequence, Tuple
 
 import torch
 
-from envs.errors import UserError
+from envs.errors import UserError, one_line
 from envs.files import locked, make_folder, remove_abandoned, replacing, write_text
 from envs.untrusted import check_stored_zip
-from harness.command_line import config_to_yaml, load_config
+from harness import run_files
+from harness.algorithms import Algorithm, load_algorithm
+from harness.config_file import config_to_yaml, load_config
+from harness.csv_log import CsvLog
+from harness.run_fields import FREE_FIELDS
 
 CHECKPOINT_FORMAT = 1  # raised when the layout of checkpoint.pt changes
 FIRST_HARNESS_VERSION = 1  # of the runs that do not record one
 HARNESS_VERSION = 2  # raised when the same config could give other numbers than before
-# Fields that change where a run happens or what it prints, not what it computes: a run may continue with others.
-FREE_FIELDS = (
-    "data_dir",
-    "collect_episodes",
-    "in_memory",
-    "run_dir",
-    "device",
-    "cuda_graphs",
-    "checkpoint_interval",
-    "eval_workers",
-    "final_report",
-    "wandb_mode",
-    "wandb_project",
-)
 DATA_HASHES = ("sha256", "validation_sha256")  # of a data set's identity; the second only where there is such a file
-RUN_FILES = (
-    "config.yaml",
-    "environment.json",
-    "train.csv",
-    "eval.csv",
-    "checkpoint.pt",
-    "result.json",
-    "lock",
-    "divergence.json",
-    "learning_curve.png",
-    "evaluation.csv",
-    "greediness.csv",
-    "greediness.png",
-    "reevaluation.csv",
-    "log.txt",
-    "error.txt",
-)
-REPLAY_FOLDER, REPLAY_PARTS = "replay", "replay/part_*.npz"
 PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "dm_control", "ogbench", "pyrallis")
 
 
@@ -83,8 +51,8 @@ def run_path(config: Any) -> Path:
 def remove_run(config: Any) -> None:
     """Says what the folder of this config's run holds and deletes the files that a run writes, and no others."""
     path = run_path(config)
-    parts = sorted(path.glob(REPLAY_PARTS))
-    files = [path / name for name in RUN_FILES if (path / name).exists()] + parts
+    parts = sorted(path.glob(run_files.REPLAY_PARTS))
+    files = [path / name for name in run_files.ALL if (path / name).exists()] + parts
     if not files:
         print(f"restart: {path} holds no run")
         return
@@ -92,69 +60,8 @@ def remove_run(config: Any) -> None:
     print(f"restart: deleting {', '.join(file.name for file in files)} ({size / 1e6:.1f} MB) in {path}")
     for file in files:
         file.unlink()
-    if parts and not any((path / REPLAY_FOLDER).iterdir()):
-        (path / REPLAY_FOLDER).rmdir()
-
-
-def whole_rows(text: str) -> Tuple[List[str], List[Dict[str, str]]]:
-    """(header, rows) of a log's text, without a row that a crash cut short or that is still being written."""
-    reader = csv.DictReader(line for line in text.splitlines(keepends=True) if line.endswith("\n"))
-    header = list(reader.fieldnames or ())
-    return header, [row for row in reader if None not in row.values() and None not in row]
-
-
-def read_rows(path: Path) -> List[Dict[str, str]]:
-    """The whole rows of a run's log, which may be growing; empty where there is no file."""
-    return whole_rows(path.read_text(encoding="utf-8"))[1] if path.exists() else []
-
-
-class CsvLog:
-    """Rows by step. The header grows with new keys; a row that a crash cut short is dropped when the log is opened."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.rows: List[Dict[str, str]] = []
-        self.header: List[str] = []
-        if path.exists():
-            try:
-                self._read(path.read_text(encoding="utf-8"))
-            except (ValueError, csv.Error) as error:
-                raise UserError(
-                    f"{path}: is damaged ({error}); put the run's own file back, or add --restart"
-                ) from error
-
-    def _read(self, text: str) -> None:
-        """Raises ValueError where a whole line is no row."""
-        self.header, self.rows = whole_rows(text)
-        if "step" not in self.header:
-            raise ValueError("it has no column `step`")
-        for row in self.rows:
-            int(row["step"])
-
-    def keep_until(self, step: int) -> None:
-        """Drops the rows after `step`, which a run that continues from there will write again."""
-        self.rows = [row for row in self.rows if int(row["step"]) <= step]
-        if self.path.exists():
-            self._rewrite()
-
-    def append(self, row: Dict[str, Any]) -> None:
-        text = {name: f"{value:.9g}" if isinstance(value, float) else str(value) for name, value in row.items()}
-        self.rows.append(text)
-        new = [name for name in text if name not in self.header]
-        if new:
-            self.header += new
-            self._rewrite()
-        else:
-            with open(self.path, "a", newline="") as file:
-                file.write(self._format([text]))
-
-    def _rewrite(self) -> None:
-        write_text(self.path, self._format([dict(zip(self.header, self.header, strict=True)), *self.rows]))
-
-    def _format(self, rows: List[Dict[str, str]]) -> str:
-        text = io.StringIO()
-        csv.DictWriter(text, self.header, restval="", lineterminator="\n").writerows(rows)
-        return text.getvalue()
+    if parts and not any((path / run_files.REPLAY_FOLDER).iterdir()):
+        (path / run_files.REPLAY_FOLDER).rmdir()
 
 
 class RunFolder:
@@ -168,21 +75,21 @@ class RunFolder:
         if not os.access(self.path, os.W_OK):
             raise UserError(f"{self.path}: cannot be written to; change its permissions or set run_dir elsewhere")
         self._refuse_other_run()
-        self.train_log = CsvLog(self.path / "train.csv")
-        self.eval_log = CsvLog(self.path / "eval.csv")
+        self.train_log = CsvLog(self.path / run_files.TRAIN_LOG)
+        self.eval_log = CsvLog(self.path / run_files.EVAL_LOG)
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Keeps other processes from this run. Raises UserError where one has it; a process that ended holds none."""
         refusal = f"{self.path}: another process is running this; wait for it or stop it"
-        with locked(self.path / "lock", refusal):
+        with locked(self.path / run_files.LOCK, refusal):
             remove_abandoned(self.path)
             yield
 
     def _refuse_other_run(self) -> None:
-        config_path = self.path / "config.yaml"
+        config_path = self.path / run_files.CONFIG
         if not config_path.exists():
-            begun = [name for name in ("checkpoint.pt", "result.json") if (self.path / name).exists()]
+            begun = [name for name in (run_files.CHECKPOINT, run_files.RESULT) if (self.path / name).exists()]
             if begun:
                 raise UserError(f"{self.path}: holds {begun[0]} without config.yaml; put that back, or add --restart")
             return
@@ -216,16 +123,16 @@ class RunFolder:
 
     def stored_environment(self) -> dict:
         """What environment.json holds. Raises UserError where it is damaged or absent."""
-        return read_json(self.path / "environment.json", needed=("data", "run_id"))
+        return read_json(self.path / run_files.ENVIRONMENT, needed=("data", "run_id"))
 
     def result(self) -> Optional[dict]:
         """What result.json holds, None while the run is not finished."""
-        path = self.path / "result.json"
+        path = self.path / run_files.RESULT
         return read_json(path, needed=("score", "step")) if path.exists() else None
 
     def describe(self, agent: torch.nn.Module, device: torch.device) -> None:
         """Writes config.yaml and environment.json; the latter follows the machine that the run continues on."""
-        begun = (self.path / "environment.json").exists()
+        begun = (self.path / run_files.ENVIRONMENT).exists()
         versions = {"python": platform.python_version()}
         versions |= {package: _version(package) for package in PACKAGES}
         environment = {
@@ -241,9 +148,9 @@ class RunFolder:
             "command": sys.argv,
         }
         # environment.json first: a folder with a config has everything that a resume compares.
-        write_text(self.path / "environment.json", json.dumps(environment, indent=2) + "\n")
-        if not (self.path / "config.yaml").exists():
-            write_text(self.path / "config.yaml", config_to_yaml(self.config))
+        write_text(self.path / run_files.ENVIRONMENT, json.dumps(environment, indent=2) + "\n")
+        if not (self.path / run_files.CONFIG).exists():
+            write_text(self.path / run_files.CONFIG, config_to_yaml(self.config))
 
     def save_checkpoint(self, agent: torch.nn.Module, loop: dict) -> None:
         """Replaces checkpoint.pt: the agent's state and the loop's (`step`, generator of the batches, seconds)."""
@@ -256,19 +163,19 @@ class RunFolder:
             "agent": agent.state_dict(),
             "loop": loop,
         }
-        path = self.path / "checkpoint.pt"
+        path = self.path / run_files.CHECKPOINT
         try:
             with replacing(path) as temporary:
                 torch.save(checkpoint, temporary)
         except (OSError, RuntimeError) as error:  # RuntimeError: torch's writer, for a full disk
             raise UserError(
-                f"{path}: cannot be written ({' '.join(str(error).split())[:120]}); the last one is kept: make room, "
+                f"{path}: cannot be written ({one_line(error, 120)}); the last one is kept: make room, "
                 "and the same command continues from there"
             ) from error
 
     def load_checkpoint(self) -> Optional[dict]:
         """The checkpoint with its tensors on the CPU, or None; logged rows after its step are dropped."""
-        path = self.path / "checkpoint.pt"
+        path = self.path / run_files.CHECKPOINT
         checkpoint = read_checkpoint(path, algorithm_name(self.config)) if path.exists() else None
         step = checkpoint["loop"]["step"] if checkpoint else 0
         self.train_log.keep_until(step)
@@ -276,7 +183,7 @@ class RunFolder:
         return checkpoint
 
     def save_result(self, result: dict) -> None:
-        write_text(self.path / "result.json", json.dumps(result, indent=2) + "\n")
+        write_text(self.path / run_files.RESULT, json.dumps(result, indent=2) + "\n")
 
 
 def read_checkpoint(path: Path, algorithm: str) -> dict:
@@ -286,7 +193,7 @@ def read_checkpoint(path: Path, algorithm: str) -> dict:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         known = checkpoint["format"], checkpoint["algorithm"]
     except Exception as error:  # torch.load raises many types for a damaged or foreign file
-        reason = " ".join(str(error).split())[:120]
+        reason = one_line(error, 120)
         raise UserError(
             f"{path}: is damaged or no checkpoint of a run ({reason}); put a good one back, or add --restart"
         ) from error
@@ -307,10 +214,36 @@ def read_checkpoint(path: Path, algorithm: str) -> dict:
     return checkpoint
 
 
+@contextlib.contextmanager
+def networks_must_fit(path: Path) -> Iterator[None]:
+    """Raises UserError where the block cannot load the checkpoint `path`: another version of the algorithm wrote it."""
+    try:
+        yield
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:  # what torch and a config's class raise
+        raise UserError(
+            f"{path}: does not fit this version of the algorithm ({one_line(error, 120)}); use the version that wrote "
+            "it, or train anew with --restart"
+        ) from error
+
+
 def load_agent(agent_class: type, folder: Path, algorithm: str) -> torch.nn.Module:
     """The agent of a run's checkpoint, on the CPU. Raises UserError that says what is wrong with a bad one."""
-    read_checkpoint(folder / "checkpoint.pt", algorithm)
-    return agent_class.load(folder)
+    read_checkpoint(folder / run_files.CHECKPOINT, algorithm)
+    with networks_must_fit(folder / run_files.CHECKPOINT):
+        return agent_class.load(folder)
+
+
+def load_run(run_dir: Path) -> Tuple[Algorithm, Any]:
+    """(algorithm, config) of a run folder. Raises UserError for a folder that holds no run with a checkpoint."""
+    if not run_dir.is_dir():
+        raise UserError(
+            f"{run_dir}: there is no such folder; give the folder of a run, <run_dir>/<label>/<task>/seed_<n>"
+        )
+    for name in (run_files.ENVIRONMENT, run_files.CONFIG, run_files.CHECKPOINT):
+        if not (run_dir / name).is_file():
+            raise UserError(f"{run_dir}: holds no {name}; give the folder of a run that has written a checkpoint")
+    algorithm = load_algorithm(read_json(run_dir / run_files.ENVIRONMENT, needed=("algorithm",))["algorithm"])
+    return algorithm, load_config(algorithm.config_class, run_dir / run_files.CONFIG)
 
 
 def read_json(path: Path, needed: Sequence[str]) -> dict:

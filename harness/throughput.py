@@ -10,56 +10,28 @@ the machine gives. On a GPU each algorithm is measured twice: update by update (
 Several seeds are trained side by side; their updates per second count together.
 """
 
-import argparse
 import dataclasses
 import statistics
-import sys
-import time
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Sequence
+from typing import Any, Dict, List, Sequence
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from envs.dataset import Dataset
-from envs.errors import UserError, exit_on_user_error
+from envs.errors import CommandParser, UserError, exit_on_user_error
 from envs.files import write_rows_csv
-from harness.algorithms import ROOT, Algorithm, algorithm_names, load_algorithm
-from harness.command_line import load_config
+from harness.algorithms import algorithm_names
 from harness.devices import choose_device
+from harness.measurement.rates import PRODUCTS, product_work, rate, update_rate, waiting_for
+from harness.measurement.table import format_rows, machine
+from harness.measurement.time_split import PARTS, time_split
+from harness.measurement.workload import SIZES, Size, build_updates, count_flops, random_dataset, warm_up
 from harness.plots import plot_time_split
 from harness.run_fields import MATMUL_PRECISIONS
-from harness.time_split import PARTS, time_split
-from harness.updates import UPDATES_PER_REPLAY, WARM_UP_UPDATES, Updates
 
 ROUNDS = 5
-ROWS = 100_000  # of the data that minibatches are sampled from
 SPLIT_UPDATES = 10  # profiled for the time by part
-PRODUCTS = 100  # matrix products in one call of what measures their rate
-MIN_CALLS = 3  # between two looks at the clock, so that a GPU is not waited for after each
-
-
-@dataclasses.dataclass(frozen=True)
-class Size:
-    """Shapes of a benchmark: state and action dimensions, and networks (None: those of the algorithm's own config).
-
-    An algorithm without such networks, such as one of a transformer, has those of its own defaults. width: of the
-    matrix product that shows what the machine gives.
-    """
-
-    observation_dim: int
-    action_dim: int
-    hidden_dims: Optional[tuple]
-    batch_size: int
-    width: int
-
-
-SIZES = {
-    "published": Size(28, 5, (512, 512, 512, 512), 256, 512),  # cube-single with FQL's networks
-    "released": Size(28, 5, (512, 512, 512), 256, 512),  # the same with the networks of DIPOLE's released code
-    "quickstart": Size(5, 1, None, 256, 128),  # cartpole with configs/<algorithm>/quickstart.yaml
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,104 +41,6 @@ class Mode:
     precision: str
     captured: bool
     seeds: int
-
-
-def build_agent(algorithm: Algorithm, size: Size, device: torch.device) -> torch.nn.Module:
-    """The algorithm at that size: its default options and the size's networks, or its quick-start config."""
-    if size.hidden_dims is None:
-        config = load_config(algorithm.config_class, ROOT / "configs" / algorithm.name / "quickstart.yaml")
-    else:
-        fields = {field.name for field in dataclasses.fields(algorithm.config_class)}
-        dims = {field: size.hidden_dims for field in ("actor_hidden_dims", "value_hidden_dims") if field in fields}
-        config = dataclasses.replace(algorithm.config_class(), **dims, batch_size=size.batch_size)
-    return algorithm.agent_class(config, size.observation_dim, size.action_dim).to(device)
-
-
-def random_dataset(size: Size, device: torch.device) -> Dataset:
-    """ROWS rows of uniform numbers."""
-    return Dataset(
-        observations=torch.rand(ROWS, size.observation_dim),
-        actions=torch.rand(ROWS, size.action_dim),
-        rewards=torch.rand(ROWS),
-        masks=torch.ones(ROWS),
-        valid=torch.arange(ROWS - 1),
-    ).to(device)
-
-
-def build_updates(name: str, size: Size, dataset: Dataset, captured: bool, seeds: int) -> Updates:
-    """Updates of so many agents of the algorithm, with minibatches of their own from `dataset`, on its device."""
-    device = dataset.observations.device
-    algorithm = load_algorithm(name)
-    agents = [build_agent(algorithm, size, device) for _ in range(seeds)]
-    batches = [torch.Generator(device).manual_seed(seed) for seed in range(seeds)]
-    samplers = [
-        lambda agent=agent, generator=generator: dataset.sample(size.batch_size, generator, agent.batch_fields)
-        for agent, generator in zip(agents, batches, strict=True)
-    ]
-    generators = [[agent.noise.generator, generator] for agent, generator in zip(agents, batches, strict=True)]
-    return Updates(agents, samplers, generators, captured)
-
-
-def rate(
-    work: Callable[[], Any],
-    seconds: float,
-    wait: Callable[[], Any],
-    clock: Callable[[], float] = time.perf_counter,
-) -> float:
-    """Calls of `work` per second of `clock`, over at least `seconds` after one call that is not counted.
-
-    wait: returns when the work of all calls so far is done.
-    """
-
-    def finished() -> float:
-        wait()
-        return clock()
-
-    work()
-    calls, started = 0, finished()
-    elapsed = 0.0
-    while elapsed < seconds:
-        for _ in range(MIN_CALLS):
-            work()
-        calls += MIN_CALLS
-        elapsed = finished() - started
-    return calls / elapsed
-
-
-def waiting_for(device: torch.device) -> Callable[[], Any]:
-    """What waits for the device; a CPU has always finished."""
-    return (lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else (lambda: None)
-
-
-def warm_up(updates: Updates) -> Updates:
-    """The same after its first updates, the last of which captures the graph."""
-    for _ in range(WARM_UP_UPDATES + 1):
-        updates.advance(1)
-    return updates
-
-
-def update_rate(
-    updates: Updates, seconds: float, wait: Callable[[], Any], clock: Callable[[], float] = time.perf_counter
-) -> float:
-    """Updates per second of all agents together."""
-    per_call = UPDATES_PER_REPLAY if updates.captured else 1
-    return rate(lambda: updates.advance(per_call), seconds, wait, clock) * per_call * len(updates.agents)
-
-
-def product_work(left: torch.Tensor, right: torch.Tensor) -> Callable[[], Any]:
-    """What makes PRODUCTS products left @ right: on a GPU as one CUDA graph, else their launches would be measured."""
-    product = torch.mm(left, right)
-
-    def work() -> None:
-        for _ in range(PRODUCTS):
-            torch.mm(left, right, out=product)
-
-    if not left.is_cuda:
-        return work
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        work()
-    return graph.replay
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,41 +109,8 @@ def row(size_name: str, name: str, mode: Mode, its_cost: Cost, speed: float, pro
     }
 
 
-def count_flops(agent: torch.nn.Module, batch: dict) -> int:
-    """Floating-point operations of one update's matrix products, as torch counts them."""
-    with FlopCounterMode(display=False) as counter:
-        agent.update(batch)
-    return counter.get_total_flops()
-
-
-def format_rows(rows: List[dict]) -> str:
-    """The rows as a Markdown table."""
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *([str(value) for value in line.values()] for line in rows)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
-def spread(name: str, values: Sequence[float]) -> Dict[str, float]:
-    """The smallest, the median and the largest of the values, as columns of a table."""
-    parts: Dict[str, Callable] = {"min": min, "median": statistics.median, "max": max}
-    return {f"{name}_{part}": round(function(values), 3) for part, function in parts.items()}
-
-
-def machine(device: torch.device) -> str:
-    """The device's name, the threads and torch's version, for the head of a table."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
-    return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-
-
-def processor() -> str:
-    """The CPU's model as Linux names it, else the architecture."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{models[0]} ({len(models)} cores)" if models else "CPU"
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m harness.throughput", description=__doc__.splitlines()[0])
+    parser = CommandParser("python -m harness.throughput", __doc__)
     parser.add_argument("--algorithm", nargs="+", default=list(algorithm_names()), help="default: all")
     parser.add_argument("--size", nargs="+", choices=list(SIZES), default=list(SIZES))
     parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement in each of the five rounds")
@@ -279,8 +120,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="agents trained side by side")
     parser.add_argument("--csv", type=Path, help="also write the rows there")
     parser.add_argument("--plot", type=Path, help="also draw the time of an update by part there (PNG)")
-    options = parser.parse_args(sys.argv[1:])
     with exit_on_user_error():
+        options = parser.parse_args()
         if min(options.seeds) < 1:
             raise UserError(f"--seeds is {min(options.seeds)}, set it to 1 or more")
         device = choose_device(options.device)

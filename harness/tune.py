@@ -3,8 +3,8 @@
     python -m harness.tune --algorithm fql --task ogbench/cube-double-play-singletask-task2-v0 --trials 20
 
 The task names the config below configs/<algorithm>/ to start from (or --config FILE does), and the search space lies
-beside it: <name>.search.yaml, or the folder's search.yaml (see harness/search_space.py). Other flags are fields of the
-config, as on the training command line. Needs requirements-tune.txt.
+beside it: <name>.search.yaml, or the folder's search.yaml (see harness/tuning/search_space.py). Other flags are fields
+of the config, as on the training command line. Needs requirements-tune.txt.
 
 A trial is one training with one value of everything that is searched, the options of act (greediness, num_candidates)
 included, and one score: the mean over --training_seeds runs of their last agent, on episodes that start at TUNING_SEED.
@@ -18,7 +18,7 @@ same trials. A trial that diverges, or whose values the config refuses together,
 and at the end
 
     best.yaml            the config with the best trial's values, --out FILE.yaml puts it elsewhere
-    best.tuning.json     beside it, the record that `tuning_record(path of the YAML)` reads:
+    best.tuning.json     beside it, the record that harness/tuning/record.py reads:
         algorithm, base                      what was tuned, and the config that it began from
         trials, trials_failed              the report's column "trials"; how many of them gave no score
         task, score_name                     the report's column "tuned on"
@@ -32,202 +32,24 @@ The same command continues a study, an interrupted training from its checkpoint;
 import argparse
 import dataclasses
 import json
-import math
 import sys
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import List, Sequence, Tuple
 
-import numpy as np
 import torch
-from tqdm import tqdm
 
 from envs import load_task
-from envs.errors import UserError, exit_on_user_error
+from envs.errors import CommandParser, UserError, exit_on_user_error
 from envs.files import make_folder, write_text
 from envs.names import nearest_names
-from envs.task import Task
 from harness.algorithms import ROOT, Algorithm, load_algorithm
-from harness.command_line import CommandParser, config_to_yaml, load_config, parse_config, read_mapping
-from harness.devices import choose_device
-from harness.evaluation import TUNING_SEED, evaluate
+from harness.command_line import parse_config
+from harness.config_file import config_to_yaml, load_config, read_mapping
+from harness.evaluation import TUNING_SEED
 from harness.run_fields import check_run_fields
-from harness.run_folder import FREE_FIELDS, read_json, run_path
-from harness.search_space import Space, find_search_file, is_search_file, load_space
-from harness.training import Diverged
-
-RECORD_SUFFIX = ".tuning.json"
-RECORD_KEYS = ("algorithm", "trials", "task", "best_values")
-STUDY_FILE = "study.json"
-PLACE_FIELDS = (*FREE_FIELDS, "label", "seed", "final_report", "threads")  # not part of what is tuned
-
-
-def tuning_record(config_path: Path) -> Optional[dict]:
-    """The record of the study that wrote a YAML file, None where no record lies beside it.
-
-    Raises UserError where the record is damaged or the file no longer has the record's values.
-    """
-    path = Path(config_path).with_suffix(RECORD_SUFFIX)
-    if not path.exists():
-        return None
-    record = read_json(path, needed=RECORD_KEYS)
-    config = load_config(load_algorithm(record["algorithm"]).config_class, config_path)
-    for name, value in record["best_values"].items():
-        if getattr(config, name) != value:
-            raise UserError(
-                f"{config_path}: {name} is {getattr(config, name)}, but {path.name} says it was tuned to {value}; "
-                f"restore it, or delete {path.name} because the config is no longer the study's"
-            )
-    return record
-
-
-# ---- The trials ----
-
-
-class RefusedValues(ValueError):
-    """The config refuses a trial's values together; alone they were checked before the study."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Trial:
-    """A finished trial: its values by field, and its score, None where it diverged or the config refused them."""
-
-    values: Dict[str, Any]
-    score: Optional[float]
-
-
-@dataclasses.dataclass
-class Study:
-    """What one command searches: `config` is the first trial's; the finished trials are in folder/study.json."""
-
-    algorithm: Algorithm
-    config: Any
-    space: Space
-    task: Task
-    folder: Path
-    sampler_seed: int
-    training_seeds: int
-    trials: List[Trial] = dataclasses.field(default_factory=list)
-
-    def settings(self) -> dict:
-        """What must be equal for a study to be continued, as JSON."""
-        fields = {name: value for name, value in dataclasses.asdict(self.config).items() if name not in PLACE_FIELDS}
-        settings = {
-            "algorithm": self.algorithm.name,
-            "config": fields,
-            "space": {name: dimension.as_json() for name, dimension in self.space.items()},
-            "sampler_seed": self.sampler_seed,
-            "training_seeds": self.training_seeds,
-            "data": self.task.identity["sha256"],
-        }
-        return json.loads(json.dumps(settings))
-
-    def load(self) -> None:
-        """Reads the finished trials. Raises UserError where the folder holds another study."""
-        path = self.folder / STUDY_FILE
-        if not path.exists():
-            return
-        stored, settings = read_json(path, needed=("settings", "trials")), self.settings()
-        differing = [name for name in settings if stored["settings"].get(name) != settings[name]]
-        if differing:
-            raise UserError(f"{path}: this study has another {', '.join(differing)}; choose another --folder")
-        self.trials = [Trial(**trial) for trial in stored["trials"]]
-
-    def save(self) -> None:
-        content = {"settings": self.settings(), "trials": [dataclasses.asdict(trial) for trial in self.trials]}
-        write_text(self.folder / STUDY_FILE, json.dumps(content, indent=2) + "\n")
-
-    def run(self, trials: int) -> None:
-        """Finishes trials until there are `trials`."""
-        progress = tqdm(total=trials, initial=len(self.trials), desc="tuning", unit="trial", disable=None)
-        while len(self.trials) < trials:
-            number, values = len(self.trials), self.next_values()
-            known = [trial.score for trial in self.trials if trial.values == values]
-            print(f"trial {number}: {values}" + (", as an earlier one" if known else ""), flush=True)
-            score = known[0] if known else self.score(number, values)  # equal runs give equal scores
-            self.trials.append(Trial(values, score))
-            self.save()
-            print(f"trial {number}: " + ("no score" if score is None else f"{self.task.score_name} {score:.4g}"))
-            progress.update()
-        progress.close()
-
-    def next_values(self) -> Dict[str, Any]:
-        """The values of the next trial: a function of the settings and of the finished trials only."""
-        if not self.trials:
-            return {name: getattr(self.config, name) for name in self.space}
-        return suggest(self.space, self.trials, self.sampler_seed)
-
-    def score(self, number: int, values: Dict[str, Any]) -> Optional[float]:
-        """Trains and evaluates a trial; None where it diverges or the config refuses its values together."""
-        seeds, scores = range(TUNING_SEED, TUNING_SEED + self.training_seeds), []
-        try:
-            configs = [self.trial_config(number, seed, values) for seed in seeds]
-            self.algorithm.train(configs)
-            for config in configs:
-                agent = self.algorithm.agent_class.load(run_path(config)).to(choose_device(config.device))
-                result = evaluate(
-                    agent,
-                    self.task.make_env,
-                    self.config.eval_episodes,
-                    TUNING_SEED,
-                    self.config.eval_environments,
-                    self.config.eval_workers,
-                )
-                scores.append(result.scores(self.task.score_name).mean())
-        except (Diverged, FloatingPointError, RefusedValues) as error:
-            print(f"trial {number}: {error}", file=sys.stderr)
-            return None
-        return math.fsum(scores) / len(scores)
-
-    def trial_config(self, number: int, seed: int, values: Dict[str, Any]) -> Any:
-        """The config of one run of a trial; its own evaluation, on other episodes, is never read and kept short."""
-        changes = {
-            "run_dir": str(self.folder),
-            "label": f"trial_{number:04d}",
-            "seed": seed,
-            "eval_interval": self.config.offline_steps,
-            "eval_episodes": 1,
-            "eval_environments": 1,
-            "final_report": (),
-            "wandb_mode": "disabled",
-        }
-        try:
-            return dataclasses.replace(self.config, **(changes | values))
-        except ValueError as error:
-            raise RefusedValues(error) from error
-
-    def best(self) -> Tuple[int, Trial]:
-        """Number and content of the best trial, the first of equals. Raises UserError where all diverged."""
-        scored = [(number, trial) for number, trial in enumerate(self.trials) if trial.score is not None]
-        if not scored:
-            raise UserError(f"{self.folder}: none of {len(self.trials)} trials gave a score (see their messages above)")
-        return max(scored, key=lambda each: each[1].score)
-
-
-def suggest(space: Space, trials: Sequence[Trial], sampler_seed: int) -> Dict[str, Any]:
-    """The values that Optuna's TPE sampler proposes after these trials.
-
-    The study is built anew from its trials, and the sampler seeded by their number, because a sampler's random state is
-    in none of Optuna's storages: a study that was continued would draw its first values again.
-    """
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    seed = int(np.random.SeedSequence([sampler_seed, len(trials)]).generate_state(1)[0])
-    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed))
-    distributions = {name: dimension.distribution() for name, dimension in space.items()}
-    for trial in trials:
-        complete = trial.score is not None
-        study.add_trial(
-            optuna.trial.create_trial(
-                state=optuna.trial.TrialState.COMPLETE if complete else optuna.trial.TrialState.FAIL,
-                params={name: dimension.to_parameter(trial.values[name]) for name, dimension in space.items()},
-                distributions=distributions,
-                value=trial.score,
-            )
-        )
-    parameters = study.ask(distributions).params
-    return {name: dimension.from_parameter(parameters[name]) for name, dimension in space.items()}
-
+from harness.tuning.record import record_path
+from harness.tuning.search_space import find_search_file, is_search_file, load_space
+from harness.tuning.study import PLACE_FIELDS, Study
 
 # ---- What is written ----
 
@@ -252,7 +74,7 @@ def write_best(study: Study, base: Path, out: Path) -> None:
     header = [
         f"# {study.algorithm.name} tuned by harness.tune: the best of {count} trials on {config.task},",
         f"# {study.task.score_name} {best.score:.4g} on {episodes} episodes that no report uses. Begun from {base};",
-        f"# searched: {', '.join(study.space)}. All about the study: {out.with_suffix(RECORD_SUFFIX).name}.",
+        f"# searched: {', '.join(study.space)}. All about the study: {record_path(out).name}.",
     ]
     record = {
         "algorithm": study.algorithm.name,
@@ -276,7 +98,7 @@ def write_best(study: Study, base: Path, out: Path) -> None:
     }
     make_folder(out.parent, "--out")
     write_text(out, "\n".join([*header, *lines]) + "\n")
-    write_text(out.with_suffix(RECORD_SUFFIX), json.dumps(record, indent=2) + "\n")
+    write_text(record_path(out), json.dumps(record, indent=2) + "\n")
     print(f"best: trial {number}, {study.task.score_name} {best.score:.4g}, {best.values}\nwritten: {out}")
 
 

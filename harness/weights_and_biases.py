@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any, Optional
 
+from harness import run_files
 from harness.run_folder import label_of, read_json
 
 
@@ -24,7 +25,7 @@ class WandbLog:
             project=config.wandb_project,
             name=f"{label_of(config)}/{config.task}/seed_{config.seed}",
             group=os.environ.get("WANDB_RUN_GROUP", label_of(config)),  # a comparison sets it to its name
-            id=read_json(folder / "environment.json", needed=("run_id",))["run_id"],
+            id=read_json(folder / run_files.ENVIRONMENT, needed=("run_id",))["run_id"],
             resume="allow",
             reinit="create_new",  # seeds side by side are runs of their own
             dir=folder,

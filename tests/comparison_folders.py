@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any, Callable, Dict, Optional, Sequence
 
 from envs.files import write_rows_csv
+from harness import run_files
 from harness.algorithms import load_algorithm
-from harness.command_line import config_to_yaml
-from harness.comparison.matrix import REEVALUATION, Comparison, PlannedRun, Row, Variant
+from harness.comparison.matrix import Comparison, PlannedRun, Row, Variant
+from harness.config_file import config_to_yaml
 
 STEPS = (250, 500, 750, 1000)
 OGBENCH = {"suite": "ogbench", "path": "/data/ogbench/cube-double-play-v0.npz", "source": "official"}
@@ -102,4 +103,4 @@ def write_run(run: PlannedRun, data: Data, final: float, cells: Sequence[tuple],
         {**cell, "score": score, "score_std": 0.0, "episodes": config.eval_episodes, "network_evaluations": 7}
         for cell, score in cells
     ]
-    write_rows_csv(lines, folder / REEVALUATION)
+    write_rows_csv(lines, folder / run_files.REEVALUATION)

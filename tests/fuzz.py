@@ -35,7 +35,7 @@ from envs.exorl_tasks import _read as read_exorl
 from envs.ogbench_collect import PointMazeCollector
 from envs.ogbench_environment import OGBenchEnvironment
 from envs.ogbench_tasks import _read as read_ogbench
-from harness.command_line import config_to_yaml, load_config
+from harness.config_file import config_to_yaml, load_config
 from harness.run_folder import read_checkpoint, run_path
 from tests.test_agents import flat_state
 from tests.toy_run import toy_config, toy_run

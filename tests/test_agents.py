@@ -46,6 +46,28 @@ def test_update_reports_detached_scalars_under_the_same_names(algorithm):
         assert metric.ndim == 0 and not metric.requires_grad and torch.isfinite(metric), name
 
 
+def test_the_same_things_have_the_same_names(algorithm):
+    """Networks and the critics' metrics; `base` is the planner that dipole_lora adapts."""
+    agent = make_agent(algorithm)
+    networks = {
+        "critic",
+        "target_critic",
+        "value",
+        "policy",
+        "target_policy",
+        "flow",
+        "denoiser",
+        "ema_denoiser",
+        "base",
+    }
+    assert {name for name, _ in agent.named_children()} <= networks | {"noise"}
+    metrics = agent.update(random_batch()).keys()
+    if hasattr(agent, "critic"):
+        assert {"critic/loss", "critic/q_mean", "critic/target_mean"} <= metrics
+    if hasattr(agent, "value"):
+        assert {"value/loss", "value/mean", "value/advantage_std"} <= metrics
+
+
 def test_every_trainable_parameter_moves(algorithm):
     agent = make_agent(algorithm)
     trainable = {name: parameter for name, parameter in agent.named_parameters() if parameter.requires_grad}

@@ -1,4 +1,4 @@
-"""docs/architecture.md draws every import between the parts of the repository, and no module is in a circle."""
+"""docs/architecture.md draws every import between the parts; no circles, a purpose first, a file name in one place."""
 
 import ast
 import re
@@ -6,6 +6,8 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
+
+from harness import run_files
 
 ROOT = Path(__file__).resolve().parents[1]
 DIAGRAM = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").split("```mermaid")[1].split("```")[0]
@@ -82,3 +84,16 @@ def test_every_module_says_its_purpose_first():
     without = [str(path.relative_to(ROOT)) for path in module_files() if path.read_text(encoding="utf-8")[:3] != '"""']
     empty = {str(path.relative_to(ROOT)) for path in module_files() if not path.read_text(encoding="utf-8").strip()}
     assert set(without) - empty == set()
+
+
+def test_the_harness_names_the_files_of_a_run_in_one_place():
+    """No other module has the name of a file of harness/run_files.py as a string of its own."""
+    names = {name for name in run_files.ALL if "." in name}
+    found = [
+        f"{path.relative_to(ROOT)}:{node.lineno}: {node.value}"
+        for path in sorted((ROOT / "harness").rglob("*.py"))
+        if path != Path(run_files.__file__)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and node.value in names
+    ]
+    assert not found

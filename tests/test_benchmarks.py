@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from algorithms.dipole import DIPOLEConfig
 from benchmarks import against_checkout, precision, precision_curve, training_run
 from benchmarks.rounded_products import FORMATS, RoundedProducts, to_bf16, to_tf32
+from harness.measurement.workload import SIZES, Size, random_dataset
 from harness.run_folder import run_path
-from harness.throughput import SIZES, Size, random_dataset
 from tests.golden.checker import TOLERANCE, recorded_draws, step_arrays
 from tests.golden.dipole_family import dipole_fields
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import importlib
 import inspect
 import os
 import subprocess
@@ -13,7 +14,8 @@ import pytest
 
 from algorithms.dipole import DIPOLEConfig
 from envs.errors import UserError, exit_on_user_error
-from harness.command_line import config_to_yaml, load_config, parse_config, parse_configs, run_command
+from harness.command_line import parse_config, parse_configs, run_command
+from harness.config_file import config_to_yaml, load_config
 
 SOURCE_OF = functools.cache(inspect.getsource)
 ROOT = Path(__file__).resolve().parents[1]
@@ -427,3 +429,23 @@ def test_mistake_in_a_real_command_prints_one_line(tmp_path):
     done = command("--omega", "1")
     line = "error: command line: --omega is not a field of DIPOLEConfig, did you mean --greediness?\n"
     assert (done.returncode, done.stdout, done.stderr) == (2, "", line)
+
+
+def commands() -> list:
+    """The modules that are run as `python -m MODULE` with flags, the algorithms aside."""
+    files = [path for folder in ("envs", "harness", "benchmarks") for path in sorted((ROOT / folder).rglob("*.py"))]
+    found = [path for path in files if "add_argument(" in path.read_text(encoding="utf-8")]
+    return [path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".") for path in found]
+
+
+@pytest.mark.parametrize("module", [name for name in commands() if name != "harness.command_line"])
+def test_a_wrong_flag_of_any_command_is_one_sentence(module, monkeypatch, capsys):
+    if module == "benchmarks.against_jax":
+        pytest.importorskip("jax")
+    command = importlib.import_module(module)
+    monkeypatch.setattr("sys.argv", ["command", "--no_such_flag", "1"])
+    with pytest.raises(SystemExit) as stop:
+        command.main()
+    printed = capsys.readouterr()
+    assert (stop.value.code, printed.out) == (2, "")
+    assert printed.err.startswith("error: ") and printed.err.count("\n") == 1

@@ -14,13 +14,17 @@ from rich.console import Console
 from envs.errors import UserError
 from harness import run_folder
 from harness.compare import checked, compare, in_order, only_one, parser, write_sweep
-from harness.comparison import planned_run, preparation
-from harness.comparison.live_table import LiveTable, duration
-from harness.comparison.matrix import load_comparison, read_reevaluation
-from harness.comparison.planned_run import complete_run, is_complete, missing_cells
-from harness.comparison.preparation import Cost, estimates, inspect_data, planned_problems, total_time
-from harness.comparison.progress import read_progress
-from harness.comparison.workers import FAILED, FINISHED, RUNNING, WAITING, Attempt, cpu_slots, environment_of, gpu_slots
+from harness.comparison import estimate, planned_run, preparation
+from harness.comparison.estimate import Cost, estimates, total_time
+from harness.comparison.live_table import LiveTable
+from harness.comparison.matrix_file import load_comparison
+from harness.comparison.planned_run import complete_run
+from harness.comparison.preparation import inspect_data
+from harness.comparison.progress import duration, read_progress
+from harness.comparison.protocol import planned_problems
+from harness.comparison.reevaluation import is_complete, missing_cells, read_reevaluation
+from harness.comparison.slots import cpu_slots, gpu_slots
+from harness.comparison.workers import FAILED, FINISHED, RUNNING, WAITING, Attempt, environment_of
 from harness.weights_and_biases import WandbLog
 from tests.toy import toy_task
 
@@ -116,13 +120,18 @@ def test_a_run_that_another_harness_began_is_refused_until_it_is_finished(tmp_pa
         complete_run(run, cells)
 
 
+def ended(attempt: Attempt) -> str:
+    attempt.process.wait()
+    return attempt.poll()
+
+
 def test_a_failed_process_leaves_its_last_lines_until_a_later_one_succeeds(tmp_path):
     data_dir = tmp_path / "nothing"
     overrides = SMALL.replace("{", f"{{data_dir: {data_dir}, ")
     comparison = toy_comparison(tmp_path, "iql", task="exorl/rnd/walker_walk", overrides=overrides)
     (run,) = comparison.runs
     attempt = Attempt(run, comparison.cells(run), {"OMP_NUM_THREADS": "1"})
-    assert attempt.wait() == FAILED
+    assert ended(attempt) == FAILED
     error = (run.folder / "error.txt").read_text()
     assert "exit code 2" in error and f"no data for walker by rnd: looked for {data_dir}" in error
     assert error.splitlines()[-1] in (run.folder / "log.txt").read_text()
@@ -135,7 +144,7 @@ def test_a_killed_process_is_told_by_its_signal(finished):
     attempt = Attempt(run, cells, {})
     assert attempt.poll() == RUNNING
     attempt.process.kill()
-    assert attempt.wait() == FAILED
+    assert ended(attempt) == FAILED
     error = (run.folder / "error.txt").read_text().splitlines()
     assert error[-1] == "the process was ended by signal SIGKILL (often: out of memory)"
 
@@ -164,16 +173,16 @@ def test_runs_of_one_task_that_differ_in_updates_are_refused_unless_allowed(tmp_
 
 def test_a_folder_of_another_config_is_a_problem(finished, tmp_path):
     comparison = toy_comparison(tmp_path, "{algorithm: dipole, overrides: {discount: 0.5}}", "iql")
-    found = inspect_data(comparison.runs, [], 1, time.time())
+    found = inspect_data(comparison.runs[0].config, comparison.runs, [], 1, time.time())
     assert [re.search(r"another (\w+)", problem)[1] for problem in found.problems] == ["discount"]
     assert "toy/point: locally generated" in found.described
 
 
 def test_every_variant_is_measured(tmp_path, toy_data, monkeypatch):
-    monkeypatch.setattr(preparation, "MEASURED_SECONDS", 0.0)
+    monkeypatch.setattr(estimate, "MEASURED_SECONDS", 0.0)
     comparison = toy_comparison(tmp_path, "dipole", SINGLE, "iql")
     measured = [(run, comparison.cells(run)) for run in comparison.runs]
-    costs = inspect_data(comparison.runs, measured, 1, time.time()).costs
+    costs = inspect_data(comparison.runs[0].config, [], measured, 1, time.time()).costs
     assert list(costs) == ["dipole", "iql"]
     assert len(costs["dipole"].cells) == 4 and len(costs["iql"].cells) == 1
     assert min(costs["dipole"].update, *costs["dipole"].cells, costs["dipole"].start) > 0
@@ -324,4 +333,12 @@ def test_restart_of_an_unknown_label_deletes_nothing(finished, tmp_path):
     run, _ = finished
     with pytest.raises(UserError, match="--restart dipol: no variant has this label, choose of dipole"):
         compare(["--config", str(tmp_path / "matrix.yaml"), "--restart", "dipol"])
+    assert (run.folder / "result.json").exists()
+
+
+def test_restart_deletes_nothing_where_data_cannot_be_loaded(finished, tmp_path):
+    """In the process that loads the data, nothing stands in for the task's suite."""
+    run, _ = finished
+    with pytest.raises(UserError, match="toy"):
+        compare(["--config", str(tmp_path / "matrix.yaml"), "--restart"])
     assert (run.folder / "result.json").exists()

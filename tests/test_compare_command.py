@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from envs import load_task
-from harness.comparison.matrix import load_comparison
+from harness.comparison.matrix_file import load_comparison
 from harness.comparison.progress import read_progress
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from harness.algorithms import algorithm_names, load_algorithm
-from harness.command_line import config_to_yaml, load_config
-from harness.search_space import is_search_file
+from harness.config_file import config_to_yaml, load_config
+from harness.tuning.search_space import is_search_file
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 FOUND = sorted(path for name in algorithm_names() for path in (CONFIGS / name).rglob("*.yaml"))

@@ -26,7 +26,7 @@ VARIANTS = {
     "dql-options": ("dql", {"backup_candidates": 3, "max_gradient_norm": 0, "decay_length": 9, "decay_interval": 2}),
     "qsm": ("qsm", {}),
     "qsm-published": ("qsm", {"networks": "published", "num_critics": 3, "fourier_features": 6, "num_candidates": 3}),
-    "qsm-online": ("qsm", {"sampler": "ancestral", "cloning_weight": 0.0, "use_target_critic_gradient": False}),
+    "qsm-online": ("qsm", {"sampler": "ancestral", "bc_weight": 0.0, "use_target_critic_gradient": False}),
 }
 SIGNAL_LEVELS = {
     5: (0.804125, 0.435178, 0.158500, 0.038852, 0.006409),
@@ -318,12 +318,12 @@ def test_ema_policy_moves_by_its_rate_on_the_schedules_updates(networks):
     fields = {"networks": networks, "ema_start": 2, "ema_interval": 2, "ema_rate": 0.1}
     agent, moving = make_agent("dql", SMALL | fields), []
     for step in range(6):
-        before = copies(agent.ema_actor)
+        before = copies(agent.ema_denoiser)
         agent.update(make_batch(step))
-        after = copies(agent.ema_actor)
+        after = copies(agent.ema_denoiser)
         if not equal(after, before):
             moving.append(step)
-            assert equal(after, moved(before, copies(agent.actor), torch.tensor(0.1, dtype=torch.float64)))
+            assert equal(after, moved(before, copies(agent.denoiser), torch.tensor(0.1, dtype=torch.float64)))
     assert moving == [2, 4]
 
 
@@ -381,7 +381,7 @@ def test_load_reads_a_run_folder(variant, tmp_path):
 @pytest.mark.parametrize("num_states", (1, 7))
 def test_actions_are_in_range(variant, num_states):
     agent = make_agent(*variant)
-    for parameter in agent.actor.parameters():
+    for parameter in agent.denoiser.parameters():
         parameter.data.mul_(3)
     observations = torch.randn(num_states, OBSERVATION_DIM, dtype=torch.float64)
     for options in ({}, {"num_candidates": 1}, {"num_candidates": 2}):
@@ -431,7 +431,7 @@ def test_qsm_takes_the_candidate_that_the_smallest_critic_values_most(monkeypatc
 def test_network_evaluations_counts_what_act_evaluates(variant, options):
     agent, rows = make_agent(*variant), []
     members = getattr(agent.config, "num_critics", 2)
-    agent.actor.register_forward_hook(lambda module, inputs, output: rows.append(len(output)))
+    agent.denoiser.register_forward_hook(lambda module, inputs, output: rows.append(len(output)))
     for critic in (agent.critic, agent.target_critic):
         critic.register_forward_hook(lambda module, inputs, output: rows.append(members * output.shape[1]))
     agent.act(torch.zeros(3, OBSERVATION_DIM, dtype=torch.float64), **options)
@@ -439,11 +439,11 @@ def test_network_evaluations_counts_what_act_evaluates(variant, options):
 
 
 def test_only_the_chosen_networks_are_created():
-    assert isinstance(make_agent("dql", SMALL).actor, dql.FQLDenoiser)
-    assert isinstance(make_agent("qsm", SMALL).actor, qsm.FQLDenoiser)
+    assert isinstance(make_agent("dql", SMALL).denoiser, dql.FQLDenoiser)
+    assert isinstance(make_agent("qsm", SMALL).denoiser, qsm.FQLDenoiser)
     published = make_agent("dql", SMALL | {"networks": "published"})
-    assert isinstance(published.actor, dql.SinusoidDenoiser) and isinstance(published.critic, dql.MishMLP)
-    assert isinstance(make_agent("qsm", SMALL | {"networks": "published"}).actor, qsm.FourierDenoiser)
+    assert isinstance(published.denoiser, dql.SinusoidDenoiser) and isinstance(published.critic, dql.MishMLP)
+    assert isinstance(make_agent("qsm", SMALL | {"networks": "published"}).denoiser, qsm.FourierDenoiser)
     modules = {type(module) for module in make_agent("qsm", SMALL).modules()}
     assert qsm.MishMLP not in modules and qsm.FourierDenoiser not in modules
 
@@ -454,7 +454,7 @@ def test_published_networks_have_the_published_initialisation():
         bound = 1 / math.sqrt(weight.shape[1])
         assert 0.9 * bound < weight.abs().max() <= bound
         assert 0 < bias.abs().max() <= bound
-    actor = make_agent("qsm", SMALL | {"networks": "published", "fourier_features": 4_000}).actor
+    actor = make_agent("qsm", SMALL | {"networks": "published", "fourier_features": 4_000}).denoiser
     assert actor.frequencies.std().item() == pytest.approx(0.2, rel=0.1)
 
 

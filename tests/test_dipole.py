@@ -14,7 +14,7 @@ from algorithms.dipole import (
     expectile_loss,
     policy_weights,
     resample,
-    sample_flow,
+    sample_composed,
     soft_update,
 )
 from tests.toy import random_batch
@@ -97,7 +97,7 @@ def test_sampling_follows_a_known_flow():
 
     x = torch.tensor([[0.1, 0.0]])
     for steps in (1, 7):
-        moved = sample_flow(Constant(), torch.zeros(1, 3), x, 0.0, steps)
+        moved = sample_composed(Constant(), torch.zeros(1, 3), x, 0.0, steps)
         torch.testing.assert_close(moved, torch.tensor([[0.6, 1.0]]))
 
 

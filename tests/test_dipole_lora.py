@@ -168,7 +168,7 @@ def test_prediction_is_the_linear_rule_of_two_bases_with_the_adapters_merged():
 
 @pytest.mark.parametrize("greediness", [0.0, -1.0, 2.0])
 def test_samplers_are_those_of_the_other_two_files(greediness):
-    """The same draws through sample_flow and sample_denoiser, whose networks are stand-ins that ask this agent."""
+    """The same draws through sample_composed and sample_denoiser, whose networks are stand-ins that ask this agent."""
 
     class Stack(nn.Module):
         def __init__(self, agent, time_of):
@@ -187,7 +187,7 @@ def test_samplers_are_those_of_the_other_two_files(greediness):
     flow = trained().double()
     noise = torch.randn(5, 2, generator=draws, dtype=torch.float64)
     flow.noise.normal = lambda *shape: noise
-    expected = dipole.sample_flow(Stack(flow, lambda t: t), states, noise, greediness, 4)
+    expected = dipole.sample_composed(Stack(flow, lambda t: t), states, noise, greediness, 4)
     actions = flow.act(states, greediness=greediness, sampling_steps=4)
     torch.testing.assert_close(actions, expected, rtol=0, atol=1e-10)
 

@@ -211,7 +211,7 @@ def test_collecting_again_gives_the_same_bytes_and_resumes(traffic, tmp_path):
             fresh, stored = read_log(collect.log_path(first, index)), read_log(collect.log_path(SCENES, index))
             assert np.array_equal(fresh.step, stored.step)
             np.testing.assert_allclose(fresh.plans, stored.plans, atol=1e-6)
-    with pytest.raises(UserError, match="seed of the logs there is 0, asked for 1"):
+    with pytest.raises(UserError, match="seed there is 0, asked for 1"):
         collect.collect(first, 2, seed=1)
 
 

@@ -414,7 +414,7 @@ def test_too_few_logs_and_wrong_folders_are_refused(source, tmp_path):
         navsim_export.export(tmp_path, source / "logs", tmp_path / "set")
     with pytest.raises(UserError, match="are of 2 logs in .* split by log needs 5"):
         navsim_export.export(source / "cache", source / "logs", tmp_path / "set", limit=2)
-    with pytest.raises(UserError, match="seed of the logs there is 0, asked for 1"):
+    with pytest.raises(UserError, match="seed there is 0, asked for 1"):
         navsim_export.export(source / "cache", source / "logs", source / "set", seed=1)
     assert not (tmp_path / "set").exists()
 

@@ -16,7 +16,7 @@ from envs.driving.policies import Policy, sample_plans
 from envs.driving.scene_files import SCORE_NAMES
 from envs.driving.vehicle import simulate
 from envs.errors import UserError
-from harness.comparison.matrix import load_comparison
+from harness.comparison.matrix_file import load_comparison
 from harness.comparison.planned_run import complete_run
 from harness.run_folder import run_path
 

@@ -1,4 +1,4 @@
-"""Tests of harness/evaluate.py and harness/plots.py: the grid of act options, its table and its files."""
+"""harness.evaluate: the grid of act options, its sweep, its table, figure and files."""
 
 import csv
 import dataclasses
@@ -13,21 +13,17 @@ import torch
 from torch import nn
 
 import harness.evaluate
+import harness.run_folder
 from envs.errors import UserError
 from envs.files import write_rows_csv
 from envs.task import Task
-from harness.command_line import config_to_yaml
-from harness.evaluate import (
-    act_options,
-    confidence_interval,
-    format_table,
-    greediness_remark,
-    parse_grid,
-    sweep,
-    write_report,
-)
+from harness.act_options import act_options, parse_grid
+from harness.config_file import config_to_yaml
 from harness.evaluation import GRID_SEED
 from harness.plots import plot_learning_curve, plot_sweep
+from harness.score_statistics import interval
+from harness.sweep import sweep
+from harness.sweep_report import format_table, greediness_remark, write_sweep_report
 from tests.toy import toy_checkpoint
 
 
@@ -137,7 +133,7 @@ def run_dir(tmp_path, monkeypatch):
     torch.save(toy_checkpoint("toy"), folder / "checkpoint.pt")
     algorithm = SimpleNamespace(name="toy", config_class=ToyConfig, agent_class=Toy)
     loaded = []
-    monkeypatch.setattr(harness.evaluate, "load_algorithm", lambda name: {"toy": algorithm}[name])
+    monkeypatch.setattr(harness.run_folder, "load_algorithm", lambda name: {"toy": algorithm}[name])
     monkeypatch.setattr(harness.evaluate, "load_task", lambda *arguments: loaded.append(arguments) or toy_task())
     monkeypatch.setattr(harness.evaluate, "set_up_torch", lambda config: loaded.append(config.threads))
     return SimpleNamespace(folder=folder, algorithm=algorithm, loaded=loaded)
@@ -224,11 +220,11 @@ def test_sweep_runs_every_cell_on_the_same_seeds():
 
 def test_interval_covers_the_mean_as_a_normal_interval_does():
     scores = np.random.default_rng(1).normal(10, 2, 400)
-    low, high = confidence_interval(scores)
+    low, high = interval([scores])
     error = 1.96 * scores.std() / 20
     assert (low, high) == pytest.approx((scores.mean() - error, scores.mean() + error), abs=0.012)
-    assert confidence_interval(scores) == (low, high)
-    assert np.isnan(confidence_interval(scores[:1])).all()
+    assert interval([scores]) == (low, high)
+    assert np.isnan(interval([scores[:1]])).all()
 
 
 def test_remark_tells_where_greediness_makes_no_difference():
@@ -367,6 +363,6 @@ def test_greediness_figure_differs_with_every_part_of_its_data(tmp_path):
 
 
 def test_report_adds_the_remark_and_names_the_file(tmp_path):
-    report = write_report([toy_row(0, 1.0), toy_row(1, 1.05)], tmp_path, toy_task())
+    report = write_sweep_report([toy_row(0, 1.0), toy_row(1, 1.05)], tmp_path, toy_task())
     assert "Greediness makes no clear difference" in report
     assert f"written: {tmp_path / 'greediness.csv'}" in report

@@ -678,7 +678,7 @@ def test_an_unfinished_collection_is_refused_and_finished_when_asked_for(tmp_pat
 def test_a_set_of_another_seed_is_not_mixed(tmp_path, short_episodes):
     folder = collect(tmp_path, "cartpole", "random", 1, seed=4)
     before = files_of(folder)
-    with pytest.raises(UserError, match="generation.json: seed of the episodes there is 4, asked for 5"):
+    with pytest.raises(UserError, match="generation.json: seed there is 4, asked for 5"):
         collect(tmp_path, "cartpole", "random", 2, seed=5)
     assert files_of(folder) == before
 

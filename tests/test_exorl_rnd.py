@@ -233,7 +233,7 @@ def test_what_the_collector_learned_from_must_be_there(tmp_path, tiny):
 def test_other_parameters_are_not_mixed(tmp_path, tiny, monkeypatch):
     collect(tmp_path, "walker", "rnd", 1)
     monkeypatch.setattr(exorl_rnd, "RNDParameters", lambda: dataclasses.replace(TINY, features=5))
-    with pytest.raises(UserError, match="generation.json: parameters of the episodes there"):
+    with pytest.raises(UserError, match="generation.json: parameters there"):
         collect(tmp_path, "walker", "rnd", 2)
 
 

@@ -18,11 +18,14 @@ from algorithms.dipole import DIPOLE
 from envs.errors import UserError, exit_on_user_error
 from envs.task import file_sha256
 from harness import evaluation
+from harness.csv_log import CsvLog
 from harness.devices import seeded_generator
-from harness.evaluation import EnvironmentFailure, EnvironmentProcesses, Evaluator, evaluate
+from harness.environment_processes import EnvironmentProcesses
+from harness.environment_rows import EnvironmentFailure
+from harness.evaluation import Evaluator, evaluate
 from harness.run import run
-from harness.run_folder import CsvLog, run_path
-from harness.training import BATCH_STREAM
+from harness.run_folder import run_path
+from harness.training.one_run import BATCH_STREAM
 from tests.test_evaluation import SEED, Agent, RandomWalk, same
 from tests.test_run import assert_same_end, checkpoint_of, rows_of, without_times
 from tests.toy import toy_task
@@ -300,7 +303,7 @@ def test_a_clock_that_goes_backwards_changes_nothing(tmp_path, monkeypatch):
     assert all(float(row["updates_per_second"]) > 0 for row in rows)
     seconds = [float(row["seconds"]) for row in rows]
     assert seconds == sorted(seconds)
-    assert evaluate(Agent(), RandomWalk, 2, SEED).steps_per_second > 0
+    assert evaluate(Agent(), RandomWalk, 2, SEED).lengths.sum() > 0
 
 
 def test_durations_are_of_the_clock_that_cannot_go_backwards():

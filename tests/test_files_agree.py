@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 
 from harness.algorithms import algorithm_names, load_algorithm
+from harness.run_fields import FREE_FIELDS, RUN_FIELDS
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = algorithm_names()
 PAIRS = list(combinations(NAMES, 2))
+HARNESS = [*(ROOT / "harness").glob("*.py"), *(ROOT / "harness" / "training").glob("*.py")]  # what trains and evaluates
 MAX_CODE_LINES = 450
 MAX_TRAIN_LINES = 30
 FIELD = re.compile(r"    (?P<name>\w+): (?P<type>.+?) = (?P<default>.+?)  # (?P<comment>.+)")
@@ -83,6 +85,22 @@ def test_same_name_same_code(first, second):
     assert {"train", "main"} <= ours.keys() & theirs.keys()
 
 
+@pytest.mark.parametrize("first, second", PAIRS)
+def test_shared_definitions_stand_in_the_same_order(first, second):
+    ours, theirs = list(definitions(first)), list(definitions(second))
+    assert [name for name in ours if name in theirs] == [name for name in theirs if name in ours]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_methods_of_an_agent_stand_in_the_same_order(name):
+    """The interface's, in the order in which a reader meets them; an algorithm's own methods stand between them."""
+    order = ["__init__", "update", "losses", "act", "network_evaluations", "state_dict", "load_state_dict", "load"]
+    agent = load_algorithm(name).agent_class.__name__
+    (tree,) = (node for node in ast.parse(path_of(name).read_text()).body if getattr(node, "name", None) == agent)
+    methods = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
+    assert [method for method in methods if method in order] == order
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_run_fields_are_the_same_everywhere(name):
     """The first group of fields: equal text, so equal order, type, default and comment."""
@@ -91,6 +109,8 @@ def test_run_fields_are_the_same_everywhere(name):
         return lines[: lines.index("")]
 
     assert first_group(config_lines(name)) == first_group(config_lines("dipole"))
+    assert tuple(FIELD.fullmatch(line)["name"] for line in first_group(config_lines(name))) == RUN_FIELDS
+    assert set(FREE_FIELDS) <= set(RUN_FIELDS)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -140,7 +160,7 @@ def attributes(text: str) -> set:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_field_is_read(name):
-    shared = set().union(*(attributes(path.read_text()) for path in (ROOT / "harness").glob("*.py")))
+    shared = set().union(*(attributes(path.read_text()) for path in HARNESS))
     read = shared | attributes(path_of(name).read_text())
     assert not [field for field in config_fields(name) if field not in read]
 

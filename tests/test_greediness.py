@@ -8,10 +8,11 @@ import pytest
 
 from benchmarks.greediness import OMEGA, OMEGA_GAP, SHARE, SPIKE, check, figure_of, points_of, run, write
 from envs.errors import UserError
-from harness.comparison.matrix import Row, Variant, load_comparison
+from envs.files import write_rows_csv
+from harness.comparison.matrix import Row, Variant
+from harness.comparison.matrix_file import load_comparison
 from harness.comparison.results import Results
-from harness.evaluate import write_rows_csv
-from harness.statistics import interval
+from harness.score_statistics import interval
 from tests.comparison_folders import LOCAL, Data, comparison_of, cube_double, fill
 
 CARTPOLE = Data("exorl/local_x/cartpole_swingup", "cartpole", "return", LOCAL)

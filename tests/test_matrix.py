@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from envs.errors import UserError
-from harness.comparison.matrix import find_cell, load_comparison, read_matrix
+from harness.comparison.matrix_file import load_comparison, read_matrix
+from harness.comparison.reevaluation import find_cell
 
 ROOT = Path(__file__).resolve().parents[1]
 MATRIX = """

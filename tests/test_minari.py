@@ -17,13 +17,13 @@ import torch
 from gymnasium import spaces
 from minari.data_collector.episode_buffer import EpisodeBuffer
 
-import harness.evaluate
 from envs import load_task
 from envs.dataset import ACTION_LIMIT
 from envs.errors import UserError
 from envs.minari_tasks import MinariEnvironment
-from harness.evaluate import format_table, sweep
 from harness.evaluation import evaluate
+from harness.sweep import sweep
+from harness.sweep_report import format_table
 
 EPISODES = 12  # HDF5 sorts episode_10 and episode_11 before episode_2
 ACTION_HIGH = 2.0  # Pendulum's torque
@@ -159,7 +159,7 @@ def test_sweeps_report_the_normalised_return(tmp_path, monkeypatch):
     name = "D4RL/goal/toy-v0"
     create(tmp_path, monkeypatch, name, "MinariTestGoal-v0", goal_episode, ref_min_score=10.0, ref_max_score=90.0)
     agent, config = Still(), SimpleNamespace(eval_environments=1, eval_workers=0)
-    monkeypatch.setattr(harness.evaluate, "act_options", lambda agent, config: ())
+    monkeypatch.setattr("harness.sweep.act_options", lambda agent, config: ())
     (row,) = sweep(agent, load_task(f"minari/{name}"), config, {}, episodes=2)
     assert (row["return"], row["normalized_return"]) == (50, 50)
     table = format_table([row | {"normalized_return": 62.25}], "return")

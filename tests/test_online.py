@@ -14,13 +14,15 @@ import torch
 
 from algorithms.dipole import DIPOLE
 from envs.errors import UserError
-from harness.evaluations import Evaluations
-from harness.online import FIRST_SEED, OnlinePhase
+from harness import run_files
+from harness.csv_log import CsvLog
 from harness.plots import plot_learning_curve
 from harness.run import run
 from harness.run_fields import check_run_fields
-from harness.run_folder import RUN_FILES, CsvLog, RunFolder, read_checkpoint, remove_run, run_path
-from harness.training import Training
+from harness.run_folder import RunFolder, read_checkpoint, remove_run, run_path
+from harness.training.evaluations import Evaluations
+from harness.training.one_run import Training
+from harness.training.online import FIRST_SEED, OnlinePhase
 from tests.conftest import small_config
 from tests.test_agents import make_agent
 from tests.test_run import assert_same_end, assert_same_run, checkpoint_of, rows_of, without_times
@@ -92,7 +94,7 @@ def test_both_phases_are_in_the_folder(straight):
     assert result["offline_score"] != result["score"] and result["step"] == OFFLINE + ONLINE
     rows = rows_of(folder / "train.csv")
     assert [row["exploration/length"] for row in rows] == [""] * 13 + [str(EPISODE_LENGTH)] * 11
-    assert {path.name for path in folder.iterdir()} <= {*RUN_FILES, "replay"}
+    assert {path.name for path in folder.iterdir()} <= {*run_files.ALL, "replay"}
 
 
 def test_evaluation_checkpoint_and_log_row_at_the_end_of_the_offline_phase(tmp_path):

@@ -18,13 +18,14 @@ from algorithms.dipole import DIPOLE, DIPOLEConfig
 from envs import load_task
 from envs.driving.show import CANDIDATES, draw
 from envs.errors import UserError
+from harness.act_options import act_options
 from harness.algorithms import load_algorithm
-from harness.evaluate import act_options, sweep
 from harness.evaluation import GRID_SEED, evaluate
 from harness.playground.controls import decode_count, decode_options, make_controls, refusal
 from harness.playground.results import Tried, curve_rows, draw_curve, show_change, show_score, table
 from harness.playground.session import LoadedRun, Session
 from harness.playground.watch import Progress, watch
+from harness.sweep import sweep
 from harness.video import build_for_pictures
 from tests.conftest import small_config
 from tests.test_evaluate_command import Plain, Target, Toy, ToyConfig, toy_row, toy_task
@@ -316,13 +317,13 @@ def test_opening_a_run_gives_its_trained_agent_and_says_what_cannot_be_drawn(run
     monkeypatch.setattr(command, "load_task", lambda *arguments: SimpleNamespace(name=arguments[0]))
     monkeypatch.setattr(command, "choose_graphics", lambda: None)
     monkeypatch.setitem(sys.modules, "mujoco", SimpleNamespace())
-    monkeypatch.setattr("harness.video.drawing_error", lambda backend: "no device")
+    monkeypatch.setattr("harness.graphics.drawing_error", lambda backend: "no device")
     run, no_pictures = command.open_run(run_dir, "cpu", None)
     stored = torch.load(run_dir / "checkpoint.pt", weights_only=True)["agent"]["networks"]
     assert all(torch.equal(value, stored[name]) for name, value in nn.Module.state_dict(run.agent).items())
     assert (run.algorithm, run.task.name) == (load_algorithm("dipole"), "toy/point")
     assert no_pictures.startswith("videos: MuJoCo cannot draw here") and "apt install" in no_pictures
-    monkeypatch.setattr("harness.video.drawing_error", lambda backend: None)
+    monkeypatch.setattr("harness.graphics.drawing_error", lambda backend: None)
     assert command.open_run(run_dir, "cpu", None)[1] is None
 
 

@@ -18,8 +18,8 @@ import pytest
 from algorithms.dipole import DIPOLEConfig, train
 from harness.algorithms import ROOT
 from harness.command_line import parse_config
+from harness.graphics import drawing_error
 from harness.run_folder import run_path
-from harness.video import drawing_error
 
 pytest.importorskip("nicegui", reason="needs nicegui: pip install -r requirements-playground.txt")
 pytest.importorskip("selenium", reason="needs selenium: pip install selenium")
@@ -173,7 +173,7 @@ def test_moving_greediness_changes_score_video_curve_and_table(server, browser):
     page.press_run()
     until(lambda: page.text("error"))
     refusal = "greediness is -3; it starts at -1, the negative policy alone"
-    assert page.text("error") == f"act option greediness=-3.0: {refusal}"
+    assert page.text("error") == f"act options: {refusal}"
     assert page.text("table").count("1000000") == 2
 
     assert {host for scheme, host in hosts(browser) if scheme in ("http", "https", "ws", "wss")} == {

@@ -310,7 +310,7 @@ def test_adding_a_baseline_is_one_file_and_its_config(tmp_path):
     (tmp_path / "configs" / "mine").mkdir()
     shutil.copy(ROOT / "configs" / "iql" / "quickstart.yaml", tmp_path / "configs" / "mine")
     script = (
-        "from harness.algorithms import load_algorithm; from harness.command_line import load_config\n"
+        "from harness.algorithms import load_algorithm; from harness.config_file import load_config\n"
         "mine = load_algorithm('mine'); config = load_config(mine.config_class, 'configs/mine/quickstart.yaml')\n"
         "print(mine.agent_class(config, 3, 2).act(__import__('torch').zeros(1, 3)).shape)"
     )

@@ -11,7 +11,8 @@ import pytest
 
 from envs.errors import UserError
 from harness.comparison.matrix import Row, Variant
-from harness.comparison.results import FINAL, Results, check_protocol, csv_rows, scale_of
+from harness.comparison.protocol import check_protocol
+from harness.comparison.results import FINAL, Results, csv_rows, scale_of
 from harness.report.blocks import Block, Bold
 from harness.report.published import load_published
 from harness.report.report import escaped, to_markdown, write_report
@@ -24,7 +25,7 @@ from harness.report.tables import (
     overview,
     score_block,
 )
-from harness.statistics import interval
+from harness.score_statistics import interval
 from tests.comparison_folders import LOCAL, Data, comparison_of, cube_double, fill, walker, write_run
 
 DIPOLE, FQL = Variant("dipole", "dipole", {}), Variant("fql", "fql", {})

@@ -17,10 +17,12 @@ import torch
 from algorithms.dipole import DIPOLE
 from envs.errors import UserError
 from envs.files import remove_abandoned, replacing, write_text
-from harness.command_line import load_config
+from harness import run_files
+from harness.config_file import load_config
+from harness.csv_log import CsvLog
 from harness.run import run
 from harness.run_fields import check_run_fields
-from harness.run_folder import RUN_FILES, CsvLog, RunFolder, remove_run, run_path
+from harness.run_folder import RunFolder, load_agent, remove_run, run_path
 from tests.test_agents import assert_equal_states
 from tests.toy import PointEnv, toy_task
 from tests.toy_run import CONFIG, toy_config, toy_run
@@ -89,7 +91,7 @@ def test_folder_holds_what_a_run_is(tmp_path):
     assert result["score"] == pytest.approx(returns[-1])
     assert result["score_last_evaluations"] == pytest.approx(sum(returns) / 3)
     assert (folder / "learning_curve.png").stat().st_size > 0
-    assert {path.name for path in folder.iterdir()} <= set(RUN_FILES)
+    assert {path.name for path in folder.iterdir()} <= set(run_files.ALL)
 
 
 def test_training_lowers_the_critic_loss(tmp_path):
@@ -289,9 +291,29 @@ def test_a_checkpoint_without_its_config_is_refused(tmp_path):
         toy_run(dataclasses.replace(config, discount=0.5))
 
 
+def test_a_checkpoint_of_another_version_of_the_algorithm_is_refused(tmp_path):
+    config = toy_config(tmp_path)
+    toy_run(config)
+    path = run_path(config) / run_files.CHECKPOINT
+    checkpoint = torch.load(path, weights_only=True)
+    networks = checkpoint["agent"]["networks"]
+    networks["actor.weights.0"] = networks.pop("flow.weights.0")
+    torch.save(checkpoint, path)
+    with pytest.raises(
+        UserError, match="does not fit this version of the algorithm .*Missing key.*--restart"
+    ) as caught:
+        load_agent(DIPOLE, run_path(config), "dipole")
+    assert "\n" not in str(caught.value)
+    (run_path(config) / run_files.RESULT).unlink()  # as if the run had been stopped
+    with pytest.raises(UserError, match="does not fit this version"):
+        toy_run(config)
+
+
 def test_a_column_that_the_data_have_not_is_refused_before_anything_is_written(tmp_path):
     config = toy_config(tmp_path, advantage="group")
-    with pytest.raises(UserError, match="need the column state_values, of which the data of .* have none"):
+    with pytest.raises(
+        UserError, match=r"need the column state_values, of which the data of .* have none.*\(advantage: critic\)"
+    ):
         toy_run(config)
     assert not run_path(config).exists()
 

@@ -10,12 +10,12 @@ import torch
 
 from algorithms.dipole import DIPOLE
 from envs.errors import UserError
-from harness import loop as loop_module
-from harness.loop import Loop, complete
 from harness.run import run
 from harness.run_folder import run_path
-from harness.training import Diverged
-from harness.updates import UPDATES_PER_REPLAY, WARM_UP_UPDATES, Updates
+from harness.training import loop as loop_module
+from harness.training.loop import Loop, complete
+from harness.training.one_run import Diverged
+from harness.training.updates import UPDATES_PER_REPLAY, WARM_UP_UPDATES, Updates
 from tests.test_run import assert_same_run, checkpoint_of, rows_of, start, wait_for_step
 from tests.toy import toy_task
 from tests.toy_run import toy_config, toy_run, toy_runs
@@ -146,6 +146,7 @@ def test_final_reports_of_seeds_have_their_own_controls(tmp_path, capsys):
         assert (tmp_path / "dipole_behaviour_cloning" / "toy" / "point" / f"seed_{seed}" / "result.json").exists()
         assert len(rows_of(tmp_path / "dipole" / "toy" / "point" / f"seed_{seed}" / "evaluation.csv")) == 2
         assert printed.count(f", seed {seed}\n") == 1
+    assert "not trained again" not in printed
 
 
 def test_seeds_are_separate_runs_in_weights_and_biases(tmp_path):
@@ -190,6 +191,41 @@ def test_replays_of_several_updates_keep_every_row_evaluation_and_checkpoint(tmp
         assert_same_run(config, single)
     # updates 3 to 25: 2 replays; to 35: 1; to 50: 1; to 70: 2; to 75: none
     assert Replayed.replays == 6
+
+
+class KilledAfter15(DIPOLE):
+    """Its process ends in its update 16."""
+
+    def update(self, batch):
+        self.updates = getattr(self, "updates", 0) + 1
+        if self.updates == 16:
+            raise SystemExit
+        return super().update(batch)
+
+
+def test_a_replay_does_not_carry_a_seed_past_one_that_is_ahead(tmp_path, monkeypatch):
+    """A lead of 11 updates, which neither an interval nor the replays' stride meets: 4 single updates, then 7 more."""
+    advanced, advance = [], Replayed.advance
+
+    def noting(self, count):
+        advanced.append((len(self.agents), count))
+        return advance(self, count)
+
+    changes = {"offline_steps": 50, "log_interval": 50, "eval_interval": 50, "checkpoint_interval": 50}
+    together, straight = configs_of(tmp_path / "together", **changes), configs_of(tmp_path / "alone", **changes)
+    for config in straight:
+        toy_run(config)
+    ahead = dataclasses.replace(together[0], checkpoint_interval=11)
+    with pytest.raises(SystemExit):
+        run([KilledAfter15(ahead, 3, 2)], toy_task())
+    assert checkpoint_of(ahead)["loop"]["step"] == 11
+    monkeypatch.setattr(loop_module, "Updates", Replayed)
+    monkeypatch.setattr(Replayed, "advance", noting)
+    toy_runs(together)
+    assert advanced[:11] == [(2, 1)] * 11, "those behind meet the one ahead"
+    assert all(agents == 3 for agents, _ in advanced[11:]) and (3, UPDATES_PER_REPLAY) in advanced
+    for config, single in zip(together, straight, strict=True):
+        assert_same_run(config, single)
 
 
 def test_updates_are_single_until_the_capture():

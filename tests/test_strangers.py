@@ -20,7 +20,7 @@ from envs.errors import UserError
 from envs.exorl_source import open_source, read_episode
 from envs.minari_tasks import check_metadata
 from envs.untrusted import check_hdf5, check_npz, machine_memory, plain_dataset
-from harness.command_line import LARGEST_FILE, load_config
+from harness.config_file import LARGEST_FILE, load_config
 from harness.run_folder import read_checkpoint, run_path
 from tests.toy_run import toy_config, toy_run
 

@@ -8,8 +8,9 @@ import torch
 
 from harness import throughput
 from harness.algorithms import load_algorithm
-from harness.throughput import SIZES, build_agent, count_flops, random_dataset
-from harness.time_split import PARTS, time_split
+from harness.measurement import rates, workload
+from harness.measurement.time_split import PARTS, time_split
+from harness.measurement.workload import SIZES, build_agent, count_flops, random_dataset
 
 PAUSE = 0.05  # seconds, against well under a millisecond for everything else of the toy
 
@@ -115,7 +116,7 @@ def test_command_writes_table_csv_and_figure(tmp_path, monkeypatch, capsys):
 
 
 def test_precisions_and_seeds_have_rows_of_their_own(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(SIZES, "quickstart", throughput.Size(5, 1, (8,), 16, 8))
+    monkeypatch.setitem(SIZES, "quickstart", workload.Size(5, 1, (8,), 16, 8))
     command = ["throughput", "--algorithm", "iql", "--size", "quickstart", "--seconds", "0.01", "--device", "cpu"]
     command += ["--precision", "highest", "medium", "--seeds", "1", "2"]
     monkeypatch.setattr("sys.argv", [*command, "--csv", str(tmp_path / "t.csv"), "--plot", str(tmp_path / "t.png")])
@@ -134,14 +135,14 @@ def test_precisions_and_seeds_have_rows_of_their_own(tmp_path, monkeypatch, caps
 
 
 def test_several_seeds_are_agents_of_their_own_and_count_together():
-    size = throughput.Size(5, 1, (8,), 16, 8)
+    size = workload.Size(5, 1, (8,), 16, 8)
     dataset = random_dataset(size, torch.device("cpu"))
-    updates = throughput.build_updates("iql", size, dataset, captured=False, seeds=3)
+    updates = workload.build_updates("iql", size, dataset, captured=False, seeds=3)
     assert len({id(agent) for agent in updates.agents}) == 3
     batches = [sample()["observations"] for sample in updates.samplers]
     assert not torch.equal(batches[0], batches[1])
     clock = iter(range(100))  # a second passes between two looks at the clock
-    assert throughput.update_rate(updates, 1, lambda: None, lambda: next(clock)) == 3 * throughput.MIN_CALLS
+    assert rates.update_rate(updates, 1, lambda: None, lambda: next(clock)) == 3 * rates.MIN_CALLS
 
 
 def test_no_seed_at_all_is_refused(monkeypatch, capsys):

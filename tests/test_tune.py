@@ -11,11 +11,13 @@ from algorithms.dipole import DIPOLE, DIPOLEConfig
 from envs.errors import UserError
 from harness import tune as tune_module
 from harness.algorithms import ROOT, Algorithm, algorithm_names, load_algorithm
-from harness.command_line import config_to_yaml, load_config
+from harness.config_file import config_to_yaml, load_config
 from harness.evaluation import EVALUATION_SEED, GRID_SEED, TUNING_SEED, evaluate
-from harness.search_space import find_search_file, is_search_file, load_space
-from harness.training import Diverged
-from harness.tune import tune, tuning_record
+from harness.training.one_run import Diverged
+from harness.tune import tune
+from harness.tuning import study as study_module
+from harness.tuning.record import tuning_record
+from harness.tuning.search_space import find_search_file, is_search_file, load_space
 from tests.toy import PointEnv, toy_task
 from tests.toy_run import toy_config, toy_runs
 
@@ -38,7 +40,7 @@ def toy(tmp_path, monkeypatch):
     algorithm = Algorithm("dipole", DIPOLEConfig, DIPOLE, toy_runs)
     monkeypatch.setattr(tune_module, "load_algorithm", lambda name: algorithm)
     monkeypatch.setattr(
-        "harness.training.plot_learning_curve", lambda *arguments, **options: None
+        "harness.training.one_run.plot_learning_curve", lambda *arguments, **options: None
     )  # most of a toy run's time
     monkeypatch.setattr(tune_module, "load_task", lambda *arguments: toy_task())
 
@@ -160,7 +162,7 @@ def test_a_diverged_trial_counts_and_is_never_the_best(toy, tmp_path, monkeypatc
 
 def test_a_combination_that_the_config_refuses_counts_as_a_trial(toy, tmp_path, monkeypatch, capsys):
     (tmp_path / "both.yaml").write_text("weighting: [sigmoid, none]\ngreediness: [0.0, 1.0]\n")
-    monkeypatch.setattr(tune_module, "suggest", lambda *arguments: {"weighting": "none", "greediness": 1.0})
+    monkeypatch.setattr(study_module, "suggest", lambda *arguments: {"weighting": "none", "greediness": 1.0})
     record = tuning_record(toy("study", 2, "--search", str(tmp_path / "both.yaml")))
     assert record["trials"] == 2 and record["trials_failed"] == 1 and record["best_trial"] == 0
     assert "trial 1: greediness is 1, but weighting none trains a single policy" in capsys.readouterr().err

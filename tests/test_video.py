@@ -17,22 +17,12 @@ import pytest
 import torch
 
 import harness.evaluate
-import harness.video
+import harness.graphics
 from envs.errors import UserError
-from harness.command_line import config_to_yaml
+from harness.config_file import config_to_yaml
 from harness.evaluation import GRID_SEED, evaluate
-from harness.video import (
-    FRAME_SKIP,
-    FRAMES_PER_SECOND,
-    Recorder,
-    build_for_pictures,
-    check_graphics,
-    choose_graphics,
-    drawing_error,
-    log_videos,
-    record,
-    write_mp4,
-)
+from harness.graphics import check_graphics, choose_graphics, drawing_error
+from harness.video import FRAME_SKIP, FRAMES_PER_SECOND, Recorder, build_for_pictures, log_videos, record, write_mp4
 from tests.test_evaluate_command import Toy, ToyConfig, toy_task
 from tests.toy import PointEnv, toy_checkpoint
 
@@ -206,7 +196,7 @@ def test_one_sentence_where_mujoco_cannot_draw(monkeypatch):
     monkeypatch.setitem(sys.modules, "mujoco", SimpleNamespace())
     monkeypatch.setenv("MUJOCO_GL", "egl")
     monkeypatch.setattr(
-        harness.video, "drawing_error", lambda backend: {"egl": "no device", None: "no display"}[backend]
+        harness.graphics, "drawing_error", lambda backend: {"egl": "no device", None: "no display"}[backend]
     )
     with pytest.raises(UserError) as caught:
         check_graphics()
@@ -215,20 +205,20 @@ def test_one_sentence_where_mujoco_cannot_draw(monkeypatch):
     monkeypatch.delenv("MUJOCO_GL")
     with pytest.raises(UserError, match=r"MUJOCO_GL unset \(no display\): install EGL .* or OSMesa"):
         check_graphics()
-    monkeypatch.setattr(harness.video, "drawing_error", lambda backend: None)
+    monkeypatch.setattr(harness.graphics, "drawing_error", lambda backend: None)
     check_graphics()
 
 
 def test_tasks_without_mujoco_need_no_opengl(monkeypatch):
     monkeypatch.delitem(sys.modules, "mujoco", raising=False)
-    monkeypatch.setattr(harness.video, "drawing_error", lambda backend: "no device")
+    monkeypatch.setattr(harness.graphics, "drawing_error", lambda backend: "no device")
     check_graphics()
 
 
 @pytest.mark.parametrize("works, chosen", [(("egl", "osmesa"), "egl"), (("osmesa",), "osmesa"), ((), None)])
 def test_the_first_backend_that_draws_is_chosen(monkeypatch, works, chosen):
     monkeypatch.setattr(sys, "platform", "linux")
-    monkeypatch.setattr(harness.video, "drawing_error", lambda backend: None if backend in works else "broken")
+    monkeypatch.setattr(harness.graphics, "drawing_error", lambda backend: None if backend in works else "broken")
     monkeypatch.setenv("MUJOCO_GL", "glfw")
     choose_graphics()
     assert os.environ["MUJOCO_GL"] == "glfw", "the user's choice stays"
@@ -265,7 +255,7 @@ POINTMAZE = ("envs.ogbench_environment", "OGBenchEnvironment", "('pointmaze-medi
 @pytest.mark.parametrize("case, size, steady", [(CARTPOLE, 256, (255, 128, 0)), (POINTMAZE, 200, (255, 255, 255))])
 def test_mujoco_scenes_are_drawn(tmp_path, case, size, steady):
     """The cartpole's orange pole and the maze's white walls are in every frame."""
-    backend = next((name for name in harness.video.BACKENDS if drawing_error(name) is None), None)
+    backend = next((name for name in harness.graphics.BACKENDS if drawing_error(name) is None), None)
     if backend is None:
         pytest.skip("neither EGL nor OSMesa draws here")
     script = SCRIPT.format(**dict(zip(("module", "environment", "arguments", "action_dim"), case, strict=True)))
@@ -298,7 +288,7 @@ def run_dir(tmp_path, monkeypatch):
     algorithm = SimpleNamespace(name="toy", config_class=ToyConfig, agent_class=Toy)
     calls = []
     task = dataclasses.replace(toy_task("return"), make_env=Swing)
-    monkeypatch.setattr(harness.evaluate, "load_algorithm", lambda name: algorithm)
+    monkeypatch.setattr(harness.run_folder, "load_algorithm", lambda name: algorithm)
     monkeypatch.setattr(harness.evaluate, "load_task", lambda *arguments: calls.append("load_task") or task)
     monkeypatch.setattr(harness.evaluate, "choose_graphics", lambda: calls.append("choose_graphics"))
     monkeypatch.setattr(harness.evaluate, "check_graphics", lambda: calls.append("check_graphics"))

@@ -227,6 +227,11 @@ def gated_soft_update(target: nn.Module, online: nn.Module, rate: float, gate: T
         parameter.lerp_(online_parameter, rate * gate.to(parameter.dtype))
 
 
+def q_values(critic: EnsembleMLP, observations: Tensor, actions: Tensor) -> Tensor:
+    """Values [M, B] of the M critics at observations [B, O] and actions [B, A]."""
+    return critic(torch.cat([observations, actions], dim=-1)).squeeze(-1)
+
+
 def signal_level(t: Tensor, diffusion_steps: int) -> Tensor:
     """abar at level t, 0 to T, of any shape: the product of 1 - beta_u up to t, in closed form."""
     fraction = t / diffusion_steps
@@ -359,32 +364,26 @@ class DQL(nn.Module):
         self.register_buffer("updates", torch.zeros((), dtype=torch.long))  # made so far, on the device
         generator, published = self.noise.generator, config.networks == "published"
 
-        def critics():
-            settings = (
-                2,
-                observation_dim + action_dim,
-                config.value_hidden_dims,
-                1,
-                config.value_layer_norm,
-                generator,
-            )
+        def network(members, input_dim, hidden_dims, output_dim, layer_norm):
+            settings = members, input_dim, hidden_dims, output_dim, layer_norm, generator
             return initialise_as_torch(MishMLP(*settings), generator) if published else EnsembleMLP(*settings)
 
-        def policy():
-            denoiser = SinusoidDenoiser if published else FQLDenoiser
-            return denoiser(observation_dim, action_dim, config.actor_hidden_dims, config.actor_layer_norm, generator)
-
-        self.critic, self.target_critic = critics(), critics()
-        self.actor, self.ema_actor = policy(), policy()
-        for target, online in ((self.target_critic, self.critic), (self.ema_actor, self.actor)):
-            target.load_state_dict(online.state_dict())
-            target.requires_grad_(False)
+        critic_dim = observation_dim + action_dim
+        self.critic = network(2, critic_dim, config.value_hidden_dims, 1, config.value_layer_norm)
+        self.target_critic = network(2, critic_dim, config.value_hidden_dims, 1, config.value_layer_norm)
+        self.target_critic.load_state_dict(self.critic.state_dict())
+        self.target_critic.requires_grad_(False)
+        denoiser_class = SinusoidDenoiser if published else FQLDenoiser
+        settings = observation_dim, action_dim, config.actor_hidden_dims, config.actor_layer_norm, generator
+        self.denoiser, self.ema_denoiser = denoiser_class(*settings), denoiser_class(*settings)
+        self.ema_denoiser.load_state_dict(self.denoiser.state_dict())
+        self.ema_denoiser.requires_grad_(False)
         # capturable: the step count stays on the device, so that a CUDA graph can hold the step
         self.critic_optimizer = torch.optim.Adam(
             self.critic.parameters(), lr=config.critic_learning_rate, fused=True, capturable=True
         )
         self.actor_optimizer = torch.optim.Adam(
-            self.actor.parameters(), lr=config.actor_learning_rate, fused=True, capturable=True
+            self.denoiser.parameters(), lr=config.actor_learning_rate, fused=True, capturable=True
         )
 
     def update(self, batch: dict) -> dict:
@@ -394,9 +393,9 @@ class DQL(nn.Module):
         critic_loss, critic_metrics = self._critic_loss(batch)
         self._step(self.critic_optimizer, self.critic, critic_loss)
         actor_loss, actor_metrics = self._actor_loss(batch)
-        self._step(self.actor_optimizer, self.actor, actor_loss)
+        self._step(self.actor_optimizer, self.denoiser, actor_loss)
         moves = (self.updates >= config.ema_start) & (self.updates % config.ema_interval == 0)
-        gated_soft_update(self.ema_actor, self.actor, config.ema_rate, moves)
+        gated_soft_update(self.ema_denoiser, self.denoiser, config.ema_rate, moves)
         soft_update(self.target_critic, self.critic, config.target_rate)
         self.updates += 1
         return critic_metrics | actor_metrics
@@ -430,12 +429,13 @@ class DQL(nn.Module):
     def _critic_loss(self, batch: dict) -> Tuple[Tensor, dict]:
         """Both critics on the smaller of the target critics' best values of the EMA policy's next actions."""
         with torch.no_grad():
-            next_actions = self._sample(self.ema_actor, batch["next_observations"], self.config.backup_candidates)
+            next_actions = self._sample(self.ema_denoiser, batch["next_observations"], self.config.backup_candidates)
             next_q = candidate_q(self.target_critic, batch["next_observations"], next_actions)
             target_q = batch["rewards"] + self.config.discount * batch["masks"] * next_q.amax(dim=-1).amin(dim=0)
-        q = self.critic(torch.cat([batch["observations"], batch["actions"]], dim=-1)).squeeze(-1)
+        q = q_values(self.critic, batch["observations"], batch["actions"])
         loss = (q - target_q).square().mean(dim=1).sum()
-        return loss, {"critic/loss": loss.detach(), "critic/q_mean": q.detach().mean()}
+        metrics = {"critic/loss": loss, "critic/q_mean": q.mean(), "critic/target_mean": target_q.mean()}
+        return loss, {name: metric.detach() for name, metric in metrics.items()}
 
     def _actor_loss(self, batch: dict) -> Tuple[Tensor, dict]:
         """Cloning, and the normalised Q of an action sampled through the whole chain."""
@@ -443,10 +443,10 @@ class DQL(nn.Module):
         t = (1 + self.noise.integers(config.diffusion_steps, len(actions), 1)).to(actions.dtype)
         noise = self.noise.normal(*actions.shape)
         x_t = noised(actions, noise, signal_level(t, config.diffusion_steps))
-        bc_loss = (self.actor(observations, x_t, t) - noise).square().mean()
+        bc_loss = (self.denoiser(observations, x_t, t) - noise).square().mean()
 
-        sampled = self._sample(self.actor, observations, 1).squeeze(1)
-        q = self.critic(torch.cat([observations, sampled], dim=-1)).squeeze(-1)
+        sampled = self._sample(self.denoiser, observations, 1).squeeze(1)
+        q = q_values(self.critic, observations, sampled)
         q_loss = crossed_q_loss(q, self.noise.uniform())
         loss = bc_loss + config.q_weight * q_loss
         metrics = {"actor/loss": loss, "actor/bc_loss": bc_loss, "actor/q_loss": q_loss, "actor/q_mean": q.mean()}
@@ -467,7 +467,7 @@ class DQL(nn.Module):
         nothing: that is a sample already, and the released code has no online phase with another rule.
         """
         count = self._acting_config(num_candidates=num_candidates).num_candidates
-        candidates = self._sample(self.actor, observations, count)
+        candidates = self._sample(self.denoiser, observations, count)
         if count == 1:
             return candidates[:, 0]
         q = candidate_q(self.target_critic, observations, candidates).amin(dim=0)

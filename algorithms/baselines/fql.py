@@ -167,7 +167,7 @@ def soft_update(target: nn.Module, online: nn.Module, rate: float) -> None:
 
 
 def q_values(critic: EnsembleMLP, observations: Tensor, actions: Tensor) -> Tensor:
-    """Values [2, B] of both critics at observations [B, O] and actions [B, A]."""
+    """Values [M, B] of the M critics at observations [B, O] and actions [B, A]."""
     return critic(torch.cat([observations, actions], dim=-1)).squeeze(-1)
 
 
@@ -183,14 +183,14 @@ def normalised_q_loss(q: Tensor) -> Tensor:
     return -q.mean() / q.detach().abs().mean()
 
 
-def flow_matching_loss(flow: EnsembleMLP, observations: Tensor, actions: Tensor, x0: Tensor, t: Tensor) -> Tensor:
-    """mean |v(s, x_t, t) - (a - x0)|^2 over batch and action dimensions, at x0 [B, A] and t [B, 1]."""
+def flow_losses(flow: EnsembleMLP, observations: Tensor, actions: Tensor, x0: Tensor, t: Tensor) -> Tensor:
+    """Errors |v(s, x_t, t) - (a - x0)|^2 [M, B] of the M flows, per action dimension, all at x0 [B, A] and t [B, 1]."""
     x_t = (1 - t) * x0 + t * actions
-    velocity = flow(torch.cat([observations, x_t, t], dim=-1))[0]
-    return (velocity - (actions - x0)).square().mean()
+    velocity = flow(torch.cat([observations, x_t, t], dim=-1))
+    return (velocity - (actions - x0)).square().mean(dim=-1)
 
 
-def integrate_flow(flow: EnsembleMLP, observations: Tensor, x: Tensor, flow_steps: int) -> Tensor:
+def sample_flow(flow: EnsembleMLP, observations: Tensor, x: Tensor, flow_steps: int) -> Tensor:
     """Euler steps from noise x [B, A] at t = 0 to actions [B, A], clipped once at the end."""
     for step in range(flow_steps):
         t = torch.full_like(x[:, :1], step / flow_steps)
@@ -262,12 +262,12 @@ class FQL(nn.Module):
 
         # Flow: matching on the data.
         x0, t = self.noise.normal(*actions.shape), self.noise.uniform(len(actions), 1)
-        flow_loss = flow_matching_loss(self.flow, observations, actions, x0, t)
+        flow_loss = flow_losses(self.flow, observations, actions, x0, t).mean()
 
         # Policy: near the flow's sample from the same noise, and uphill for the mean critic, which is held fixed.
         z = self.noise.normal(*actions.shape)
         with torch.no_grad():
-            flow_actions = integrate_flow(self.flow, observations, z, config.flow_steps)
+            flow_actions = sample_flow(self.flow, observations, z, config.flow_steps)
         policy_actions = one_step_actions(self.policy, observations, z)
         distillation_loss = (policy_actions - flow_actions).square().mean()
         policy_q = frozen_q_values(self.critic, observations, policy_actions.clamp(-1, 1)).mean(dim=0)

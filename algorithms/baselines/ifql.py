@@ -167,18 +167,18 @@ def expectile_loss(difference: Tensor, expectile: float) -> Tensor:
 
 
 def q_values(critic: EnsembleMLP, observations: Tensor, actions: Tensor) -> Tensor:
-    """Values [2, B] of both critics at observations [B, O] and actions [B, A]."""
+    """Values [M, B] of the M critics at observations [B, O] and actions [B, A]."""
     return critic(torch.cat([observations, actions], dim=-1)).squeeze(-1)
 
 
-def flow_matching_loss(flow: EnsembleMLP, observations: Tensor, actions: Tensor, x0: Tensor, t: Tensor) -> Tensor:
-    """mean |v(s, x_t, t) - (a - x0)|^2 over batch and action dimensions, at x0 [B, A] and t [B, 1]."""
+def flow_losses(flow: EnsembleMLP, observations: Tensor, actions: Tensor, x0: Tensor, t: Tensor) -> Tensor:
+    """Errors |v(s, x_t, t) - (a - x0)|^2 [M, B] of the M flows, per action dimension, all at x0 [B, A] and t [B, 1]."""
     x_t = (1 - t) * x0 + t * actions
-    velocity = flow(torch.cat([observations, x_t, t], dim=-1))[0]
-    return (velocity - (actions - x0)).square().mean()
+    velocity = flow(torch.cat([observations, x_t, t], dim=-1))
+    return (velocity - (actions - x0)).square().mean(dim=-1)
 
 
-def integrate_flow(flow: EnsembleMLP, observations: Tensor, x: Tensor, flow_steps: int) -> Tensor:
+def sample_flow(flow: EnsembleMLP, observations: Tensor, x: Tensor, flow_steps: int) -> Tensor:
     """Euler steps from noise x [B, A] at t = 0 to actions [B, A], clipped once at the end."""
     for step in range(flow_steps):
         t = torch.full_like(x[:, :1], step / flow_steps)
@@ -268,7 +268,7 @@ class IFQL(nn.Module):
 
         # Policy: flow matching on the data, without weights.
         x0, t = self.noise.normal(*actions.shape), self.noise.uniform(len(actions), 1)
-        policy_loss = flow_matching_loss(self.flow, observations, actions, x0, t)
+        flow_loss = flow_losses(self.flow, observations, actions, x0, t).mean()
 
         metrics = {
             "critic/loss": critic_loss,
@@ -277,10 +277,10 @@ class IFQL(nn.Module):
             "value/loss": value_loss,
             "value/mean": value.mean(),
             "value/advantage_std": (data_q - value).std(correction=0),
-            "actor/flow_loss": policy_loss,
+            "actor/flow_loss": flow_loss,
         }
         metrics = {name: metric.detach() for name, metric in metrics.items()}
-        return critic_loss + value_loss + policy_loss, metrics
+        return critic_loss + value_loss + flow_loss, metrics
 
     @torch.no_grad()
     def act(
@@ -297,7 +297,7 @@ class IFQL(nn.Module):
         acting = self._acting_config(num_candidates=num_candidates, flow_steps=flow_steps)
         x = self.noise.normal(len(observations), acting.num_candidates, self.action_dim)
         repeated = repeat_rows(observations, acting.num_candidates)
-        candidates = integrate_flow(self.flow, repeated, x.flatten(0, 1), acting.flow_steps)
+        candidates = sample_flow(self.flow, repeated, x.flatten(0, 1), acting.flow_steps)
         return best_candidate(self.critic, observations, candidates.view_as(x))
 
     def network_evaluations(self, num_candidates: Optional[int] = None, flow_steps: Optional[int] = None) -> int:

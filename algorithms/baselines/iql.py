@@ -79,7 +79,7 @@ class IQLConfig:
     expectile: float = 0.9  # of the value regression
     extraction: str = "awr"  # awr (advantage-weighted regression) | ddpgbc (policy gradient and behaviour cloning)
     inverse_temperature: float = 10.0  # beta: multiplies the advantage in the policy's weights
-    bc_weight: float = 10.0  # of behaviour cloning in ddpgbc
+    bc_weight: float = 10.0  # alpha: weight of behaviour cloning in the policy's loss
 
     def __post_init__(self):
         choices = {"extraction": ("awr", "ddpgbc")}
@@ -182,7 +182,7 @@ def scale_output(network: EnsembleMLP, variance: float) -> None:
 
 
 def q_values(critic: EnsembleMLP, observations: Tensor, actions: Tensor) -> Tensor:
-    """Values [2, B] of both critics at observations [B, O] and actions [B, A]."""
+    """Values [M, B] of the M critics at observations [B, O] and actions [B, A]."""
     return critic(torch.cat([observations, actions], dim=-1)).squeeze(-1)
 
 
@@ -267,7 +267,7 @@ class IQL(nn.Module):
 
         # Policy: by the online critics and value, held fixed.
         advantage = (q.amin(dim=0) - value).detach()
-        policy_loss, policy_metrics = self._policy_loss(observations, actions, advantage)
+        actor_loss, actor_metrics = self._actor_loss(observations, actions, advantage)
 
         metrics = {
             "critic/loss": critic_loss,
@@ -277,13 +277,13 @@ class IQL(nn.Module):
             "value/mean": value.mean(),
             "value/advantage_mean": advantage.mean(),
             "value/advantage_std": advantage.std(correction=0),
-            "actor/loss": policy_loss,
-            **policy_metrics,
+            "actor/loss": actor_loss,
+            **actor_metrics,
         }
         metrics = {name: metric.detach() for name, metric in metrics.items()}
-        return critic_loss + value_loss + policy_loss, metrics
+        return critic_loss + value_loss + actor_loss, metrics
 
-    def _policy_loss(self, observations: Tensor, actions: Tensor, advantage: Tensor) -> Tuple[Tensor, dict]:
+    def _actor_loss(self, observations: Tensor, actions: Tensor, advantage: Tensor) -> Tuple[Tensor, dict]:
         """The loss of the chosen extraction with its metrics; advantage [B] of the data's actions."""
         config = self.config
         mean = self.policy(observations)[0]
@@ -295,10 +295,8 @@ class IQL(nn.Module):
             metrics["actor/weight_clipped"] = (weights == MAX_EXPONENTIAL_WEIGHT).to(weights.dtype).mean()
             return -(weights * log_prob).mean(), metrics
         q = frozen_q_values(self.critic, observations, mean.clamp(-1, 1)).amin(dim=0)
-        metrics["actor/q_loss"] = normalised_q_loss(q)
-        metrics["actor/bc_loss"] = -config.bc_weight * log_prob.mean()
-        metrics["actor/q_mean"] = q.mean()
-        return metrics["actor/q_loss"] + metrics["actor/bc_loss"], metrics
+        q_loss, bc_loss = normalised_q_loss(q), -log_prob.mean()
+        return q_loss + config.bc_weight * bc_loss, metrics | {"actor/q_loss": q_loss, "actor/q_mean": q.mean()}
 
     @torch.no_grad()
     def act(self, observations: Tensor, explore: bool = False) -> Tensor:
@@ -311,8 +309,8 @@ class IQL(nn.Module):
             actions = actions + self.noise.normal(*actions.shape)
         return actions.clamp(-1, 1)
 
-    def network_evaluations(self, explore: bool = False) -> int:
-        """Evaluations of one network that an action costs: one of the policy, exploring or not."""
+    def network_evaluations(self) -> int:
+        """Evaluations of one network that an action costs: one of the policy."""
         return 1
 
     def state_dict(self) -> dict:

@@ -8,7 +8,7 @@ critics Q_k, their targets Qbar_k and a weight M_q:
     critics     mean over k of E[(Q_k(s,a) - y)^2],   y = r + discount mask (mean_k Qbar_k - rho std_k Qbar_k)(s', a')
     score       L_qsm = E[|eps_theta(s, x_t, t) + M_q g|^2],   g = mean_k grad_a Qbar_k(s, x_t) at the noisy action
     cloning     L_bc = E[|eps_theta(s, x_t, t) - eps|^2],   the same x_t, t uniform in 1..T
-    policy      alpha L_bc + L_qsm; its minimum is eps_theta = (alpha E[eps | x_t] - M_q g) / (1 + alpha)
+    policy      alpha L_bc + L_qsm, alpha = bc_weight; least at eps_theta = (alpha E[eps | x_t] - M_q g) / (1 + alpha)
     sampling    x ~ N(0, I); per level x0 = (x - sqrt(1 - abar_t) eps_theta) / sqrt(abar_t); then
                 `sampler: ancestral`   x <- mean of the posterior q(x_{t-1} | x, x0) + [t > 1] sqrt(beta_t) z
                 `sampler: qam`         x <- x0                                       + [t > 1] sqrt(beta_t) z
@@ -17,7 +17,7 @@ critics Q_k, their targets Qbar_k and a weight M_q:
 abar_t is the product of the 1 - beta_u of the levels u up to t, and
 beta_u = 1 - exp(-b_min / T - (b_max - b_min) (2u - 1) / (2 T^2)).
 
-The published method is online and has no cloning: `cloning_weight: 0`, `sampler: ancestral`,
+The published method is online and has no cloning: `bc_weight: 0`, `sampler: ancestral`,
 `use_target_critic_gradient: false`, `exploration_noise: 0.1`, T = 5, M_q = 50. It has no anchor in the data, so it is
 no offline method.
 The offline form is the baseline of QAM (2026; github.com/ColinQiyangLi/qam, agents/dcgql.py). Its published scores are
@@ -101,7 +101,7 @@ class QSMConfig:
     pessimism: float = 0.5  # rho: standard deviations of the target critics taken off their mean
     diffusion_steps: int = 10  # T: noise levels of the diffusion
     score_weight: float = 1.0  # M_q (QAM: inv_temp): the predicted noise is drawn to -M_q times Q's action gradient
-    cloning_weight: float = 10.0  # alpha: weight of cloning in the policy's loss
+    bc_weight: float = 10.0  # alpha: weight of behaviour cloning in the policy's loss
     use_target_critic_gradient: bool = True  # that gradient is the target critics', else the online critics'
     sampler: str = "qam"  # qam (steps to the clean estimate) | ancestral (steps to the posterior's mean)
     clip_clean: bool = False  # clip each level's clean estimate to the action range
@@ -225,6 +225,11 @@ def clip_gradients(parameters: list, max_norm: float) -> None:
     torch._foreach_mul_(gradients, (max_norm / norm).clamp(max=1))
 
 
+def q_values(critic: EnsembleMLP, observations: Tensor, actions: Tensor) -> Tensor:
+    """Values [M, B] of the M critics at observations [B, O] and actions [B, A]."""
+    return critic(torch.cat([observations, actions], dim=-1)).squeeze(-1)
+
+
 def signal_level(t: Tensor, diffusion_steps: int) -> Tensor:
     """abar at level t, 0 to T, of any shape: the product of 1 - beta_u up to t, in closed form."""
     fraction = t / diffusion_steps
@@ -333,7 +338,7 @@ def action_gradient(critic: EnsembleMLP, observations: Tensor, actions: Tensor) 
     """g: gradient of the critics' mean by the action, at observations [B, O] and actions [B, A]: [B, A]."""
     with torch.enable_grad():
         actions = actions.detach().requires_grad_(True)
-        q = critic(torch.cat([observations, actions], dim=-1)).mean(dim=0)
+        q = q_values(critic, observations, actions).mean(dim=0)
         return torch.autograd.grad(q.sum(), actions)[0]
 
 
@@ -368,22 +373,22 @@ class QSM(nn.Module):
         self.observation_dim, self.action_dim = observation_dim, action_dim
         self.noise = Noise(config.seed)
         generator = self.noise.generator
-        critic_settings = (
-            config.num_critics,
-            observation_dim + action_dim,
-            config.value_hidden_dims,
-            1,
-            config.value_layer_norm,
-            generator,
+
+        def network(members, input_dim, hidden_dims, output_dim, layer_norm):
+            return EnsembleMLP(members, input_dim, hidden_dims, output_dim, layer_norm, generator)
+
+        critic_dim = observation_dim + action_dim
+        self.critic = network(config.num_critics, critic_dim, config.value_hidden_dims, 1, config.value_layer_norm)
+        self.target_critic = network(
+            config.num_critics, critic_dim, config.value_hidden_dims, 1, config.value_layer_norm
         )
-        actor_settings = (observation_dim, action_dim, config.actor_hidden_dims, config.actor_layer_norm)
-        self.critic, self.target_critic = EnsembleMLP(*critic_settings), EnsembleMLP(*critic_settings)
         self.target_critic.load_state_dict(self.critic.state_dict())
         self.target_critic.requires_grad_(False)
+        settings = observation_dim, action_dim, config.actor_hidden_dims, config.actor_layer_norm
         if config.networks == "published":
-            self.actor = FourierDenoiser(*actor_settings, config.fourier_features, generator)
+            self.denoiser = FourierDenoiser(*settings, config.fourier_features, generator)
         else:
-            self.actor = FQLDenoiser(*actor_settings, generator)
+            self.denoiser = FQLDenoiser(*settings, generator)
         self.trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
         # capturable: the step count stays on the device, so that a CUDA graph can hold the step
         self.optimizer = torch.optim.Adam(self.trainable, lr=config.learning_rate, fused=True, capturable=True)
@@ -413,12 +418,12 @@ class QSM(nn.Module):
         config, observations, actions = self.config, batch["observations"], batch["actions"]
         with torch.no_grad():
             next_actions = self._sample(batch["next_observations"], 1).squeeze(1)
-            next_q = self.target_critic(torch.cat([batch["next_observations"], next_actions], dim=-1)).squeeze(-1)
+            next_q = q_values(self.target_critic, batch["next_observations"], next_actions)
             next_q = pessimistic_q(next_q, config.pessimism)
             target_q = batch["rewards"] + config.discount * batch["masks"] * next_q
 
         # Critics: all on the same target, averaged over the critics.
-        q = self.critic(torch.cat([observations, actions], dim=-1)).squeeze(-1)
+        q = q_values(self.critic, observations, actions)
         critic_loss = (q - target_q).square().mean()
 
         # Policy: its noise prediction is drawn to the noise of the data and to the negative gradient of Q.
@@ -427,14 +432,15 @@ class QSM(nn.Module):
         x_t = noised(actions, noise, signal_level(t, config.diffusion_steps))
         gradient_critic = self.target_critic if config.use_target_critic_gradient else self.critic
         gradient = action_gradient(gradient_critic, observations, x_t)
-        predicted = self.actor(observations, x_t, t)
+        predicted = self.denoiser(observations, x_t, t)
         bc_loss = (predicted - noise).square().mean()
         score_loss = (predicted + config.score_weight * gradient).square().mean()
-        actor_loss = config.cloning_weight * bc_loss + score_loss
+        actor_loss = config.bc_weight * bc_loss + score_loss
 
         metrics = {
             "critic/loss": critic_loss,
             "critic/q_mean": q.mean(),
+            "critic/target_mean": target_q.mean(),
             "actor/loss": actor_loss,
             "actor/bc_loss": bc_loss,
             "actor/score_loss": score_loss,
@@ -447,7 +453,7 @@ class QSM(nn.Module):
         config, num_states = self.config, len(observations)
         noise = self.noise.normal(num_states, count, config.diffusion_steps + 1, self.action_dim).flatten(0, 1)
         actions = sample_levels(
-            self.actor,
+            self.denoiser,
             repeat_rows(observations, count),
             noise,
             config.diffusion_steps,

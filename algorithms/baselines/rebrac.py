@@ -174,7 +174,7 @@ def gated_soft_update(target: nn.Module, online: nn.Module, rate: float, gate: T
 
 
 def q_values(critic: EnsembleMLP, observations: Tensor, actions: Tensor) -> Tensor:
-    """Values [2, B] of both critics at observations [B, O] and actions [B, A]."""
+    """Values [M, B] of the M critics at observations [B, O] and actions [B, A]."""
     return critic(torch.cat([observations, actions], dim=-1)).squeeze(-1)
 
 
@@ -233,9 +233,9 @@ class ReBRAC(nn.Module):
         """The targets' step and one gradient step on a minibatch, as the schedule has them; detached 0-d metrics."""
         self.updates += 1
         active = self.updates % self.config.actor_interval == 0
-        critic_loss, policy_loss, metrics = self._loss(batch)
+        critic_loss, actor_loss, metrics = self._loss(batch)
         self.optimizer.zero_grad()
-        (critic_loss + active * policy_loss).backward()  # a skipped policy's gradient is zero, which Adam still takes
+        (critic_loss + active * actor_loss).backward()  # a skipped policy's gradient is zero, which Adam still takes
         gated_soft_update(self.target_critic, self.critic, self.config.target_rate, active)  # before the step, as FQL
         gated_soft_update(self.target_policy, self.policy, self.config.target_rate, active)
         self.optimizer.step()
@@ -268,22 +268,21 @@ class ReBRAC(nn.Module):
         # Policy: uphill for the smaller critic, near the data.
         policy_actions = squashed_actions(self.policy, observations)
         policy_q = frozen_q_values(self.critic, observations, policy_actions).amin(dim=0)
-        distance = squared_distance(policy_actions, actions).mean()
-        q_loss, bc_loss = normalised_q_loss(policy_q), config.actor_bc_weight * distance
+        q_loss, bc_loss = normalised_q_loss(policy_q), squared_distance(policy_actions, actions).mean()
+        actor_loss = q_loss + config.actor_bc_weight * bc_loss
 
         metrics = {
             "critic/loss": critic_loss,
             "critic/q_mean": q.mean(),
             "critic/target_mean": target_q.mean(),
             "critic/next_distance": next_distance.mean(),
-            "actor/loss": q_loss + bc_loss,
+            "actor/loss": actor_loss,
             "actor/q_loss": q_loss,
             "actor/bc_loss": bc_loss,
             "actor/q_mean": policy_q.mean(),
-            "actor/distance": distance,
         }
         metrics = {name: metric.detach() for name, metric in metrics.items()}
-        return critic_loss, q_loss + bc_loss, metrics
+        return critic_loss, actor_loss, metrics
 
     def _noisy(self, actions: Tensor) -> Tensor:
         """Actions [B, A] with clipped noise, in [-1, 1]."""
@@ -299,8 +298,8 @@ class ReBRAC(nn.Module):
         actions = squashed_actions(self.policy, observations)
         return self._noisy(actions) if explore else actions
 
-    def network_evaluations(self, explore: bool = False) -> int:
-        """Evaluations of one network that an action costs: one of the policy, exploring or not."""
+    def network_evaluations(self) -> int:
+        """Evaluations of one network that an action costs: one of the policy."""
         return 1
 
     def state_dict(self) -> dict:

@@ -50,8 +50,9 @@ class SceneSet:
 @dataclass(frozen=True, eq=False)
 class BanditData:
     """One kind of encoding of a set, everything by split: observations [S, O] as seen by a policy, actions [S, K, A],
-    and scores [S, K, 6] by SCORE_NAMES of the plans that the actions decode to."""
+    and scores [S, K, 6] by SCORE_NAMES of the plans that the actions decode to. sha256: the set's fingerprint."""
 
+    sha256: str
     scaling: Scaling
     encoding: Encoding
     observations: Dict[str, np.ndarray]
@@ -103,7 +104,8 @@ def read_data(path: Path) -> BanditData:
         return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
     by_split = (part(f"{name}/") for name in ("observations", "actions", "scores"))
-    return BanditData(Scaling(**part("scaling/")), Encoding(**part("encoding/")), *by_split)
+    _, sha256 = str(arrays["key"]).split()
+    return BanditData(sha256, Scaling(**part("scaling/")), Encoding(**part("encoding/")), *by_split)
 
 
 def _encode(folder: Path, kind: str) -> Dict[str, np.ndarray]:

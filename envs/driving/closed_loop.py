@@ -6,7 +6,6 @@ prints collisions at fault, rate of leaving the road, route progress, comfort an
 and of runs. Needs requirements-driving.txt.
 """
 
-import argparse
 from pathlib import Path
 from typing import Any, Callable, Dict, Optional, Sequence, Tuple
 
@@ -38,7 +37,7 @@ from envs.driving.vehicle import (
     initial_state,
     simulate,
 )
-from envs.errors import exit_on_user_error
+from envs.errors import CommandParser, exit_on_user_error
 
 WARM_UP = HISTORY_STEPS[0]  # steps that the logging driver takes before the first plan: its past is observed
 MAX_PLANS = 30  # 15 s
@@ -184,13 +183,13 @@ def _policy_planner(folder: Path, run: Path) -> Callable[[Scene], np.ndarray]:
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m envs.driving.closed_loop", description=__doc__.splitlines()[0])
+    parser = CommandParser("python -m envs.driving.closed_loop", __doc__)
     parser.add_argument("--data_dir", help="folder of the set, as the task's")
     parser.add_argument("--run", type=Path, action="append", default=[], help="a run's folder; may be repeated")
     parser.add_argument("--episodes", type=int, default=20)
     parser.add_argument("--seed", type=int, default=10_000, help="of episode i: seed + i; even ones are roundabouts")
-    options = parser.parse_args(arguments)
     with exit_on_user_error():
+        options = parser.parse_args(arguments)
         folder = data_folder(options.data_dir)
         read_sidecar(folder)
         planners = {"constant velocity": constant_velocity, "PDM-Closed-like planner": rule_based}

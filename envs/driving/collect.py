@@ -6,10 +6,8 @@ Every log depends on the seed and its number alone, so the files are bit-identic
 often the collection was interrupted; more logs can be added later. Needs requirements-driving.txt.
 """
 
-import argparse
 import importlib
 import importlib.util
-import json
 import multiprocessing
 import os
 import signal
@@ -23,13 +21,13 @@ from tqdm import tqdm
 
 from envs.driving.curate import PLANS, curate
 from envs.driving.scene_files import log_path, read_road, road_path, write_log, write_road
-from envs.errors import UserError, exit_on_user_error
-from envs.files import make_folder, remove_abandoned, write_text
+from envs.errors import CommandParser, UserError, exit_on_user_error
+from envs.files import make_folder, remove_abandoned
+from envs.generation_record import RECORD, read_record, refuse_other_making, write_record
 
 GENERATOR_VERSION = 1  # raise it when the same seed no longer gives the same files
 LOG_STEPS = 200  # 20 s
 LOGS_PER_WORKER = 4  # starting a process costs about as much as so many logs
-SIDECAR = "generation.json"
 DEFAULT_DATA_DIR = "~/.driving/embedded"
 FAMILIES = ("roundabout", "intersection")  # log i is of family i mod 2
 
@@ -54,16 +52,10 @@ def traffic_module() -> object:
 
 def read_sidecar(folder: Path) -> dict:
     """The record of a set's generation. Raises UserError where it is absent or damaged."""
-    path = folder / SIDECAR
     try:
-        sidecar = json.loads(path.read_text())
+        return read_record(folder / RECORD, ("seed", "logs", "generator_version"), "collect the set again")
     except OSError as error:
         raise UserError(f"no driving scenes in {folder}: collect them with `{collect_command(folder, 300)}`") from error
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}): collect the set again") from error
-    if not isinstance(sidecar, dict) or not {"seed", "logs", "generator_version"} <= set(sidecar):
-        raise UserError(f"{path}: seed, logs or generator_version is missing: collect the set again")
-    return sidecar
 
 
 def missing_logs(folder: Path, logs: int) -> list[int]:
@@ -101,16 +93,10 @@ def _describe(seed: int, logs: int) -> dict:
 
 def check_making(folder: Path, record: dict, but: Sequence[str] = ()) -> dict:
     """The record of the set in `folder`, {} where there is none. Raises UserError where it differs from `record`."""
-    if not (folder / SIDECAR).exists():
+    if not (folder / RECORD).exists():
         return {}
     existing = read_sidecar(folder)
-    for key in record:
-        if key not in but and existing.get(key, "absent") != record[key]:
-            there, asked = (str(each)[:80] for each in (existing.get(key, "absent"), record[key]))
-            raise UserError(
-                f"{folder / SIDECAR}: {key} of the logs there is {there}, asked for {asked}: choose another --out or "
-                f"delete {folder}"
-            )
+    refuse_other_making(folder / RECORD, existing, record, f"choose another --out or delete {folder}", but)
     return existing
 
 
@@ -123,7 +109,7 @@ def _open_set(folder: Path, record: dict) -> None:
     for family in FAMILIES:
         if not road_path(folder, family).exists():
             write_road(road_path(folder, family), traffic_module().rasterise(family))
-    write_text(folder / SIDECAR, json.dumps(record, indent=2) + "\n")
+    write_record(folder / RECORD, record)
 
 
 def collect(folder: Path, logs: int, seed: int = 0, workers: int = 1) -> Path:
@@ -156,13 +142,13 @@ def collect(folder: Path, logs: int, seed: int = 0, workers: int = 1) -> Path:
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m envs.driving.collect", description=__doc__.splitlines()[0])
+    parser = CommandParser("python -m envs.driving.collect", __doc__)
     parser.add_argument("--logs", type=int, required=True, help="logs of 20 s in the whole set")
     parser.add_argument("--out", help=f"folder of the set, default {DEFAULT_DATA_DIR}")
     parser.add_argument("--workers", type=int, default=1, help="processes; the files do not depend on it")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same files")
-    options = parser.parse_args(arguments)
     with exit_on_user_error():
+        options = parser.parse_args(arguments)
         print(collect(data_folder(options.out), options.logs, options.seed, options.workers))
 
 

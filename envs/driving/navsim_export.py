@@ -8,8 +8,6 @@ one file; a log whose file is there is kept, so that the same command continues 
 Implemented against the v1.1 interface, not run on data.
 """
 
-import argparse
-import json
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,7 +16,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 import numpy as np
 from tqdm import tqdm
 
-from envs.driving.collect import SIDECAR, check_making
+from envs.driving.collect import check_making
 from envs.driving.curate import (
     CHOSEN_SHARE,
     CONSTANT_SHARE,
@@ -48,8 +46,9 @@ from envs.driving.scene import FUTURE_STEPS, Scene
 from envs.driving.scene_files import CYCLE, SPLITS, LogRecord, log_path, road_path, split_of, write_log, write_road
 from envs.driving.score import Motion, progress_of, score, start_of
 from envs.driving.vehicle import KNOTS, track
-from envs.errors import UserError, exit_on_user_error
-from envs.files import make_folder, remove_abandoned, write_text
+from envs.errors import CommandParser, UserError, exit_on_user_error
+from envs.files import make_folder, remove_abandoned
+from envs.generation_record import RECORD, write_record
 
 EXPORTER_VERSION = 1  # raise it when the same cache no longer gives the same files
 FUTURE_FRAMES = 10  # of a scene, every half second; 5 s, as the metric cache interpolates
@@ -222,18 +221,18 @@ def _open_set(folder: Path, record: Dict[str, Any]) -> None:
     check_making(folder, record)
     make_folder(folder, "--out")
     remove_abandoned(folder)
-    write_text(folder / SIDECAR, json.dumps(record, indent=2) + "\n")
+    write_record(folder / RECORD, record)
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m envs.driving.navsim_export", description=__doc__.splitlines()[0])
+    parser = CommandParser("python -m envs.driving.navsim_export", __doc__)
     parser.add_argument("--metric_cache", type=Path, required=True, help="folder that run_metric_caching.py wrote")
     parser.add_argument("--logs_path", type=Path, required=True, help="folder of the logs, navsim_logs/<split>")
     parser.add_argument("--out", type=Path, required=True, help="folder of the set, later the task's data_dir")
     parser.add_argument("--limit", type=int, help="scenes at most, in the order of their tokens")
     parser.add_argument("--seed", type=int, default=0, help="of the plans that are drawn")
-    options = parser.parse_args(arguments)
     with exit_on_user_error():
+        options = parser.parse_args(arguments)
         paths = (options.metric_cache, options.logs_path, options.out)
         print(export(*(path.expanduser() for path in paths), options.limit, options.seed))
 

@@ -6,7 +6,6 @@ is started by the agent: algorithm files need a newer Python than NAVSIM's, so t
 environment (`navsim_messages`). The noise of a plan depends on the scene's token alone.
 """
 
-import argparse
 import os
 import sys
 import zlib
@@ -22,7 +21,7 @@ from envs.driving.observation import observe
 from envs.driving.planner import along_route
 from envs.driving.scene import Scene
 from envs.driving.tasks import EXPORTED_DATA_DIR, is_exported
-from envs.errors import UserError, exit_on_user_error
+from envs.errors import CommandParser, UserError, exit_on_user_error
 
 
 class ScenePlanner:
@@ -68,11 +67,11 @@ def serve(checkpoint: Path, data_dir: Optional[str]) -> None:
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m envs.driving.navsim_policy", description=__doc__.splitlines()[0])
+    parser = CommandParser("python -m envs.driving.navsim_policy", __doc__)
     parser.add_argument("--checkpoint", type=Path, required=True, help="checkpoint.pt of a run of driving/navsim")
     parser.add_argument("--data_dir", help="folder of the exported set, default the run's")
-    options = parser.parse_args(arguments)
     with exit_on_user_error():
+        options = parser.parse_args(arguments)
         serve(options.checkpoint, options.data_dir)
 
 

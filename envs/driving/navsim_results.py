@@ -5,12 +5,11 @@ python -m envs.driving.navsim_results RESULT.csv RESULT.csv
 Version 1 gives PDMS, version 2 EPDMS: they are never in one table.
 """
 
-import argparse
 import csv
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence, Tuple
 
-from envs.errors import UserError, exit_on_user_error
+from envs.errors import CommandParser, UserError, exit_on_user_error
 
 SUMMARY_ROWS = {  # metric: tokens of the row with a file's overall score
     "PDMS": ("average",),
@@ -66,7 +65,7 @@ def read_results(paths: Sequence[Path]) -> Tuple[str, Dict[Path, Tuple[float, in
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m envs.driving.navsim_results", description=__doc__.splitlines()[0])
+    parser = CommandParser("python -m envs.driving.navsim_results", __doc__)
     parser.add_argument("results", type=Path, nargs="+", metavar="RESULT.csv")
     with exit_on_user_error():
         metric, results = read_results(parser.parse_args(arguments).results)

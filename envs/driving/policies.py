@@ -11,21 +11,16 @@ from envs.driving.collect import read_sidecar
 from envs.driving.planner import along_route
 from envs.driving.tasks import TASKS, is_exported
 from envs.errors import UserError
-from harness.algorithms import load_algorithm
-from harness.command_line import load_config
-from harness.run_folder import load_agent, read_json
+from harness import run_files
+from harness.run_folder import load_agent, load_run, read_json
 
 
 class Policy:
     """The agent of a run folder and the encoding of its task. Raises UserError where the folder holds no such run."""
 
     def __init__(self, run_dir: Path):
-        for name in ("environment.json", "config.yaml", "checkpoint.pt"):
-            if not (run_dir / name).is_file():
-                raise UserError(f"{run_dir}: holds no {name}; give the folder of a run that has written a checkpoint")
-        environment = read_json(run_dir / "environment.json", needed=("algorithm", "data"))
-        self.algorithm, self.data_identity = load_algorithm(environment["algorithm"]), environment["data"]
-        self.config = load_config(self.algorithm.config_class, run_dir / "config.yaml")
+        self.algorithm, self.config = load_run(run_dir)
+        self.data_identity = read_json(run_dir / run_files.ENVIRONMENT, needed=("data",))["data"]
         suite, _, name = self.config.task.partition("/")
         if suite != "driving" or name not in TASKS:
             raise UserError(f"{run_dir}: its task is {self.config.task}; give a run of a driving task")

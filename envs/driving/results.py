@@ -22,13 +22,14 @@ from envs.driving.collect import data_folder, read_sidecar
 from envs.driving.policies import Policy, plans_in
 from envs.driving.scene_files import SCORE_NAMES
 from envs.driving.table import BASELINES, TITLES, best_of, scores_of
-from envs.errors import UserError, exit_on_user_error
+from envs.errors import CommandParser, UserError, exit_on_user_error
 from envs.files import make_folder, write_text
-from harness.command_line import CommandParser
-from harness.comparison.matrix import Comparison, PlannedRun, Row, load_comparison
-from harness.comparison.results import Results, check_protocol
+from harness.comparison.matrix import Comparison, PlannedRun, Row
+from harness.comparison.matrix_file import load_comparison
+from harness.comparison.protocol import check_protocol
+from harness.comparison.results import Results
 from harness.plots import plot_lines
-from harness.statistics import FEWEST_SEEDS, Interval, interval
+from harness.score_statistics import FEWEST_SEEDS, Interval, interval
 
 TASK, KIND = "driving/bandit", "basis"  # KIND: its encoding
 CHOOSES, REPORTED = "validation", "test"
@@ -257,7 +258,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
         entries = [*planners(scenes), *(learned(results, row, data, scenes, options.samples) for row in rows)]
         counts = " and ".join(f"{len(part.scenes)} {split} scenes" for split, part in scenes.items())
         heading = (
-            f"Scores times 100, {counts} (set {fingerprint(folder)[:12]}), {options.samples} plans per scene, "
+            f"Scores times 100, {counts} (set {data.sha256[:12]}), {options.samples} plans per scene, "
             f"{results.runs[0].planned.config.offline_steps:,} updates."
         )
         paths = write(entries, options.out, heading)

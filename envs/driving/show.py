@@ -6,7 +6,6 @@ SCENE is a scene's token, or a number of the test split. The candidates are a ru
 one that it gives at evaluation's settings; without --run they are the set's own plans and the rule-based planner's.
 """
 
-import argparse
 from pathlib import Path
 from typing import Optional, Sequence
 
@@ -28,7 +27,7 @@ from envs.driving.scene_files import SPLITS
 from envs.driving.score import Scores, score
 from envs.driving.table import TITLES
 from envs.driving.vehicle import LENGTH, REAR_AXLE_TO_CENTRE, WIDTH, X, Y
-from envs.errors import UserError, exit_on_user_error
+from envs.errors import CommandParser, UserError, exit_on_user_error
 from envs.files import replacing
 
 MARGIN = 10.0  # metres of road around the plans
@@ -145,14 +144,14 @@ def plans_to_show(folder: Path, name: str, run: Optional[Path], candidates: int)
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m envs.driving.show", description=__doc__.splitlines()[0])
+    parser = CommandParser("python -m envs.driving.show", __doc__)
     parser.add_argument("scene", metavar="SCENE", help="a token such as log_000005_040, or a number of the test split")
     parser.add_argument("--run", type=Path, help="a run's folder; default: the set's own plans")
     parser.add_argument("--data_dir", help="folder of the set, as the task's")
     parser.add_argument("--candidates", type=int, default=CANDIDATES)
     parser.add_argument("--out", type=Path, help="picture to write, default <SCENE>.png")
-    options = parser.parse_args(arguments)
     with exit_on_user_error():
+        options = parser.parse_args(arguments)
         folder = data_folder(options.data_dir)
         read_sidecar(folder)
         scene, plans, title = plans_to_show(folder, options.scene, options.run, options.candidates)

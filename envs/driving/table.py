@@ -7,7 +7,6 @@ the best of these by their own scores, which no driver has: the most that choosi
 PDM-style scores of this repository's own scenes, not NAVSIM's; choose settings by --split validation.
 """
 
-import argparse
 import inspect
 from pathlib import Path
 from typing import Callable, Iterable, Optional, Sequence
@@ -21,7 +20,7 @@ from envs.driving.curate import score_matrix
 from envs.driving.planner import constant_velocity
 from envs.driving.scene_files import SCORE_NAMES, SPLITS
 from envs.driving.score import score
-from envs.errors import exit_on_user_error
+from envs.errors import CommandParser, exit_on_user_error
 
 TITLES = ("NC", "DAC", "TTC", "C", "EP", "PDMS")  # of SCORE_NAMES
 BASELINES: dict[str, Callable[[SceneSet], np.ndarray]] = {
@@ -71,15 +70,15 @@ def rows(
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m envs.driving.table", description=__doc__.splitlines()[0])
+    parser = CommandParser("python -m envs.driving.table", __doc__)
     parser.add_argument("--data_dir", help="folder of the set, as the task's")
     parser.add_argument("--split", choices=SPLITS, default="test")
     parser.add_argument("--run", type=Path, action="append", default=[], help="a run's folder; may be repeated")
     parser.add_argument("--greediness", type=float, nargs="+", default=[], help="act option; default: the run's")
     parser.add_argument("--samples", type=int, default=8, help="plans per scene of a run")
     parser.add_argument("--best", action="store_true", help="also the best plan of each scene, a row of its own")
-    options = parser.parse_args(arguments)
     with exit_on_user_error():
+        options = parser.parse_args(arguments)
         folder = data_folder(options.data_dir)
         read_sidecar(folder)
         print(f"| {options.split} scenes | {' | '.join(TITLES)} |\n|---|{'---|' * len(TITLES)}", flush=True)

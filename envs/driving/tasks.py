@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from envs.dataset import Dataset
-from envs.driving.bandit import DrivingBandit, fingerprint, load_data
+from envs.driving.bandit import DrivingBandit, load_data
 from envs.driving.closed_loop import DrivingClosedLoop
 from envs.driving.collect import collect, collect_command, data_folder, missing_logs, read_sidecar
 from envs.driving.observation import OBSERVATION_DIM
@@ -62,7 +62,7 @@ def load(name: str, data_dir: Optional[str] = None, collect_episodes: int = 0) -
     identity = {
         "suite": "driving",
         "path": str(folder),
-        "sha256": fingerprint(folder),
+        "sha256": data.sha256,
         "sha256_of": "names and contents of all log and road files",
         "source": sidecar["source"],
         "transitions": rewards["train"].size,

@@ -9,9 +9,10 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from harness import run_files
 from harness.comparison.matrix import PlannedRun
-from harness.comparison.progress import read_progress
-from harness.comparison.workers import ERROR, FAILED, FINISHED, RUNNING, STATES, STOPPED, WAITING
+from harness.comparison.progress import Progress, duration, read_progress
+from harness.comparison.workers import FAILED, FINISHED, RUNNING, STATES, STOPPED, WAITING
 
 ORDER = (RUNNING, FAILED, STOPPED, FINISHED, WAITING)  # what is shown first where the screen is too short
 COLOURS = {RUNNING: "cyan", FAILED: "red", STOPPED: "yellow", FINISHED: "green", WAITING: "bright_black"}
@@ -69,13 +70,16 @@ class LiveTable:
             return f"{text}, {progress.score_name} {progress.score:.4g}"
         if state == STOPPED:
             return f"{text}, it continues when the same command is run again"
-        return f"{text}, see {run.folder / ERROR}" if state == FAILED else text
+        return f"{text}, see {run.folder / run_files.ERROR}" if state == FAILED else text
 
     def table(self, states: Mapping[str, str], rows: int) -> Table:
         """At most `rows` runs and a line that counts all."""
         counts = collections.Counter(states.values())
         summary = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
-        left = self.seconds_left(states)
+        ordered: List[PlannedRun] = sorted(self.runs, key=lambda run: ORDER.index(states[run.name]))
+        read = ordered[: max(rows, counts[RUNNING])]  # those at work come first
+        progress = {run.name: read_progress(run.folder, run.config) for run in read}
+        left = self.seconds_left(states, progress)
         about = f"; about {duration(left)} left with {self.workers} workers" if left else ""
         table = Table(title=f"{summary}{about}", caption_justify="left", title_justify="left", expand=False)
         for heading, justify in (
@@ -86,22 +90,13 @@ class LiveTable:
             ("time left", "right"),
         ):
             table.add_column(heading, justify=justify, no_wrap=True)
-        ordered: List[PlannedRun] = sorted(self.runs, key=lambda run: ORDER.index(states[run.name]))
         for run in ordered[:rows]:
-            table.add_row(*self.cells(run, states[run.name]), style=COLOURS[states[run.name]])
+            table.add_row(*cells(run, states[run.name], progress[run.name]), style=COLOURS[states[run.name]])
         if len(ordered) > rows:
             table.caption = f"{len(ordered) - rows} more runs are not shown"
         return table
 
-    def cells(self, run: PlannedRun, state: str) -> List[str]:
-        progress = read_progress(run.folder, run.config)
-        score = "" if math.isnan(progress.score) else f"{progress.score_name} {progress.score:.4g}"
-        left = ""
-        if state == RUNNING:
-            left = "re-evaluation" if progress.trained else duration(progress.seconds_left)
-        return [run.name, state, f"{progress.step:,}/{progress.total:,}", score, left]
-
-    def seconds_left(self, states: Mapping[str, str]) -> float:
+    def seconds_left(self, states: Mapping[str, str], progress: Mapping[str, Progress]) -> float:
         """About what is left on the clock: speeds of the runs that have begun, estimates of the others."""
         total = 0.0
         for run in self.runs:
@@ -109,19 +104,15 @@ class LiveTable:
             if states[run.name] == WAITING:
                 total += estimate
             elif states[run.name] == RUNNING:
-                left = read_progress(run.folder, run.config).seconds_left
+                left = progress[run.name].seconds_left
                 total += estimate if math.isnan(left) else left
         return total / self.workers
 
 
-def duration(seconds: float) -> str:
-    """12 s, 4 min, 2 h 05 min, 3 d 04 h; empty for NaN."""
-    if math.isnan(seconds):
-        return ""
-    if seconds < 60:
-        return f"{math.ceil(seconds)} s"
-    minutes = round(seconds / 60)
-    if minutes < 60:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours < 24 else f"{hours // 24} d {hours % 24:02d} h"
+def cells(run: PlannedRun, state: str, progress: Progress) -> List[str]:
+    """The texts of a run's line in the table."""
+    score = "" if math.isnan(progress.score) else f"{progress.score_name} {progress.score:.4g}"
+    left = ""
+    if state == RUNNING:
+        left = "re-evaluation" if progress.trained else duration(progress.seconds_left)
+    return [run.name, state, f"{progress.step:,}/{progress.total:,}", score, left]

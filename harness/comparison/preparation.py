@@ -1,42 +1,24 @@
-"""What must hold before the first run of a comparison starts, and how long the runs will take.
+"""What is tried with every data set of a comparison before its first run starts: loading it, opening folders, updates.
 
 Each data set is loaded in a process of its own, which is gone, with its memory and GPU context, before a run starts.
 """
 
 import concurrent.futures.process
 import dataclasses
-import heapq
-import itertools
-import math
 import multiprocessing
 import time
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Collection, Dict, List, Optional, Sequence, Tuple
 
 import torch
 from tqdm import tqdm
 
 from envs import load_task
 from envs.errors import UserError
-from envs.task import Task
-from harness.comparison.live_table import duration
-from harness.comparison.matrix import Comparison, PlannedRun, noting
-from harness.comparison.planned_run import is_complete, missing_cells
-from harness.comparison.progress import read_progress, total_updates
-from harness.comparison.results import GUARDED_FIELDS
-from harness.devices import choose_device, seeded_generator, set_up_torch
+from harness.comparison.estimate import Cost, measure
+from harness.comparison.matrix import Comparison, PlannedRun
+from harness.comparison.problems import noting
+from harness.comparison.reevaluation import is_complete
 from harness.run_folder import RunFolder
-
-MEASURED_SECONDS = 0.5  # of updates of one variant, and of each kind of action
-MEASURED_CALLS = 3  # at least
-
-
-@dataclasses.dataclass(frozen=True)
-class Cost:
-    """Seconds that the parts of a variant's run took when measured."""
-
-    start: float  # of a process, with its imports and the data
-    update: float
-    cells: Tuple[float, ...]  # an evaluation with each cell of act options, the run's own first
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,33 +30,13 @@ class DataCheck:
     costs: Dict[str, Cost]  # by label of the variants that were measured
 
 
-# ---- Without data ----
-
-
-def planned_problems(comparison: Comparison, allow_mixed: bool) -> List[str]:
-    """Runs on the same task that cannot stand in one table, by their configs."""
-    problems = []
-    for task, field in itertools.product(itertools.chain(*comparison.tasks.values()), GUARDED_FIELDS):
-        values: Dict[Any, List[str]] = {}
-        for run in comparison.runs:
-            if run.task == task:
-                values.setdefault(getattr(run.config, field), []).append(run.variant.label)
-        if len(values) > 1 and not allow_mixed:
-            listed = "; ".join(f"{value} of {', '.join(dict.fromkeys(labels))}" for value, labels in values.items())
-            problems.append(
-                f"{comparison.path}: {task}: the runs differ in {field} ({listed}), so no table can hold them all; "
-                "give all the same, or add --allow_mixed to mark them"
-            )
-    return problems
-
-
-# ---- With data ----
-
-
-def check_data(comparison: Comparison, threads: int) -> Tuple[List[str], List[str], Dict[Tuple[str, str], Cost]]:
+def check_data(
+    comparison: Comparison, threads: int, restarted: Collection[str] = ()
+) -> Tuple[List[str], List[str], Dict[Tuple[str, str], Cost]]:
     """(problems, a line about each data set, costs by (label, category)) of all data sets of the comparison.
 
-    A variant is measured on the first task of each category, where it has runs that are not complete.
+    A variant is measured on the first task of each category, where it has runs that are not complete. restarted: names
+    of the runs that are to be removed, whatever their folders hold.
     """
     groups: Dict[Tuple[str, Optional[str]], List[PlannedRun]] = {}
     for run in comparison.runs:
@@ -84,13 +46,16 @@ def check_data(comparison: Comparison, threads: int) -> Tuple[List[str], List[st
         category = runs[0].category
         measured = [
             (run, comparison.cells(run))
-            for run in _one_of_each_variant(run for run in runs if not is_complete(run, comparison.cells(run)))
+            for run in _one_of_each_variant(
+                run for run in runs if run.name in restarted or not is_complete(run, comparison.cells(run))
+            )
             if (run.variant.label, category) not in costs
         ]
+        opened = [run for run in runs if run.name not in restarted and run.folder.exists()]
         # spawn: a process that was forked would share this one's threads and, on a GPU machine, its CUDA state
         with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
             try:
-                found = pool.submit(inspect_data, runs, measured, threads, time.time()).result()
+                found = pool.submit(inspect_data, runs[0].config, opened, measured, threads, time.time()).result()
             except concurrent.futures.process.BrokenProcessPool:
                 problems.append(f"{runs[0].task}: the process that loaded its data was killed (often: out of memory)")
                 continue
@@ -108,134 +73,29 @@ def _one_of_each_variant(runs: Any) -> List[PlannedRun]:
 
 
 def inspect_data(
-    runs: Sequence[PlannedRun],
+    config: Any,
+    opened: Sequence[PlannedRun],
     measured: Sequence[Tuple[PlannedRun, List[Dict[str, Any]]]],
     threads: int,
     submitted: float,
 ) -> DataCheck:
-    """Loads the data set of `runs` (collecting it where their configs say so), opens their folders, measures.
+    """Loads the data set of a config (collecting it where that says so), opens folders of runs on it, measures others.
 
     submitted: time.time() when the process was asked for, so that the cost of its start can be told.
     """
     torch.set_num_threads(threads)
     problems: List[str] = []
-    config = runs[0].config
     try:
         task = load_task(config.task, config.data_dir, config.collect_episodes, config.in_memory)
     except UserError as error:
         return DataCheck((str(error),), "", {})
     start = time.time() - submitted
-    for run in runs:
-        if run.folder.exists():
-            with noting(problems):
-                RunFolder(run.config, task.identity)
+    for run in opened:
+        with noting(problems):
+            RunFolder(run.config, task.identity)
     identity = task.identity
     described = (
         f"{task.name}: {identity['source']}, {len(task.dataset):,} transitions, sha256 {identity['sha256'][:12]}"
     )
     costs = {run.variant.label: measure(run, cells, task, start) for run, cells in ([] if problems else measured)}
     return DataCheck(tuple(problems), described, costs)
-
-
-# ---- The short measurement ----
-
-
-def measure(run: PlannedRun, cells: Sequence[Dict[str, Any]], task: Task, start: float) -> Cost:
-    """A few updates and a few actions of the variant at its real size, and an episode of random actions."""
-    config = run.config
-    set_up_torch(config)
-    device = choose_device(config.device)
-    agent = run.variant.load().agent_class(config, task.observation_dim, task.action_dim).to(device)
-    dataset = task.dataset.to(device)
-    generator = seeded_generator(device, config.seed)
-    update = seconds_of(lambda: agent.update(dataset.sample(config.batch_size, generator, agent.batch_fields)), device)
-    observations = dataset.observations[: min(config.eval_environments, config.eval_episodes)]
-    length, step = episode_cost(task)
-    waves = math.ceil(config.eval_episodes / len(observations))
-    hosts = max(1, min(config.eval_workers, len(observations)))
-    steps = length * (waves * step * len(observations) / hosts)
-    acting = [seconds_of(lambda cell=cell: agent.act(observations, **cell), device) for cell in cells]
-    return Cost(start, update, tuple(steps + waves * length * seconds for seconds in acting))
-
-
-def seconds_of(work: Any, device: torch.device) -> float:
-    """Seconds of one call, after one that is not counted."""
-    work()
-    calls, started = 0, time.perf_counter()
-    while calls < MEASURED_CALLS or time.perf_counter() - started < MEASURED_SECONDS:
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        calls += 1
-    return (time.perf_counter() - started) / calls
-
-
-def episode_cost(task: Task) -> Tuple[int, float]:
-    """(length, seconds of a step) of an episode of random actions."""
-    environment = task.make_env()
-    environment.action_space.seed(0)
-    environment.reset(seed=0)
-    started, length, ended = time.perf_counter(), 0, False
-    while not ended:
-        _, _, terminated, truncated, _ = environment.step(environment.action_space.sample())
-        length, ended = length + 1, terminated or truncated
-    seconds = time.perf_counter() - started
-    environment.close()
-    return length, seconds / length
-
-
-# ---- The estimate ----
-
-
-def estimate_run(run: PlannedRun, cells: Sequence[Dict[str, Any]], cost: Cost) -> float:
-    """Seconds that the rest of a run will take."""
-    config, progress = run.config, read_progress(run.folder, run.config)
-    seconds = cost.start
-    if not progress.trained:
-        left = total_updates(config) - progress.step
-        seconds += left * cost.update + math.ceil(left / config.eval_interval) * cost.cells[0]
-    missing = missing_cells(run.folder, list(cells))
-    return seconds + sum(each for cell, each in zip(cells, cost.cells, strict=True) if cell in missing)
-
-
-def estimates(comparison: Comparison, costs: Mapping[Tuple[str, str], Cost]) -> Dict[str, float]:
-    """Seconds by name of the runs that are not complete."""
-    return {
-        run.name: estimate_run(run, comparison.cells(run), costs[run.variant.label, run.category])
-        for run in comparison.runs
-        if not is_complete(run, comparison.cells(run))
-    }
-
-
-def total_time(seconds: Sequence[float], workers: int) -> float:
-    """Seconds on the clock when each worker takes the next run as soon as it is free."""
-    free_at = [0.0] * workers
-    for each in seconds:
-        heapq.heapreplace(free_at, free_at[0] + each)
-    return max(free_at)
-
-
-def estimate_table(
-    comparison: Comparison,
-    seconds: Mapping[str, float],
-    costs: Mapping[Tuple[str, str], Cost],
-    workers: int,
-) -> str:
-    """The estimate by variant and category, and the total, as text."""
-    lines = [("variant", "category", "runs to do", "updates/s", "an evaluation", "a run", "all of them")]
-    for (label, category), cost in costs.items():
-        runs = [run for run in comparison.runs if run.variant.label == label and run.category == category]
-        each = [seconds[run.name] for run in runs if run.name in seconds]
-        if each:
-            evaluation = f"{cost.cells[0]:.1f} s"
-            lines.append(
-                (label, category, f"{len(each)} of {len(runs)}", f"{1 / cost.update:.0f}", evaluation)
-                + (duration(sum(each) / len(each)), duration(sum(each)))
-            )
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    text = "\n".join(
-        "  ".join(cell.ljust(width) if column < 2 else cell.rjust(width) for column, (cell, width) in enumerate(pairs))
-        for pairs in (list(zip(line, widths, strict=True)) for line in lines)
-    )
-    total = duration(total_time(list(seconds.values()), workers))
-    return f"{text}\nabout {total} with {workers} workers, if the machine has nothing else to do"

@@ -5,7 +5,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from harness.run_folder import read_rows
+from harness import run_files
+from harness.csv_log import read_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +32,7 @@ def total_updates(config: Any) -> int:
 
 def read_progress(folder: Path, config: Any) -> Progress:
     """The progress of the run of `config` in its folder, of none where nothing is written yet."""
-    trained, evaluations = read_rows(folder / "train.csv"), read_rows(folder / "eval.csv")
+    trained, evaluations = read_rows(folder / run_files.TRAIN_LOG), read_rows(folder / run_files.EVAL_LOG)
     evaluated = evaluations[-1] if evaluations else None
     newest = max([*trained[-1:], *evaluations[-1:]], key=lambda row: int(row["step"]), default=None)
     name = "success" if evaluated and evaluated.get("success") else "return"
@@ -41,5 +42,18 @@ def read_progress(folder: Path, config: Any) -> Progress:
         score=float(evaluated[name]) if evaluated else math.nan,
         score_name=name,
         seconds=float(newest["seconds"]) if newest else 0.0,
-        trained=(folder / "result.json").exists(),
+        trained=(folder / run_files.RESULT).exists(),
     )
+
+
+def duration(seconds: float) -> str:
+    """12 s, 4 min, 2 h 05 min, 3 d 04 h; empty for NaN."""
+    if math.isnan(seconds):
+        return ""
+    if seconds < 60:
+        return f"{math.ceil(seconds)} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours < 24 else f"{hours // 24} d {hours % 24:02d} h"

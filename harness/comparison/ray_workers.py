@@ -17,25 +17,24 @@ from typing import Any, Callable, Dict, Iterator, List, Sequence, Tuple
 
 from envs.errors import UserError
 from envs.files import make_folder, write_text
+from harness import run_files
+from harness.algorithms import ROOT
 from harness.comparison.matrix import Comparison, PlannedRun
 from harness.comparison.shared_storage import Probe, probe_in
+from harness.comparison.slots import Slot
 from harness.comparison.workers import (
-    ERROR,
     FAILED,
-    LOG,
     POLL_SECONDS,
-    ROOT,
     RUNNING,
     STOPPED,
     WAITING,
     Attempt,
-    Slot,
     Stopping,
     environment_of,
 )
 
 RETRIES = -1  # Ray's word for no limit: machines lost and runs stopped from outside count, not runs that fail
-STOPPED_BY_SIGTERM = 128 + signal.SIGTERM  # exit code of a run after its checkpoint (harness/loop.py)
+STOPPED_BY_SIGTERM = 128 + signal.SIGTERM  # exit code of a run after its checkpoint (harness/training/loop.py)
 COLOUR = re.compile(r"\x1b\[[0-9]*m")  # of terminals, in Ray's messages
 ANSWER_SECONDS = 10.0
 PROBE_SECONDS = 300.0  # for every machine to start a worker and look for the probe file
@@ -73,7 +72,7 @@ def work_on(run: PlannedRun, cells: List[Dict[str, Any]], environment: Dict[str,
     problem = probe.problem()
     if problem:
         raise UserError(problem)
-    wait_for_lock(run.folder / "lock")
+    wait_for_lock(run.folder / run_files.LOCK)
     attempt = Attempt(run, cells, environment)
     try:
         while (state := attempt.poll()) == RUNNING:  # not `wait`, in which ray.cancel is noticed at the end only
@@ -198,7 +197,7 @@ class Submitted:
         self.log_size = self._log_size()
 
     def _log_size(self) -> int:
-        log = self.run.folder / LOG
+        log = self.run.folder / run_files.LOG
         return log.stat().st_size if log.exists() else 0
 
     def state(self, asked_to_stop: bool) -> str:
@@ -211,7 +210,7 @@ class Submitted:
             if asked_to_stop:
                 return STOPPED
             make_folder(self.run.folder, "run_dir")
-            write_text(self.run.folder / ERROR, f"{COLOUR.sub('', str(error)).strip()}\n")
+            write_text(self.run.folder / run_files.ERROR, f"{COLOUR.sub('', str(error)).strip()}\n")
             return FAILED
 
 

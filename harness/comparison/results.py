@@ -1,4 +1,4 @@
-"""The results of a comparison's runs, read from their folders: scores by row, task and seed, scales, protocol.
+"""The results of a comparison's runs, read from their folders: scores by row, task and seed, and their scales.
 
 A run that failed or is not finished has no score: its status and error are kept instead.
 """
@@ -12,16 +12,15 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
-from envs.errors import UserError
-from harness.command_line import load_config
-from harness.comparison.matrix import Comparison, PlannedRun, Row, find_cell, read_reevaluation
-from harness.comparison.workers import ERROR
-from harness.run_folder import FIRST_HARNESS_VERSION, read_json, read_rows
+from harness import run_files
+from harness.comparison.matrix import Comparison, PlannedRun, Row
+from harness.comparison.reevaluation import find_cell, read_reevaluation
+from harness.config_file import load_config
+from harness.csv_log import read_rows
+from harness.run_folder import FIRST_HARNESS_VERSION, read_json
 
 FINAL, LAST = "final", "last"  # the two scores: of the finished policy; mean of the last evaluations during training
 SUCCESS, D4RL, RETURN = "success, %", "D4RL score", "return"  # units in which scores are shown
-# Fields of a config that all runs of one table must share.
-GUARDED_FIELDS = ("offline_steps", "online_steps", "eval_episodes")
 
 
 # ---- Scales ----
@@ -100,19 +99,20 @@ class RunResult:
 def read_run(planned: PlannedRun) -> RunResult:
     """Reads a run's folder as it is. Raises UserError for a damaged file."""
     folder = planned.folder
-    config_path, environment_path = folder / "config.yaml", folder / "environment.json"
+    config_path, environment_path = folder / run_files.CONFIG, folder / run_files.ENVIRONMENT
     begun = config_path.exists() and environment_path.exists()
-    finished = begun and (folder / "result.json").exists()
-    error = (folder / ERROR).read_text(encoding="utf-8").strip() if (folder / ERROR).exists() else ""
-    speeds = [float(row["updates_per_second"]) for row in read_rows(folder / "train.csv")]
+    finished = begun and (folder / run_files.RESULT).exists()
+    error_path = folder / run_files.ERROR
+    error = error_path.read_text(encoding="utf-8").strip() if error_path.exists() else ""
+    speeds = [float(row["updates_per_second"]) for row in read_rows(folder / run_files.TRAIN_LOG)]
     return RunResult(
         planned=planned,
         status="finished" if finished else "failed" if error else "not finished" if begun else "not begun",
         error="" if finished else error,
         config=load_config(type(planned.config), config_path) if begun else planned.config,
         environment=read_json(environment_path, needed=("data", "versions")) if begun else {},
-        result=read_json(folder / "result.json", needed=("score", "score_name", "step")) if finished else {},
-        evaluations=tuple(read_rows(folder / "eval.csv")),
+        result=read_json(folder / run_files.RESULT, needed=("score", "score_name", "step")) if finished else {},
+        evaluations=tuple(read_rows(folder / run_files.EVAL_LOG)),
         updates_per_second=statistics.median(speeds) if speeds else float("nan"),
         cells=tuple(read_reevaluation(folder)),
     )
@@ -202,68 +202,6 @@ class Results:
         for task, category in self.tasks.items():
             categories[category].append(task)
         return dict(categories)
-
-
-# ---- The protocol ----
-
-
-@dataclasses.dataclass(frozen=True)
-class Mixture:
-    """A property that differs between runs which share a table: run names by its value, the most frequent first."""
-
-    task: str
-    field: str
-    runs: Dict[str, List[str]]
-
-    def __str__(self) -> str:
-        values = "; ".join(
-            f"{value} in {len(names)} runs" if len(names) > 3 else f"{value} in {', '.join(names)}"
-            for value, names in self.runs.items()
-        )
-        return f"{self.task}: {self.field} differs: {values}"
-
-    @property
-    def deviating(self) -> set:
-        """Names of the runs that have not the most frequent value."""
-        return {name for names in list(self.runs.values())[1:] for name in names}
-
-
-def protocol_of(run: RunResult) -> Dict[str, str]:
-    """What must be equal for two runs to stand in one table."""
-    protocol = {name: str(getattr(run.config, name)) for name in GUARDED_FIELDS if hasattr(run.config, name)}
-    protocol["data set"] = f"sha256 {str(run.identity.get('sha256'))[:16]}"
-    episodes = {line["episodes"] for line in run.cells}
-    protocol |= {"re-evaluation episodes": ", ".join(sorted(episodes))} if episodes else {}
-    protocol["harness version"] = run.harness_version
-    return protocol
-
-
-def mixtures(runs: Sequence[RunResult]) -> List[Mixture]:
-    """What differs between the finished runs on the same task, of all tasks."""
-    found = []
-    for task in dict.fromkeys(run.planned.task for run in runs):
-        values: Dict[str, Dict[str, List[str]]] = collections.defaultdict(lambda: collections.defaultdict(list))
-        for run in runs:
-            if run.planned.task == task and run.finished:
-                for field, value in protocol_of(run).items():
-                    values[field][value].append(run.planned.name)
-        for field, names in values.items():
-            if len(names) > 1:
-                ordered = sorted(names.items(), key=lambda item: -len(item[1]))
-                found.append(Mixture(task, field, dict(ordered)))
-    return found
-
-
-def check_protocol(results: Results, allow_mixed: bool) -> List[Mixture]:
-    """The mixtures of the results. Raises UserError where there are any, unless they are allowed."""
-    found = mixtures(results.runs)
-    if found and not allow_mixed:
-        more = f" (and {len(found) - 1} more differences)" if len(found) > 1 else ""
-        raise UserError(
-            f"{results.comparison.path}: these runs do not belong in one table: {found[0]}{more}; run the odd ones "
-            "again, or add --allow_mixed to mark them in the report"
-        )
-    return found
 
 
 # ---- The raw data ----

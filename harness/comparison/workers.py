@@ -14,18 +14,15 @@ import time
 from collections import deque
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
-import torch
-
-from envs.errors import UserError
 from envs.files import make_folder, write_text
+from harness import run_files
 from harness.algorithms import ROOT
 from harness.comparison.matrix import Comparison, PlannedRun
+from harness.comparison.slots import Slot
 
-LOG, ERROR = "log.txt", "error.txt"
 ERROR_LINES = 30
 POLL_SECONDS = 0.5
 WAITING, RUNNING, FINISHED, FAILED, STOPPED = STATES = ("waiting", "running", "finished", "failed", "stopped")
-Slot = Dict[str, str]  # environment variables of the processes that take this place one after another
 
 
 class Attempt:
@@ -36,7 +33,7 @@ class Attempt:
         self.run, self.asked_to_stop = run, False
         make_folder(run.folder, "run_dir")
         command = [sys.executable, "-m", "harness.comparison.planned_run", run.name]
-        with open(run.folder / LOG, "a", encoding="utf-8") as log:
+        with open(run.folder / run_files.LOG, "a", encoding="utf-8") as log:
             log.write(f"==== {datetime.datetime.now():%Y-%m-%d %H:%M:%S} {run.name}\n")
             log.flush()
             self.log_start = log.tell()
@@ -58,20 +55,16 @@ class Attempt:
         if code is None:
             return RUNNING
         self.process.stdin.close()
-        error = self.run.folder / ERROR
+        error = self.run.folder / run_files.ERROR
         if code == 0:
             error.unlink(missing_ok=True)
             return FINISHED
         if self.asked_to_stop:
             return STOPPED
         # Summaries show the last line: what the run itself said, or which signal ended it before it could say anything.
-        parts = [f"{_ended(code)}; the last lines of {LOG}:", self._last_lines()]
+        parts = [f"{_ended(code)}; the last lines of {run_files.LOG}:", self._last_lines()]
         write_text(error, "\n\n".join(parts if code > 0 else [*parts, _ended(code)]) + "\n")
         return FAILED
-
-    def wait(self) -> str:
-        self.process.wait()
-        return self.poll()
 
     def stop(self) -> None:
         """Asks for a checkpoint and the end; `poll` says when that has happened."""
@@ -83,7 +76,7 @@ class Attempt:
         self.process.kill()
 
     def _last_lines(self) -> str:
-        with open(self.run.folder / LOG, encoding="utf-8", errors="replace") as log:
+        with open(self.run.folder / run_files.LOG, encoding="utf-8", errors="replace") as log:
             log.seek(self.log_start)
             lines = deque((line.rstrip() for line in log), maxlen=ERROR_LINES)
         return "\n".join(line for line in lines if line)
@@ -104,47 +97,6 @@ def _ended(code: int) -> str:
 def environment_of(comparison: Comparison) -> Dict[str, str]:
     """Environment variables of all runs of a comparison, wherever they run."""
     return {"WANDB_RUN_GROUP": comparison.name}
-
-
-# ---- Places ----
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
-def cpu_slots(workers: int, available: Optional[int] = None) -> List[Slot]:
-    """A place per worker, each with its share of the cores."""
-    threads = max(1, (available or cores()) // workers)
-    return [{"OMP_NUM_THREADS": str(threads)} for _ in range(workers)]
-
-
-def gpu_slots(workers: int, gpus: Sequence[Tuple[str, float]], gigabytes_per_run: Optional[float]) -> List[Slot]:
-    """At most `workers` places on GPUs (identifier, gigabytes), dealt round robin; one per GPU without a budget.
-
-    Raises UserError where no GPU holds one run.
-    """
-    room = {name: 1 if gigabytes_per_run is None else int(size // gigabytes_per_run) for name, size in gpus}
-    if not any(room.values()):
-        largest = max(size for _, size in gpus)
-        raise UserError(
-            f"command line: --gpu_memory_per_run is {gigabytes_per_run:g}, and the largest GPU has {largest:.1f} GB"
-        )
-    rounds = range(max(room.values()))
-    places = [name for turn in rounds for name in room if turn < room[name]][:workers]
-    return [slot | {"CUDA_VISIBLE_DEVICES": name} for slot, name in zip(cpu_slots(len(places)), places, strict=True)]
-
-
-def visible_gpus() -> List[Tuple[str, float]]:
-    """(identifier for CUDA_VISIBLE_DEVICES, gigabytes) of the GPUs that this process may use."""
-    sizes = [torch.cuda.get_device_properties(i).total_memory / 1e9 for i in range(torch.cuda.device_count())]
-    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = listed.split(",") if listed else [str(index) for index in range(len(sizes))]
-    return list(zip(names[: len(sizes)], sizes, strict=True))
-
-
-# ---- Running ----
 
 
 class Stopping:

@@ -18,13 +18,11 @@ from pathlib import Path
 from typing import Optional, Sequence
 
 from envs import load_task
-from envs.errors import UserError, exit_on_user_error
-from harness.command_line import CommandParser
+from envs.errors import CommandParser, UserError, exit_on_user_error
 from harness.devices import choose_device
-from harness.evaluate import load_run
+from harness.graphics import NoPictures, check_graphics, choose_graphics
 from harness.playground.session import LoadedRun, Session
-from harness.run_folder import load_agent
-from harness.video import NoPictures, check_graphics, choose_graphics
+from harness.run_folder import load_agent, load_run
 
 PORT = 8090
 LARGEST_PORT = 65535

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any, Optional
 
 from envs.errors import UserError
-from harness.evaluate import act_options, parse_grid
+from harness.act_options import act_options, parse_grid
 
 LOWEST_GREEDINESS, HIGHEST_GREEDINESS, STEPS_PER_UNIT = -1, 4, 10  # of the slider; the field beside it takes any number
 COUNTS = (1, 2, 4, 8, 16, 32, 64)  # offered for whole numbers such as num_candidates, beside the run's own

@@ -6,14 +6,13 @@ from typing import Optional, Sequence
 
 import numpy as np
 
-from harness.evaluate import confidence_interval
 from harness.plots import plot_sweep
-from harness.statistics import CONFIDENCE
+from harness.score_statistics import CONFIDENCE, interval
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tried:
-    """One press of Run. options: the act options; row: as of `harness.evaluate.sweep`; scores [n]: of its episodes.
+    """One press of Run. options: the act options; row: as of `harness.sweep.sweep`; scores [n]: of its episodes.
 
     seed: of the first episode, which is the one that is drawn. picture: mp4 or PNG, None until it is drawn;
     drawn_score: of the drawn episode.
@@ -55,11 +54,11 @@ def show_change(tried: Sequence[Tried], score_name: str) -> Optional[str]:
     if len(tried) < 2 or tried[-1].episodes != tried[-2].episodes or tried[-1].options == tried[-2].options:
         return None
     differences = tried[-1].scores - tried[-2].scores
-    low, high = confidence_interval(differences)
+    low, high = interval([differences])
     mean, low, high = (show_number(value, score_name) for value in (differences.mean(), low, high))
     sign = "" if mean.startswith("-") else "+"
-    interval = f", {CONFIDENCE:.0%} interval [{low}, {high}]" if len(differences) > 1 else ""
-    return f"{sign}{mean} against {show_options(tried[-2].options)} on the same episodes{interval}"
+    spread = f", {CONFIDENCE:.0%} interval [{low}, {high}]" if len(differences) > 1 else ""
+    return f"{sign}{mean} against {show_options(tried[-2].options)} on the same episodes{spread}"
 
 
 def table(tried: Sequence[Tried], score_name: str) -> list[dict[str, str]]:

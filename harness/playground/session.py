@@ -14,13 +14,14 @@ from envs.errors import UserError
 from envs.task import Task
 from harness.algorithms import Algorithm
 from harness.devices import set_up_torch
-from harness.evaluate import result_row
 from harness.evaluation import Evaluator
+from harness.graphics import NoPictures
 from harness.playground.controls import decode_count, decode_options, make_controls
 from harness.playground.results import Tried, draw_curve
 from harness.playground.scene_picture import draw_scene
 from harness.playground.watch import Progress, watch
-from harness.video import NoPictures, record
+from harness.sweep import result_row
+from harness.video import record
 
 ONE_STEP_DRIVING = "driving/bandit"  # begins the names of the tasks whose episode is one picture
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from harness.comparison.matrix import CROSSED_OPTION, PlannedRun, Row
 from harness.comparison.results import D4RL, FINAL, LAST, SUCCESS, Results, Scale
-from harness.statistics import FEWEST_SEEDS, interval, mean, near_best, standard_deviation
+from harness.score_statistics import FEWEST_SEEDS, interval, mean, near_best, standard_deviation
 
 NONE = "–"  # a cell without a value
 MARK = "†"  # of rows whose runs do not share the table's protocol

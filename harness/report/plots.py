@@ -16,7 +16,15 @@ from harness.comparison.results import FINAL, Results, RunResult
 from harness.plots import COLOURS, MARKERS
 from harness.report.blocks import bold_titles, estimates, short_title
 from harness.report.tables import common_tasks, rows_with_results
-from harness.statistics import FEWEST_SEEDS, interquartile_mean, interval, intervals, mean, optimality_gap, profile
+from harness.score_statistics import (
+    FEWEST_SEEDS,
+    interquartile_mean,
+    interval,
+    intervals,
+    mean,
+    optimality_gap,
+    profile,
+)
 
 DASHES = ("-", "--", ":")
 THRESHOLDS = np.linspace(0.0, 1.0, 101)

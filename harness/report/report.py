@@ -15,10 +15,11 @@ from markupsafe import Markup
 
 from envs.files import make_folder, write_rows_csv, write_text
 from harness.comparison.matrix import Comparison
-from harness.comparison.results import Mixture, Results, check_protocol, csv_rows
+from harness.comparison.protocol import Mixture, check_protocol
+from harness.comparison.results import Results, csv_rows
 from harness.report import plots, settings, tables
 from harness.report.blocks import Block, Bold
-from harness.statistics import CONFIDENCE, FEWEST_SEEDS, RESAMPLES
+from harness.score_statistics import CONFIDENCE, FEWEST_SEEDS, RESAMPLES
 
 TEMPLATES = Path(__file__).with_name("templates")
 FIGURES = "figures"  # the folder of the PNG files, beside report.md

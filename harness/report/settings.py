@@ -6,10 +6,11 @@ import statistics
 from typing import Any, Dict, List, Optional, Sequence
 
 from harness.comparison.matrix import PlannedRun
-from harness.comparison.results import Mixture, Results, RunResult
+from harness.comparison.protocol import Mixture
+from harness.comparison.results import Results, RunResult
 from harness.report.blocks import NONE, Block, number, text_of
-from harness.run_folder import FREE_FIELDS
-from harness.tune import tuning_record
+from harness.run_fields import FREE_FIELDS
+from harness.tuning.record import tuning_record
 
 NOT_TUNED = "not tuned"
 PLACE_FIELDS = {*FREE_FIELDS, "task", "seed", "label", "final_report"}  # say where a run is, not what it does

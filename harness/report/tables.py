@@ -25,7 +25,7 @@ from harness.report.blocks import (
     short_title,
 )
 from harness.report.published import Method, PublishedTable, category_key, load_published, task_key
-from harness.statistics import FEWEST_SEEDS, improvement, interquartile_mean, interval, optimality_gap
+from harness.score_statistics import FEWEST_SEEDS, improvement, interquartile_mean, interval, optimality_gap
 
 POLICY_HEADER = ["policy", "N", "network evaluations per action", "seeds"]
 REFERENCES = {"episode_return_mean": "mean episode", "episode_return_best": "best episode"}  # of the data sets

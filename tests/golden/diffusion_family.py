@@ -46,7 +46,7 @@ def torch_mlp(prefix: str, network: nn.Module, member: int) -> Dict[str, Tensor]
 
 def dql_parameters(agent: nn.Module) -> Dict[str, Tensor]:
     named = {}
-    for prefix, actor in (("actor", agent.actor), ("actor_ema", agent.ema_actor)):
+    for prefix, actor in (("actor", agent.denoiser), ("actor_ema", agent.ema_denoiser)):
         encoder = torch_mlp("", actor.encoder, 0)
         body = torch_mlp(f"{prefix}/model.mid_layer", actor.body, 0)
         last = f"{prefix}/model.mid_layer.{2 * (len(actor.body.weights) - 1)}"
@@ -104,7 +104,7 @@ def qsm_fields(case: dict) -> dict:
         "pessimism": case["rho"],
         "diffusion_steps": case["diffusion_steps"],
         "score_weight": case["inv_temp"],
-        "cloning_weight": case["alpha"],
+        "bc_weight": case["alpha"],
         "use_target_critic_gradient": case["use_target_critic_grad"],
         # The reference clips the clean estimate and steps to the posterior's mean, or does neither.
         "sampler": "ancestral" if case["clip_sampler_before"] else "qam",
@@ -116,9 +116,9 @@ def qsm_fields(case: dict) -> dict:
 def qsm_parameters(agent: nn.Module) -> Dict[str, Tensor]:
     return (
         fql_critics(agent)
-        | {"actor/FourierFeatures_0/kernel": agent.actor.frequencies}
-        | flax_mlp("actor/MLP_0", agent.actor.encoder, 0)
-        | flax_mlp("actor/MLP_1", agent.actor.body, 0)
+        | {"actor/FourierFeatures_0/kernel": agent.denoiser.frequencies}
+        | flax_mlp("actor/MLP_0", agent.denoiser.encoder, 0)
+        | flax_mlp("actor/MLP_1", agent.denoiser.body, 0)
     )
 
 

@@ -121,8 +121,7 @@ ADAPTERS = {
         | {
             "actor/total_loss": "actor/loss",
             "actor/actor_loss": "actor/q_loss",
-            "actor/bc_loss": "actor/bc_loss",
-            "actor/mse": "actor/distance",
+            "actor/mse": "actor/bc_loss",
         },
     ),
 }

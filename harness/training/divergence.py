@@ -14,9 +14,9 @@ from tqdm import tqdm
 
 from envs.dataset import Dataset
 from envs.files import write_text
+from harness import run_files
 from harness.run_folder import algorithm_name, read_checkpoint
 
-REPORT_FILE = "divergence.json"
 LARGEST = 5  # gradients and parameters that the report names
 
 
@@ -49,7 +49,7 @@ def find(
     rounds otherwise, or the checkpoint comes from another kind of device.
     """
     fresh = type(agent)(config, agent.observation_dim, agent.action_dim).to(dataset.observations.device)
-    path, first = folder / "checkpoint.pt", 0
+    path, first = folder / run_files.CHECKPOINT, 0
     if path.exists():
         checkpoint = read_checkpoint(path, algorithm_name(config))
         if checkpoint["loop"]["device"] != dataset.observations.device.type:
@@ -74,7 +74,7 @@ def find(
                 "transitions": transitions.tolist(),
                 "rows": dataset.valid[transitions].tolist(),
             }
-            write_text(folder / REPORT_FILE, json.dumps(report, indent=2) + "\n")
+            write_text(folder / run_files.DIVERGENCE, json.dumps(report, indent=2) + "\n")
             return report
     return None
 

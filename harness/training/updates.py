@@ -5,7 +5,7 @@ waits for Python between two kernels; the agents run on streams of their own, in
 of updates made one by one: the graph advances the agents' own generators.
 """
 
-from typing import Callable, List, Sequence
+from typing import Callable, List, Optional, Sequence
 
 import torch
 
@@ -32,7 +32,7 @@ class Updates:
         self.streams = [torch.cuda.Stream() for _ in self.agents] if captured else []
         self.captured = captured
         self.made = 0  # updates of each agent
-        self.replay: Callable[[], None] = None  # after the capture
+        self.replay: Optional[Callable[[], None]] = None  # after the capture
         self.metrics: List[dict] = []  # of each agent's last update, in the graph's own memory
 
     @property

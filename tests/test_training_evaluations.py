@@ -14,11 +14,12 @@ import torch
 
 from algorithms.dipole import DIPOLE
 from envs.errors import UserError
-from harness import evaluations as evaluations_module
-from harness.evaluation import EnvironmentFailure
-from harness.evaluations import Evaluations, can_run_beside
+from harness.csv_log import CsvLog
+from harness.environment_rows import EnvironmentFailure
 from harness.run import run
-from harness.run_folder import CsvLog, run_path
+from harness.run_folder import run_path
+from harness.training import evaluations as evaluations_module
+from harness.training.evaluations import Evaluations, can_run_beside
 from tests.test_run import assert_same_run, checkpoint_of, rows_of
 from tests.toy import PointEnv, toy_task
 from tests.toy_run import toy_config, toy_run, toy_runs
@@ -147,6 +148,22 @@ def test_a_row_that_was_written_after_the_checkpoint_is_not_made_twice(tmp_path)
     before = rows_of(folder / "eval.csv")
     toy_run(config)
     assert rows_of(folder / "eval.csv") == before
+    assert "evaluation" not in checkpoint_of(config)["loop"]
+
+
+def test_the_checkpoint_of_a_finished_run_keeps_no_snapshot(tmp_path):
+    """The evaluation of step 40 is unfinished at the last checkpoint, which is written again when all are in."""
+    config, marker = toy_config(tmp_path, eval_workers=1, eval_interval=40), tmp_path / "marker"
+    process = SPAWNED.Process(target=train_waiting, args=(config, marker))
+    process.start()
+    wait_until(lambda: (run_path(config) / "checkpoint.pt").exists() and checkpoint_of(config)["loop"]["step"] == 60)
+    assert checkpoint_of(config)["loop"]["evaluation"]["step"] == 40
+    marker.touch()
+    process.join(60)
+    assert process.exitcode == 0 and "evaluation" not in checkpoint_of(config)["loop"]
+    at_once = toy_config(tmp_path / "at_once", eval_interval=40)
+    toy_run(at_once)
+    assert_same_run(config, at_once)
 
 
 def test_a_signal_does_not_wait_for_the_evaluation(tmp_path, straight):

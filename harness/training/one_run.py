@@ -1,6 +1,6 @@
 """One run in training: its agent, its random streams, its logs, evaluations and checkpoints, and how it is resumed.
 
-harness/loop.py advances one or several of them; here is what a single run does before and after its updates.
+harness/training/loop.py advances one or several of them; here is what a single run does before and after its updates.
 """
 
 import functools
@@ -14,13 +14,14 @@ from tqdm import tqdm
 from envs.dataset import Dataset
 from envs.errors import UserError
 from envs.task import Task
-from harness import divergence
+from harness import run_files
 from harness.devices import seeded_generator
 from harness.evaluation import EvaluationResult
-from harness.evaluations import Evaluations, load_snapshot
-from harness.online import OnlinePhase
 from harness.plots import plot_learning_curve
-from harness.run_folder import RunFolder
+from harness.run_folder import RunFolder, networks_must_fit
+from harness.training import divergence
+from harness.training.evaluations import Evaluations, load_snapshot
+from harness.training.online import OnlinePhase
 from harness.weights_and_biases import WandbLog
 
 # Streams of random numbers beside the agent's own, which has the config's seed itself.
@@ -56,6 +57,7 @@ class Training:
         self.step = 0  # updates, of both phases
         self.seconds = 0.0  # spent so far, earlier calls included
         self.snapshot: Optional[tuple] = None  # (step, bytes) of an evaluation that is not finished
+        self.saved_snapshot = False  # whether checkpoint.pt holds one
         self._resume()
         self.started = time.perf_counter() - self.seconds
         self.logged_at = self.step, self.seconds, evaluations.seconds
@@ -151,7 +153,7 @@ class Training:
             report = divergence.find(self.config, self.agent, self.dataset, batches, self.folder.path, last)
             found = "the update that began it could not be repeated"
             if report is not None:
-                where = self.folder.path / divergence.REPORT_FILE
+                where = self.folder.path / run_files.DIVERGENCE
                 found = f"it began in update {report['update']} with {report['not_finite'][0]}, see {where}"
             raise Diverged(
                 f"{self.folder.path}: {bad[0]} after {self.step} updates; {found}; the last checkpoint is kept, try a "
@@ -197,7 +199,9 @@ class Training:
             "batches": self.batches.get_state(),
             "online": self.online.save(self.step),
         }
-        if self.snapshot is not None and self.snapshot[0] < self.step:  # of this step itself: the agent has it
+        # the snapshot of this step itself would be the agent once more
+        self.saved_snapshot = self.snapshot is not None and self.snapshot[0] < self.step
+        if self.saved_snapshot:
             step, content = self.snapshot
             state["evaluation"] = {"step": step, "snapshot": torch.frombuffer(bytearray(content), dtype=torch.uint8)}
         self.folder.save_checkpoint(self.agent, state)
@@ -221,11 +225,13 @@ class Training:
             self.batches = seeded_generator(self.device, self.config.seed, NEW_BATCH_STREAM, self.step)
             noise = seeded_generator(self.device, self.config.seed, NEW_NOISE_STREAM, self.step)
             checkpoint["agent"]["noise"] = noise.get_state()
-        self.agent.load_state_dict(checkpoint["agent"])
+        with networks_must_fit(self.folder.path / run_files.CHECKPOINT):
+            self.agent.load_state_dict(checkpoint["agent"])
         print(f"{self.folder.path}: continuing after {self.step} of {self.last_step} updates")
         self.online.restore(self.step, loop.get("online"))
         if "evaluation" in loop:
             self.snapshot = loop["evaluation"]["step"], loop["evaluation"]["snapshot"].numpy().tobytes()
+            self.saved_snapshot = True
 
     def _evaluate_snapshot(self, done: bool) -> None:
         """Makes the evaluation that a checkpoint found unfinished, unless its row was written afterwards."""
@@ -241,14 +247,16 @@ class Training:
 
     def finish(self) -> None:
         """Draws the learning curve and writes result.json, which marks the run as finished."""
+        if self.saved_snapshot:
+            self.save()  # without it: all evaluations are in
         self.wandb_log.finish()
         name = self.task.score_name
         rows = self.folder.eval_log.rows
         last = [float(row[name]) for row in rows[-SCORE_EVALUATIONS:]]
         offline_steps = self.config.offline_steps
         plot_learning_curve(
-            self.folder.path / "eval.csv",
-            self.folder.path / "learning_curve.png",
+            self.folder.path / run_files.EVAL_LOG,
+            self.folder.path / run_files.LEARNING_CURVE,
             name,
             self.task.reference_scores(),
             online_from=offline_steps if self.config.online_steps else None,

@@ -3,7 +3,7 @@
 import contextlib
 import signal
 import threading
-from typing import Iterator
+from typing import Any, Iterator
 
 
 class Stopped(BaseException):
@@ -16,15 +16,15 @@ class Stopped(BaseException):
 class StopSignals:
     """Notes SIGINT and SIGTERM, so that a run ends between two updates; a second SIGINT ends it at once."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.received = 0
-        self.evaluating = False
+        self.interruptible = False
 
-    def _note(self, number, frame) -> None:
+    def _note(self, number: int, frame: Any) -> None:
         if self.received and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = number
-        if self.evaluating:
+        if self.interruptible:
             raise Stopped
 
     def __enter__(self) -> "StopSignals":
@@ -34,17 +34,17 @@ class StopSignals:
                 self.previous[number] = signal.signal(number, self._note)
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         for number, handler in self.previous.items():
             signal.signal(number, handler)
 
     @contextlib.contextmanager
     def may_interrupt(self) -> Iterator[None]:
         """Within it a signal raises Stopped at once."""
-        self.evaluating = True
+        self.interruptible = True
         try:
             if self.received:
                 raise Stopped
             yield
         finally:
-            self.evaluating = False
+            self.interruptible = False

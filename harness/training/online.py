@@ -13,9 +13,9 @@ from envs.errors import UserError
 from envs.files import remove_abandoned, replacing
 from envs.replay import Replay
 from envs.task import Task
-from harness.run_folder import REPLAY_FOLDER, REPLAY_PARTS
+from harness import run_files
 
-EPISODE_STREAM = 4  # of the episodes' seeds, beside the streams of harness/loop.py
+EPISODE_STREAM = 4  # of the episodes' seeds, beside the streams of harness/training/one_run.py
 FIRST_SEED = 1 << 31  # evaluations' seeds are smaller
 
 
@@ -28,7 +28,7 @@ class OnlinePhase:
     """
 
     def __init__(self, config: Any, task: Task, dataset: Dataset, run_path: Path):
-        self.config, self.task, self.folder = config, task, run_path / REPLAY_FOLDER
+        self.config, self.task, self.folder = config, task, run_path / run_files.REPLAY_FOLDER
         room = None if config.keep_offline else max(config.replay_capacity - len(dataset), 0)
         capacity = min(config.replay_capacity, config.online_steps)
         self.replay = Replay(dataset, capacity, room, config.balanced_sampling)
@@ -128,14 +128,14 @@ class OnlinePhase:
         added = state["added"] if state else 0
         if added != max(0, step - self.config.offline_steps):
             raise UserError(
-                f"{self.folder.parent / 'checkpoint.pt'}: is of update {step}, but of {added} environment steps; "
+                f"{self.folder.parent / run_files.CHECKPOINT}: is of update {step}, but of {added} environment steps; "
                 "put the right one back, or add --restart"
             )
         self.parts = list(state["parts"]) if state else []
         if self.folder.exists():
             remove_abandoned(self.folder)
             listed = {self._part(part[0]) for part in self.parts}
-            for path in set(self.folder.parent.glob(REPLAY_PARTS)) - listed:
+            for path in set(self.folder.parent.glob(run_files.REPLAY_PARTS)) - listed:
                 path.unlink()
         if not added:
             return

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from harness.statistics import (
+from harness.score_statistics import (
     CONFIDENCE,
     improvement,
     interquartile_mean,

@@ -14,10 +14,9 @@ from typing import Any, Dict, List, Union
 import yaml
 
 from envs.errors import UserError
-from harness.command_line import decode, decode_field, places_by_key, read_mapping, shown
-from harness.run_fields import check_run_fields
+from harness.config_file import decode, decode_field, places_by_key, read_mapping, shown
+from harness.run_fields import RUN_FIELDS, check_run_fields
 
-LAST_RUN_FIELD = "wandb_project"  # the fields up to this one are the run's; their order is the same in every config
 FILE_NAME = "search.yaml"  # of a folder's space, and how the name of a single config's ends
 DIGITS = 4  # significant, of a number from a range of floats: enough to search, and short in a YAML file
 RANGE_KEYS = ("low", "high", "log")
@@ -141,8 +140,7 @@ def _choices(config_class: type, name: str, node: yaml.Node, where: str) -> Choi
 
 def _check_values(config: Any, name: str, dimension: Union[Range, Choices], where: str) -> None:
     """Raises UserError for a field that cannot be searched, for values that the config refuses or does not have."""
-    names = [field.name for field in dataclasses.fields(config)]
-    if names.index(name) <= names.index(LAST_RUN_FIELD) or isinstance(getattr(config, name), tuple):
+    if name in RUN_FIELDS or isinstance(getattr(config, name), tuple):
         raise UserError(f"{where}: {name} belongs to the run or is a list, search single values of the method's fields")
     for value in dimension.ends():
         try:

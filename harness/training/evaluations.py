@@ -20,7 +20,8 @@ import torch
 from envs.errors import UserError
 from envs.task import Task
 from harness.devices import leaves_cores, set_up_torch
-from harness.evaluation import EVALUATION_SEED, EnvironmentFailure, EvaluationResult, Evaluator
+from harness.environment_rows import EnvironmentFailure
+from harness.evaluation import EVALUATION_SEED, EvaluationResult, Evaluator
 
 SECONDS_TO_END = 10.0  # what the process gets to end by itself before it is killed
 

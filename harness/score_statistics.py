@@ -26,9 +26,6 @@ class Interval(NamedTuple):
     high: float
 
 
-NO_INTERVAL = Interval(float("nan"), float("nan"))
-
-
 def mean(*strata: np.ndarray, axis: int = -1) -> np.ndarray:
     """Mean over tasks of the means over seeds: every task has the same weight."""
     return np.mean([np.mean(scores, axis=axis) for scores in strata], axis=0)

@@ -2,18 +2,18 @@
 
 import contextlib
 import dataclasses
-from typing import List, Sequence
+from typing import Iterator, List, Optional, Sequence
 
 import torch
 from tqdm import tqdm
 
 from envs.task import Task
 from harness.devices import choose_device
-from harness.evaluations import Evaluations
 from harness.run_folder import RunFolder
-from harness.signals import Stopped, StopSignals
-from harness.training import Diverged, Training
-from harness.updates import Updates
+from harness.training.evaluations import Evaluations
+from harness.training.one_run import Diverged, Training
+from harness.training.signals import Stopped, StopSignals
+from harness.training.updates import Updates
 
 
 def complete(agents: Sequence[torch.nn.Module], task: Task) -> List[dict]:
@@ -69,7 +69,7 @@ class Loop:
     def __init__(self, trainings: Sequence[Training], evaluations: Evaluations, signals: StopSignals):
         self.trainings, self.evaluations, self.signals = list(trainings), evaluations, signals
         self.diverged: List[Diverged] = []
-        self.updates: Updates = None
+        self.updates: Optional[Updates] = None
         self.updated: list = []  # what `updates` was made for
         several = f" {len(self.trainings)} seeds" if len(self.trainings) > 1 else ""
         self.progress = tqdm(
@@ -136,7 +136,7 @@ class Loop:
         return self.updates
 
     @contextlib.contextmanager
-    def _drops_diverged(self, training: Training):
+    def _drops_diverged(self, training: Training) -> Iterator[None]:
         """A training that diverges within the block is over; the others go on."""
         try:
             yield

@@ -1,0 +1,243 @@
+"""Configs as YAML files: reading one into its flat frozen dataclass, writing it, and naming what is wrong with it.
+
+Values are decoded here, from the nodes of PyYAML's SafeLoader and by the same rules for file and command line:
+
+    str               text, quoted in YAML where it would read as something else (a flag's value: as it stands)
+    int               a number without a fraction: 5000, 1_000_000, and 1e6 or 2.0, which are exact; not true or 010
+    float             a finite number: 1, 0.5, 3e-4 (which YAML 1.1 takes for text); not nan, inf or anything quoted
+    bool              true or false; not yes, on, 1 or anything quoted
+    Optional[X]       null, or an X (the text None is refused: null was meant)
+    Tuple[X, ...]     a list: [512, 512], on the command line as one argument
+
+What is wrong is a `UserError` of one sentence that names the file and line (or `command line`), the field and the fix.
+"""
+
+import dataclasses
+import difflib
+import math
+import re
+from pathlib import Path
+from typing import Any, Collection, Dict, Optional, Tuple, Union, get_args
+
+import yaml
+
+from envs.errors import UserError, one_line
+
+# What papers and their released code call a field; the first name that the config has is suggested.
+SYNONYMS = {
+    "M_q": ("score_weight",),
+    "N": ("num_candidates",),
+    "alpha": ("distillation_weight", "inverse_temperature", "bc_weight", "actor_bc_weight"),
+    "beta": ("inverse_temperature",),
+    "cfg": ("greediness",),
+    "cfg_fortrain": ("target_greediness",),
+    "config_path": ("config",),
+    "dataset_name": ("task",),
+    "env": ("task",),
+    "env_name": ("task",),
+    "eta": ("q_weight",),
+    "eval_freq": ("eval_interval",),
+    "gamma": ("discount",),
+    "inv_temp": ("score_weight",),
+    "k": ("shift",),
+    "lr": ("learning_rate",),
+    "max_timesteps": ("offline_steps",),
+    "num_samples": ("num_candidates",),
+    "num_samples_fortrain": ("target_candidates",),
+    "omega": ("greediness",),
+    "q_agg": ("value_aggregation", "target_aggregation"),
+    "rho": ("pessimism",),
+    "tau": ("target_rate",),
+    "train_steps": ("offline_steps",),
+}
+CONVERSIONS = {"cfg": " (= cfg - 1)", "cfg_fortrain": " (= cfg_fortrain - 1)"}
+
+LARGEST_FILE = 1 << 18  # bytes; PyYAML takes seconds for so many
+NULL, STRING, BOOL, INT, FLOAT = (f"tag:yaml.org,2002:{name}" for name in ("null", "str", "bool", "int", "float"))
+DIGITS = re.compile(r"[-+]?(0|[1-9][0-9_]*)")
+NUMBER = re.compile(r"[-+]?((0|[1-9][0-9_]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
+EXPECTED = {  # type: (description, example)
+    str: ("text (quoted where YAML reads it as something else)", '"name"'),
+    int: ("a whole number", "10"),
+    float: ("a finite number", "0.5"),
+    bool: ("true or false (unquoted)", "true"),
+}
+
+
+def load_config(config_class: type, path: Union[str, Path]) -> Any:
+    """Return the config of a YAML file: the dataclass' defaults with the file's fields in their place.
+
+    Raises UserError.
+    """
+    values = decode_fields(config_class, path, read_mapping(path))
+    try:
+        return config_class(**values)
+    except ValueError as error:
+        raise UserError(f"{path}: {one_line(error, None)}") from error
+
+
+def read_mapping(path: Union[str, Path]) -> yaml.MappingNode:
+    """The node of a YAML file that holds one mapping. Raises UserError where it cannot be read or holds another."""
+    try:
+        if Path(path).stat().st_size > LARGEST_FILE:
+            raise UserError(f"{path}: is larger than {LARGEST_FILE} bytes, give the path of a YAML file of a config")
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}), give the path of a YAML file") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not UTF-8 text ({error.reason}), save it as UTF-8") from error
+    root = compose(text, str(path))
+    if root is None:
+        raise UserError(f"{path}: holds no field, write at least one such as `seed: 0`")
+    if not isinstance(root, yaml.MappingNode):
+        raise UserError(f"{path}: must hold lines such as `seed: 0`, not {shown(root)}")
+    return root
+
+
+def places_by_key(path: Union[str, Path], mapping: yaml.MappingNode) -> Dict[str, Tuple[yaml.Node, str]]:
+    """{key: (node of its value, "<path>: line <n>")} of a mapping. Raises UserError for a key that is given twice."""
+    places: Dict[str, Tuple[yaml.Node, str]] = {}
+    for key, node in mapping.value:
+        where = f"{path}: line {key.start_mark.line + 1}"
+        name = key.value if isinstance(key, yaml.ScalarNode) else shown(key)
+        if name in places:
+            raise UserError(f"{where}: {name} is given twice, keep one")
+        places[name] = node, where
+    return places
+
+
+def decode_fields(config_class: type, path: Union[str, Path], mapping: yaml.MappingNode) -> Dict[str, Any]:
+    """The decoded values of the config's fields in a mapping of the file `path`. Raises UserError."""
+    places = places_by_key(path, mapping)
+    return {name: decode_field(config_class, name, *place) for name, place in places.items()}
+
+
+def decode_field(config_class: type, name: str, node: yaml.Node, where: str) -> Any:
+    """The value of a YAML node as the config's field `name`; `where` begins the text of the UserError.
+
+    Raises UserError for a name that is no field and for a value of another type.
+    """
+    kinds = field_types(config_class)
+    if name not in kinds:
+        raise unknown_field(where, "", name, config_class, kinds)
+    return decode(node, kinds[name], f"{where}: {name}")
+
+
+def config_to_yaml(config: Any) -> str:
+    """Return every field of the config as YAML in the fields' order; `load_config` reads it back to an equal config."""
+    return "".join(f"{name}: {as_yaml(getattr(config, name))}\n" for name in field_types(config))
+
+
+def unknown_field(where: str, dashes: str, name: str, config_class: type, known: Collection[str]) -> UserError:
+    """What to say of a name that is not among the `known` ones; `dashes` stand before a flag."""
+    nearest = nearest_field(name, known)
+    advice = f"did you mean {dashes}{nearest}?" if nearest else "--help lists the fields"
+    return UserError(f"{where}: {dashes}{name} is not a field of {config_class.__name__}, {advice}")
+
+
+def nearest_field(name: str, known: Collection[str]) -> Optional[str]:
+    """What was probably meant by `name`: what papers call one of `known`, or the closest spelling; None for neither."""
+    for meant in SYNONYMS.get(name, ()):
+        if meant in known:
+            return meant + CONVERSIONS.get(name, "")
+    close = difflib.get_close_matches(name, known, n=1)
+    return close[0] if close else None
+
+
+def field_types(config_class: type) -> Dict[str, Any]:
+    """Types of the config's fields by name, in order; raises TypeError for one that a config must not use."""
+    kinds = {field.name: field.type for field in dataclasses.fields(config_class)}
+    for kind in kinds.values():
+        form_of(kind)
+    return kinds
+
+
+def compose(text: str, where: str) -> Optional[yaml.Node]:
+    """Return the root node of a YAML text, None where it holds nothing but comments."""
+    try:
+        return yaml.compose(text, Loader=yaml.SafeLoader)
+    except RecursionError as error:
+        raise UserError(f"{where}: nested too deeply, write a flat list of fields") from error
+    except yaml.YAMLError as error:
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        mark = getattr(error, "problem_mark", None)
+        line = f"line {mark.line + 1}: " if mark else ""
+        raise UserError(f"{where}: {line}not valid YAML ({problem}), correct or quote the value") from error
+
+
+def decode(node: yaml.Node, kind: Any, where: str) -> Any:
+    """Return a node's value as the field type `kind`; `where` names source and field in the UserError."""
+    try:
+        return _convert(node, kind)
+    except ValueError as error:
+        raise UserError(f"{where} must be {_expected(kind)}, not {shown(node)}") from error
+
+
+def _convert(node: yaml.Node, kind: Any) -> Any:
+    """Return a node's value as the field type `kind`; raises ValueError where the node holds something else."""
+    form, item = form_of(kind)
+    if form == "optional":
+        if node.value == "None":
+            raise ValueError
+        return None if node.tag == NULL else _convert(node, item)
+    if form == "list":
+        if not isinstance(node, yaml.SequenceNode):
+            raise ValueError
+        return tuple(_convert(element, item) for element in node.value)
+    return _convert_scalar(node, kind)
+
+
+def _convert_scalar(node: yaml.Node, kind: type) -> Union[str, int, float, bool]:
+    text, plain = node.value, isinstance(node, yaml.ScalarNode) and node.style is None
+    if kind is str and node.tag == STRING:
+        return text
+    if kind is bool and node.tag == BOOL and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    # A number without a point but with an exponent, 3e-4, is text in YAML 1.1.
+    if kind in (int, float) and plain and node.tag in (INT, FLOAT, STRING) and NUMBER.fullmatch(text):
+        number = float(text.replace("_", ""))
+        if kind is float and math.isfinite(number):
+            return number
+        if kind is int and DIGITS.fullmatch(text):
+            return int(text)
+        if kind is int and number.is_integer() and abs(number) < 2**53:  # beyond that a float is not exact
+            return int(number)
+    raise ValueError
+
+
+def form_of(kind: Any) -> Tuple[str, type]:
+    """Return "scalar", "optional" (Optional[X]) or "list" (Tuple[X, ...]) and X."""
+    arguments = get_args(kind)
+    if arguments[1:] == (type(None),):
+        return "optional", arguments[0]
+    if arguments[1:] == (...,):
+        return "list", arguments[0]
+    if kind not in EXPECTED:
+        raise TypeError(f"a config field must not have the type {kind}")
+    return "scalar", kind
+
+
+def _expected(kind: Any) -> str:
+    form, item = form_of(kind)
+    if form == "optional":
+        return f"{_expected(item)}, or null"
+    if form == "list":
+        return f"a list such as [{EXPECTED[item][1]}, {EXPECTED[item][1]}]"
+    return f"{EXPECTED[kind][0]} such as {EXPECTED[kind][1]}"
+
+
+def shown(node: yaml.Node, depth: int = 2) -> str:
+    """A node in at most one short line, with lists in lists to that depth: an alias can make an endless one."""
+    if isinstance(node, yaml.MappingNode):
+        return "a mapping (configs are flat)"
+    if isinstance(node, yaml.SequenceNode):
+        return f"[{', '.join(shown(item, depth - 1) for item in node.value[:8]) if depth else '...'}]"
+    text = " ".join(node.value.split())[:60]
+    return text if node.style is None and text else f'"{text}"'
+
+
+def as_yaml(value: Any) -> str:
+    """A field's value as it is written in YAML."""
+    value = list(value) if isinstance(value, tuple) else value
+    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=math.inf)
+    return text.removesuffix("...\n").strip()  # PyYAML ends a bare scalar with a document mark
