@@ -1,6 +1,7 @@
 """Devices by the name that a config gives them, how torch computes on them, and generators on them."""
 
 import os
+import warnings
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,8 @@ def set_up_torch(config: Any) -> None:
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.set_float32_matmul_precision(config.matmul_precision)
+    # Of a capturable Adam's steps outside a graph, which some of a run's are on purpose.
+    warnings.filterwarnings("ignore", message="This instance was constructed with capturable=True")
 
 
 def leaves_cores(config: Any) -> bool:

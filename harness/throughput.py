@@ -60,14 +60,13 @@ def cost(name: str, size: Size, dataset: Dataset) -> Cost:
     return Cost(parameters, count_flops(agent, sample()), time_split(agent, sample, SPLIT_UPDATES))
 
 
-def measure(
+def measure_rates(
     names: Sequence[str], size_name: str, modes: Sequence[Mode], seconds: float, device: torch.device
-) -> List[dict]:
-    """A row per algorithm and mode: parameters, megaflops, updates per second (median of rounds), time by part."""
+) -> Dict[Any, float]:
+    """Medians of the rounds: {(algorithm, mode): updates per second, precision: operations per second of products}."""
     size = SIZES[size_name]
     dataset, wait = random_dataset(size, device), waiting_for(device)
     left, right = (torch.rand(rows, size.width, device=device) for rows in (size.batch_size, size.width))
-    costs = {name: cost(name, size, dataset) for name in names}
     measured, products = {}, {}
     for mode in modes:
         torch.set_float32_matmul_precision(mode.precision)  # a graph keeps the one of its capture
@@ -83,9 +82,25 @@ def measure(
                 if mode.precision == precision:
                     rates[name, mode].append(update_rate(updates, seconds, wait))
     torch.set_float32_matmul_precision(MATMUL_PRECISIONS[0])
-    median = {key: statistics.median(values) for key, values in rates.items()}
+    return {key: statistics.median(values) for key, values in rates.items()}
+
+
+def measure(
+    names: Sequence[str], size_names: Sequence[str], modes: Sequence[Mode], seconds: float, device: torch.device
+) -> List[dict]:
+    """A row per size, algorithm and mode: parameters, megaflops, updates per second, time by part.
+
+    The profiler's turn is after all rates: on a GPU it can leave its tracing on, which slows what comes later.
+    """
+    rates = {size: measure_rates(names, size, modes, seconds, device) for size in size_names}
+    costs = {
+        (size, name): cost(name, SIZES[size], random_dataset(SIZES[size], device))
+        for size in size_names
+        for name in tqdm(names, desc=f"{size}, profile", leave=False, disable=None)
+    }
     return [
-        row(size_name, name, mode, costs[name], median[name, mode], median[mode.precision])
+        row(size, name, mode, costs[size, name], rates[size][name, mode], rates[size][mode.precision])
+        for size in size_names
         for name in names
         for mode in modes
     ]
@@ -133,9 +148,7 @@ def main() -> None:
             for captured in ((False, True) if device.type == "cuda" else (False,))
             for seeds in options.seeds
         ]
-        rows: List[dict] = []
-        for size in options.size:
-            rows += measure(options.algorithm, size, modes, options.seconds, device)
+        rows = measure(options.algorithm, options.size, modes, options.seconds, device)
         print(f"{machine(device)}\n\n{format_rows(rows)}")
         if options.csv:
             write_rows_csv(rows, options.csv)

@@ -6,6 +6,7 @@ agent's networks does, and each backward operation belongs to the part of the fo
 """
 
 import contextlib
+import math
 from collections import defaultdict
 from typing import Callable, Dict, Iterable, Iterator
 
@@ -23,7 +24,8 @@ def time_split(agent: torch.nn.Module, sample: Callable[[], dict], updates: int)
 
     target actions: policies evaluated without gradient; critics: critics and values with their targets, forward and
     backward; policies: with gradient, forward and backward; optimiser: Adam, zero_grad and the targets' soft update;
-    other: losses and what else lies outside of the networks. On a GPU the time is that of its kernels.
+    other: losses and what else lies outside of the networks. On a GPU the time is that of its kernels,
+    NaN where its profiler gives none.
     """
     on_gpu = next(agent.parameters()).is_cuda
     for _ in range(WARM_UP):
@@ -35,7 +37,7 @@ def time_split(agent: torch.nn.Module, sample: Callable[[], dict], updates: int)
                 batch = sample()
             agent.update(batch)
     times = _times(profiler.events(), on_gpu)
-    total = sum(times.values())
+    total = sum(times.values()) or math.nan  # a GPU whose profiler gives no kernel times
     return {part: times[part] / total for part in PARTS}
 
 

@@ -80,7 +80,7 @@ def warm_up(updates: Updates) -> Updates:
 
 
 def count_flops(agent: torch.nn.Module, batch: dict) -> int:
-    """Floating-point operations of one update's matrix products, as torch counts them."""
+    """Floating-point operations of one update's matrix products, without fused attention's."""
     with FlopCounterMode(display=False) as counter:
         agent.update(batch)
     return counter.get_total_flops()
