@@ -9,6 +9,7 @@ With G = A(s,a) = Q(s,a) - V(s), behaviour policy mu, inverse temperature beta a
     critics          sum_k E[mean_j (Q_k(s,a) - y_j)^2],  y_j = r + discount mask Qbar_j(s', a'),  a' of the policy
     value            E[|expectile - 1[u < 0]| u^2],  u = min_k Qbar_k(s,a) - V(s)             (IQL, eq. 5)
     sampling         v = (1+omega) v+ - omega v-,  Euler steps from x ~ N(0, I)               (eq. 10)
+    acting           of N sampled actions the one with the largest min_k Q_k(s,a)
 
 so both regressions have weights in [0, 1] and omega is chosen when acting, without training again.
 Q and V are learned as in IQL: V by expectile regression on the target critics, Q by temporal differences, but with
@@ -354,7 +355,7 @@ class DIPOLE(nn.Module):
         config = self.config
         observations, actions, next_observations = batch["observations"], batch["actions"], batch["next_observations"]
         with torch.no_grad():
-            candidates, candidate_q = self._sample(
+            candidates, drawn_q = self._sample(
                 next_observations, config.target_greediness, config.target_candidates, config.flow_steps
             )
             next_actions = best_candidate(self.critic, next_observations, candidates)
@@ -401,7 +402,7 @@ class DIPOLE(nn.Module):
         if len(policy_losses) > 1:
             metrics["actor/negative_loss"] = policy_losses[1]
         if config.composition == "resample":
-            log_weights = config.greediness * config.inverse_temperature * candidate_q
+            log_weights = config.greediness * config.inverse_temperature * drawn_q
             metrics["actor/effective_sample_size"] = effective_sample_size(log_weights).mean()
         metrics = {name: metric.detach() for name, metric in metrics.items()}
         return critic_loss + value_loss + policy_losses.sum(), metrics

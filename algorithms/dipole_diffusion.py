@@ -9,6 +9,7 @@ With G = A(s,a) = Q(s,a) - V(s), behaviour policy mu, inverse temperature beta a
     critics          sum_k E[mean_j (Q_k(s,a) - y_j)^2],  y_j = r + discount mask Qbar_j(s', a'),  a' of the policy
     value            E[|expectile - 1[u < 0]| u^2],  u = min_k Qbar_k(s,a) - V(s)             (IQL, eq. 5)
     sampling         eps = (1+omega) eps+ - omega eps-,  denoising from x ~ N(0, I)           (eq. 10)
+    acting           of N sampled actions the one with the largest min_k Q_k(s,a)
 
 The diffusion preserves variance and has T levels: x_t = sqrt(abar_t) a + sqrt(1 - abar_t) eps, where abar_t is the
 product of 1 - beta_u over u = 1..t, beta_u = 1 - exp(-b_min / T - (b_max - b_min) (2u - 1) / (2 T^2)).

@@ -35,7 +35,10 @@ def load_task(name: str, data_dir: Optional[str] = None, collect_episodes: int =
     known = suites()
     if suite not in known:
         hint = ": D4RL's data are read as minari/D4RL/<name>" if suite == "d4rl" else nearest_names(suite, known)
-        raise UserError(f"task {name!r}: unknown suite {suite!r}{hint} (known: {', '.join(sorted(known))})")
+        raise UserError(
+            f"task {name!r}: unknown suite {suite!r}{hint} (known: {', '.join(sorted(known))}; one of your own is "
+            "named by the environment variable DIPOLE_SUITES)"
+        )
     if not in_memory and suite not in MAPPABLE:
         raise UserError(f"in_memory: false is for {', '.join(MAPPABLE)} data sets only, not for {name}: set it to true")
     load = _module_of(suite, known[suite]).load

@@ -79,7 +79,8 @@ def _prepare(folder: Path, path: Path, collect_episodes: int) -> None:
     if collect_episodes > 0 and collector != policy and policy in POLICIES and not path.exists():
         # A collection that was interrupted is finished as it was begun.
         record = read_sidecar(folder) if folder.exists() else {"episodes": collect_episodes, "seed": 0}
-        if missing_episodes(folder, record["episodes"]):
+        if missing := missing_episodes(folder, record["episodes"]):
+            print(f"collecting {len(missing)} episodes into {folder}", flush=True)
             collect(root, domain, policy, record["episodes"], record["seed"], os.cpu_count() or 1)
     with open_source(folder) as source:
         if source is None and not path.exists():

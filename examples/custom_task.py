@@ -114,6 +114,7 @@ def main() -> None:
     os.environ["DIPOLE_SUITES"] = "own=examples.custom_task"
     config = DIPOLEConfig(
         task="own/reach",
+        label="custom_task",
         offline_steps=300,
         log_interval=100,
         eval_interval=150,

@@ -12,8 +12,10 @@ from pathlib import Path
 
 from algorithms.dipole import DIPOLE
 from envs import load_task
+from envs.errors import exit_on_user_error
 from examples import custom_task
 from harness.evaluation import GRID_SEED, evaluate
+from harness.run_folder import load_agent
 
 EPISODES = 20
 
@@ -24,9 +26,9 @@ def main() -> None:
         run_dir = Path(sys.argv[1])
     else:
         custom_task.main()
-        run_dir = Path("runs/dipole/own/reach/seed_0")
+        run_dir = Path("runs/custom_task/own/reach/seed_0")
 
-    agent = DIPOLE.load(run_dir)
+    agent = load_agent(DIPOLE, run_dir, "dipole")
     config = agent.config
     task = load_task(config.task, config.data_dir)
     for label, score in task.reference_scores().items():
@@ -41,4 +43,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with exit_on_user_error():
+        main()

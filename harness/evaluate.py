@@ -4,7 +4,7 @@
 
 The flags that take several values are the options of the agent's own `act`; an option left out is the run's. All cells
 of the grid use the same episode seeds, which training's evaluations do not use. A table is printed, and greediness.csv
-and greediness.png are written to the run folder (evaluation.csv for an agent without greediness). --video_episodes n
+and greediness.png are written to the run folder (evaluation.csv where greediness is not swept). --video_episodes n
 adds videos/seed_<n>.mp4 of the first n episodes at the first value of every option.
 """
 

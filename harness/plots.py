@@ -27,6 +27,7 @@ def plot_learning_curve(
     score_name: str,
     reference_lines: Mapping[str, float],
     online_from: Optional[int] = None,
+    title: str = "",
 ) -> None:
     """Plots the evaluations' score against updates, with a band of one standard deviation over the episodes.
 
@@ -49,6 +50,7 @@ def plot_learning_curve(
         axes.fill_between(steps, scores - spread, scores + spread, color=COLOURS[0], alpha=0.18, lw=0, label=label)
     if online_from is not None:
         axes.axvline(online_from, color=COLOURS[1], lw=1.2, ls=":", label="online from here")
+    axes.set_title(title, fontsize=9)
     axes.set_xlim(left=min(0.0, steps.min()))
     axes.xaxis.set_major_formatter(lambda value, position: _short_number(value))
     _finish(figure, axes, png_path, reference_lines)

@@ -58,8 +58,12 @@ def write_sweep_report(rows: Sequence[dict], folder: Path, task: Any, shown: Opt
     """
     sweeps_greediness = len({row.get("greediness") for row in rows}) > 1
     path = folder / (run_files.GREEDINESS_SWEEP if sweeps_greediness else run_files.SWEEP)
+    done = "replaced" if path.exists() else "written"
     write_rows_csv(rows, path)
+    files = [path]
     if sweeps_greediness:
-        plot_sweep(rows, folder / run_files.GREEDINESS_FIGURE, task.score_name, task.reference_scores())
+        files.append(folder / run_files.GREEDINESS_FIGURE)
+        plot_sweep(rows, files[1], task.score_name, task.reference_scores())
     remark = greediness_remark(rows, task.score_name)
-    return "\n".join(filter(None, [format_table(shown or rows, task.score_name), remark, f"written: {path}"]))
+    last = f"{done}: {', '.join(map(str, files))}"
+    return "\n".join(filter(None, [format_table(shown or rows, task.score_name), remark, last]))

@@ -363,6 +363,8 @@ def test_greediness_figure_differs_with_every_part_of_its_data(tmp_path):
 
 
 def test_report_adds_the_remark_and_names_the_file(tmp_path):
-    report = write_sweep_report([toy_row(0, 1.0), toy_row(1, 1.05)], tmp_path, toy_task())
+    rows = [toy_row(0, 1.0), toy_row(1, 1.05)]
+    report = write_sweep_report(rows, tmp_path, toy_task())
     assert "Greediness makes no clear difference" in report
-    assert f"written: {tmp_path / 'greediness.csv'}" in report
+    assert f"written: {tmp_path / 'greediness.csv'}, {tmp_path / 'greediness.png'}" in report
+    assert f"replaced: {tmp_path / 'greediness.csv'}" in write_sweep_report(rows, tmp_path, toy_task())

@@ -52,7 +52,7 @@ def test_a_custom_task_trains_in_the_harness_and_beats_its_data(tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DIPOLE_SUITES", raising=False)
     custom_task.main()
-    run_dir = tmp_path / "runs" / "dipole" / "own" / "reach" / "seed_0"
+    run_dir = tmp_path / "runs" / "custom_task" / "own" / "reach" / "seed_0"
     identity = read_json(run_dir / "environment.json", needed=("data",))["data"]
     score = read_json(run_dir / "result.json", needed=("score",))["score"]
     assert score > identity["episode_return_mean"]

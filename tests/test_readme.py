@@ -59,7 +59,10 @@ PREPARATIONS = {  # commands of the README, shortened, that make what others nee
     "maze": "python -m envs.ogbench_generate pointmaze-medium-navigate --transitions 1000 --workers 1 --out data",
     "cartpole run": f"{QUICKSTART}{TINY_CARTPOLE} --data_dir tiny --run_dir tiny",
 }
-OWN_RUN, CARTPOLE_RUN = "runs/dipole/own/reach/seed_0", "tiny/dipole/exorl/local_sticky_random/cartpole_swingup/seed_0"
+OWN_RUN, CARTPOLE_RUN = (
+    "runs/custom_task/own/reach/seed_0",
+    "tiny/dipole/exorl/local_sticky_random/cartpole_swingup/seed_0",
+)
 OWN = "DIPOLE_SUITES=own=examples.custom_task "
 
 FORMS: Dict[str, Form] = {
@@ -88,8 +91,8 @@ FORMS: Dict[str, Form] = {
         "short matrix",
     ),
     f"{OWN}python algorithms/dipole.py --task own/reach --offline_steps 5_000": Form(
-        f"{OWN}python algorithms/dipole.py --task own/reach --run_dir other{TINY_TRAINING}",
-        f"{OWN}python algorithms/dipole.py --task own/reach --run_dir other --offline_steps 50",
+        f"{OWN}python algorithms/dipole.py --task own/reach{TINY_TRAINING}",
+        f"{OWN}python algorithms/dipole.py --task own/reach --label slow --offline_steps 50",
         MINUTES,
     ),
     "python -m examples.greediness_sweep": Form(None, "python -m examples.greediness_sweep", "run as a preparation"),

@@ -253,7 +253,8 @@ class FQL(nn.Module):
 
         # Critics: the next action is the one-step policy's; averaged over the critics.
         with torch.no_grad():
-            next_actions = self.act(batch["next_observations"])
+            z = self.noise.normal(*actions.shape)
+            next_actions = one_step_actions(self.policy, batch["next_observations"], z).clamp(-1, 1)
             next_q = q_values(self.target_critic, batch["next_observations"], next_actions)
             next_q = next_q.amin(dim=0) if config.target_aggregation == "min" else next_q.mean(dim=0)
             target_q = batch["rewards"] + config.discount * batch["masks"] * next_q

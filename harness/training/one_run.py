@@ -18,7 +18,7 @@ from harness import run_files
 from harness.devices import seeded_generator
 from harness.evaluation import EvaluationResult
 from harness.plots import plot_learning_curve
-from harness.run_folder import RunFolder, networks_must_fit
+from harness.run_folder import RunFolder, label_of, networks_must_fit
 from harness.training import divergence
 from harness.training.evaluations import Evaluations, load_snapshot
 from harness.training.online import OnlinePhase
@@ -215,6 +215,7 @@ class Training:
         checkpoint = self.folder.load_checkpoint()
         if checkpoint is None:
             self.online.restore(0, None)
+            print(f"{self.folder.path}: {self.last_step:,} updates", flush=True)
             return
         loop = checkpoint["loop"]
         self.step, self.seconds = loop["step"], loop["seconds"]
@@ -260,6 +261,7 @@ class Training:
             name,
             self.task.reference_scores(),
             online_from=offline_steps if self.config.online_steps else None,
+            title=f"{label_of(self.config)}, seed {self.config.seed}",
         )
         result = {
             "score_name": name,
