@@ -43,7 +43,8 @@ def test_seeds_side_by_side_equal_seeds_alone(tmp_path, alone, capsys):
         assert_same_run(config, straight)
         assert result == json.loads((run_path(config) / "result.json").read_text())
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(":")[0] for line in lines[:3]] == ["seed 3", "seed 0", "seed 7"]
+    assert [line.split(":")[0] for line in lines[:3]] == [str(run_path(config)) for config in configs]
+    assert [line.split(":")[0] for line in lines[3:6]] == ["seed 3", "seed 0", "seed 7"]
 
 
 def test_seeds_with_online_phases(tmp_path):
