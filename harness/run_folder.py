@@ -48,6 +48,11 @@ def run_path(config: Any) -> Path:
     return Path(config.run_dir).expanduser() / label_of(config) / config.task / f"seed_{config.seed}"
 
 
+def is_finished(folder: Path) -> bool:
+    """Whether the run in that folder has its result."""
+    return (folder / run_files.RESULT).exists()
+
+
 def remove_run(config: Any) -> None:
     """Says what the folder of this config's run holds and deletes the files that a run writes, and no others."""
     path = run_path(config)
@@ -128,7 +133,7 @@ class RunFolder:
     def result(self) -> Optional[dict]:
         """What result.json holds, None while the run is not finished."""
         path = self.path / run_files.RESULT
-        return read_json(path, needed=("score", "step")) if path.exists() else None
+        return read_json(path, needed=("score", "step")) if is_finished(self.path) else None
 
     def describe(self, agent: torch.nn.Module, device: torch.device) -> None:
         """Writes config.yaml and environment.json; the latter follows the machine that the run continues on."""

@@ -93,11 +93,11 @@ def measure(
     The profiler's turn is after all rates: on a GPU it can leave its tracing on, which slows what comes later.
     """
     rates = {size: measure_rates(names, size, modes, seconds, device) for size in size_names}
-    costs = {
-        (size, name): cost(name, SIZES[size], random_dataset(SIZES[size], device))
-        for size in size_names
-        for name in tqdm(names, desc=f"{size}, profile", leave=False, disable=None)
-    }
+    costs = {}
+    for size in size_names:
+        dataset = random_dataset(SIZES[size], device)
+        for name in tqdm(names, desc=f"{size}, profile", leave=False, disable=None):
+            costs[size, name] = cost(name, SIZES[size], dataset)
     return [
         row(size, name, mode, costs[size, name], rates[size][name, mode], rates[size][mode.precision])
         for size in size_names

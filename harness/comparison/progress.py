@@ -7,6 +7,7 @@ from typing import Any
 
 from harness import run_files
 from harness.csv_log import read_rows
+from harness.run_folder import is_finished
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +43,7 @@ def read_progress(folder: Path, config: Any) -> Progress:
         score=float(evaluated[name]) if evaluated else math.nan,
         score_name=name,
         seconds=float(newest["seconds"]) if newest else 0.0,
-        trained=(folder / run_files.RESULT).exists(),
+        trained=is_finished(folder),
     )
 
 

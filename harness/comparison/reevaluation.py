@@ -12,7 +12,7 @@ from harness import run_files
 from harness.comparison.matrix import PlannedRun
 from harness.devices import choose_device
 from harness.evaluation import EVALUATION_SEED, Evaluator
-from harness.run_folder import RunFolder, load_agent
+from harness.run_folder import RunFolder, is_finished, load_agent
 
 
 def read_reevaluation(folder: Path) -> List[Dict[str, str]]:
@@ -45,7 +45,7 @@ def missing_cells(folder: Path, cells: List[Dict[str, Any]]) -> List[Dict[str, A
 
 
 def is_complete(planned: PlannedRun, cells: List[Dict[str, Any]]) -> bool:
-    return (planned.folder / run_files.RESULT).exists() and not missing_cells(planned.folder, cells)
+    return is_finished(planned.folder) and not missing_cells(planned.folder, cells)
 
 
 def reevaluate(planned: PlannedRun, cells: List[Dict[str, Any]], task: Task) -> None:

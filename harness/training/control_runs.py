@@ -9,9 +9,8 @@ from typing import Any, Iterator, List, Sequence
 import torch
 
 from envs.task import Task
-from harness import run_files
 from harness.devices import leaves_cores, set_up_torch
-from harness.run_folder import label_of, run_path
+from harness.run_folder import is_finished, label_of, run_path
 from harness.training.loop import complete
 
 
@@ -27,16 +26,12 @@ def control_configs(configs: Sequence[Any], agent_class: type) -> List[Any]:
 @contextlib.contextmanager
 def controls_beside(controls: Sequence[Any], agent_class: type, task: Task) -> Iterator[None]:
     """Completes the controls: in a process of their own beside the block where cores allow, what is left after it."""
-    beside = [config for config in controls if leaves_cores(config) and not is_finished(config)]
+    beside = [config for config in controls if leaves_cores(config) and not is_finished(run_path(config))]
     with train_beside(beside, agent_class, task) if beside else contextlib.nullcontext():
         yield
-    left = [config for config in controls if config not in beside or not is_finished(config)]
+    left = [config for config in controls if config not in beside or not is_finished(run_path(config))]
     if left:  # also what went wrong beside the block, which shows here
         complete(new_agents(left, agent_class, task), task)
-
-
-def is_finished(config: Any) -> bool:
-    return (run_path(config) / run_files.RESULT).exists()
 
 
 @contextlib.contextmanager
