@@ -242,7 +242,7 @@ def denoising_step(
 def user_error(message: str) -> Exception:
     """The error that this repository's commands print without a traceback; in a copy of this file a ValueError."""
     try:
-        from envs.errors import UserError
+        from common.errors import UserError
     except ModuleNotFoundError:
         return ValueError(message)
     return UserError(message)

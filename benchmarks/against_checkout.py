@@ -17,8 +17,8 @@ from typing import Any, Callable, Dict, List
 import torch
 from tqdm import tqdm
 
-from envs.errors import CommandParser, UserError, exit_on_user_error
-from envs.files import write_rows_csv
+from common.errors import CommandParser, UserError, exit_on_user_error
+from common.files import write_rows_csv
 from harness.algorithms import ROOT, Algorithm, algorithm_names, load_algorithm
 from harness.measurement.table import format_rows, machine, spread
 from harness.measurement.workload import SIZES, Size, build_agent, random_dataset

@@ -24,9 +24,9 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.jax_dipole import compiled_update, random_state
+from common.errors import CommandParser, UserError, exit_on_user_error
+from common.files import write_rows_csv
 from envs.dataset import Dataset
-from envs.errors import CommandParser, UserError, exit_on_user_error
-from envs.files import write_rows_csv
 from harness.devices import choose_device
 from harness.measurement.rates import rate, update_rate, waiting_for
 from harness.measurement.table import format_rows, machine, spread

@@ -16,8 +16,8 @@ from typing import List
 import torch
 
 from algorithms.dipole import DIPOLE, DIPOLEConfig
+from common.errors import CommandParser, exit_on_user_error
 from envs import load_task
-from envs.errors import CommandParser, exit_on_user_error
 from envs.task import Task
 from harness.evaluation import GRID_SEED, Evaluator
 from harness.run import run

@@ -8,11 +8,11 @@ from typing import Callable
 
 import numpy as np
 
-from envs.exorl_collect import collect_episode
-from envs.exorl_domains import DOMAINS
-from envs.exorl_environment import ExORLEnvironment, load_environment
-from envs.exorl_fast_relabel import READERS, fast_rewards
-from envs.exorl_relabel import reference_rewards
+from envs.exorl.collect import collect_episode
+from envs.exorl.domains import DOMAINS
+from envs.exorl.environment import ExORLEnvironment, load_environment
+from envs.exorl.fast_relabel import READERS, fast_rewards
+from envs.exorl.relabel import reference_rewards
 
 STATES = 10_000
 RUNS = 5  # the best counts: CPU time, so that other work on the machine matters less

@@ -18,9 +18,9 @@ from typing import Dict, List
 import torch
 
 from algorithms.dipole import DIPOLE, DIPOLEConfig
+from common.errors import CommandParser, exit_on_user_error
 from envs import load_task
-from envs.errors import CommandParser, exit_on_user_error
-from envs.exorl_collect import collect, episode_file, read_sidecar
+from envs.exorl.collect import collect, episode_file, read_sidecar
 from envs.generation_record import RECORD
 from envs.task import file_sha256
 
@@ -125,7 +125,7 @@ def main() -> None:
     data = ["--data_dir", str(root)]
     for collector in SETS:
         if not (root / "walker" / f"{collector}.h5").exists():
-            convert = ["-m", "envs.exorl_tasks", "convert", "walker", "--collector", collector, *data]
+            convert = ["-m", "envs.exorl.tasks", "convert", "walker", "--collector", collector, *data]
             run(f"convert {collector}", convert)
     this = ["-m", "benchmarks.exorl_scale", "--scratch", str(root), "--part"]
     run("load and train", [*this, "load"])

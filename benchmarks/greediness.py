@@ -25,8 +25,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
-from envs.errors import CommandParser, UserError, exit_on_user_error
-from envs.files import make_folder, replacing, write_rows_csv
+from common.errors import CommandParser, UserError, exit_on_user_error
+from common.files import make_folder, replacing, write_rows_csv
 from harness import run_files
 from harness.compare import compare
 from harness.comparison.matrix import Comparison

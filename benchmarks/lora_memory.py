@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from algorithms.dipole_lora import DIPOLELoRA, DIPOLELoRAConfig, load_base
-from envs.errors import CommandParser, exit_on_user_error
+from common.errors import CommandParser, exit_on_user_error
 
 OBSERVATION_DIM, ACTION_DIM = 147, 13  # of driving/bandit
 TOKENS = (6, 9, 12, 12, 12, 24, *[9] * 8)

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 
 from benchmarks.rounded_products import FORMATS, RoundedProducts
-from envs.errors import CommandParser, exit_on_user_error
-from envs.files import write_rows_csv
+from common.errors import CommandParser, exit_on_user_error
+from common.files import write_rows_csv
 from harness.algorithms import ROOT
 from harness.devices import choose_device
 from harness.measurement.table import format_rows, machine

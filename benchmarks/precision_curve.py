@@ -21,8 +21,8 @@ import torch
 
 from algorithms.dipole import DIPOLEConfig, train
 from benchmarks.rounded_products import FORMATS, RoundedProducts
-from envs.errors import CommandParser, UserError, exit_on_user_error
-from envs.files import make_folder, write_rows_csv
+from common.errors import CommandParser, UserError, exit_on_user_error
+from common.files import make_folder, write_rows_csv
 from harness.algorithms import ROOT
 from harness.config_file import load_config
 from harness.csv_log import read_rows

@@ -21,7 +21,7 @@ from typing import Dict, List, Optional
 import matplotlib.pyplot as plt
 import numpy as np
 
-from envs.errors import CommandParser, exit_on_user_error
+from common.errors import CommandParser, exit_on_user_error
 from harness.csv_log import CsvLog
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -18,9 +18,9 @@ from typing import Any, Dict, Iterator
 import torch
 from tqdm import tqdm
 
+from common.errors import CommandParser, UserError, exit_on_user_error
+from common.files import write_rows_csv
 from envs.dataset import Dataset
-from envs.errors import CommandParser, UserError, exit_on_user_error
-from envs.files import write_rows_csv
 from harness.algorithms import algorithm_names
 from harness.devices import choose_device
 from harness.measurement.table import format_rows, machine

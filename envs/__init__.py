@@ -5,8 +5,8 @@ import os
 from types import ModuleType
 from typing import TYPE_CHECKING, Dict, Optional
 
-from envs.errors import UserError
-from envs.names import nearest_names
+from common.errors import UserError
+from common.names import nearest_names
 
 if TYPE_CHECKING:
     from envs.task import Task
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 # so that one suite's simulator is not needed for another's data.
 SUITES = {
     "driving": "envs.driving.tasks",
-    "exorl": "envs.exorl_tasks",
-    "minari": "envs.minari_tasks",
-    "ogbench": "envs.ogbench_tasks",
+    "exorl": "envs.exorl.tasks",
+    "minari": "envs.minari",
+    "ogbench": "envs.ogbench.tasks",
 }
 OWN_SUITES = "DIPOLE_SUITES"  # environment variable: "<suite>=<module>,...", suites of one's own beside those
 MAPPABLE = ("exorl",)  # suites whose files can be read where they lie; the others' are compressed

@@ -5,7 +5,7 @@ from typing import Dict, Sequence
 import numpy as np
 import torch
 
-from envs.errors import UserError
+from common.errors import UserError
 
 # A squashed policy cannot reach ±1, and its density there is infinite (FQL's released code, envs/env_utils.py).
 ACTION_LIMIT = 1.0 - 1e-5

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Sequence
 
-from envs.errors import UserError
-from envs.files import write_text
+from common.errors import UserError
+from common.files import write_text
 
 RECORD = "generation.json"  # in the set's folder
 SHOWN = 80  # characters of a value in a message

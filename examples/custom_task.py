@@ -19,8 +19,8 @@ import numpy as np
 import torch
 
 from algorithms.dipole import DIPOLEConfig, train
+from common.errors import UserError
 from envs.dataset import Dataset
-from envs.errors import UserError
 from envs.task import Task
 
 STEPS = 20  # of an episode

@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 
 from algorithms.dipole import DIPOLE
+from common.errors import exit_on_user_error
 from envs import load_task
-from envs.errors import exit_on_user_error
 from examples import custom_task
 from harness.evaluation import GRID_SEED, evaluate
 from harness.run_folder import load_agent

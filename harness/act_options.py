@@ -5,7 +5,7 @@ import inspect
 import itertools
 from typing import Any, Sequence
 
-from envs.errors import UserError
+from common.errors import UserError
 from harness.command_line import decode_flag
 from harness.config_file import nearest_field
 

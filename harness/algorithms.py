@@ -6,7 +6,7 @@ import importlib
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Sequence, Tuple
 
-from envs.errors import UserError
+from common.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("algorithms", "algorithms.baselines")

@@ -15,7 +15,7 @@ import pyrallis.help_formatter
 import pyrallis.utils
 import yaml
 
-from envs.errors import UserError, exit_on_user_error, one_line
+from common.errors import UserError, exit_on_user_error, one_line
 from harness.config_file import (
     STRING,
     as_yaml,

@@ -16,8 +16,8 @@ from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence
 
 import yaml
 
-from envs.errors import CommandParser, UserError, exit_on_user_error
-from envs.files import locked, make_folder, write_text
+from common.errors import CommandParser, UserError, exit_on_user_error
+from common.files import locked, make_folder, write_text
 from harness import run_files
 from harness.comparison.estimate import estimate_table, estimates
 from harness.comparison.live_table import LiveTable

@@ -21,7 +21,7 @@ from typing import Any, Collection, Dict, Optional, Tuple, Union, get_args
 
 import yaml
 
-from envs.errors import UserError, one_line
+from common.errors import UserError, one_line
 
 # What papers and their released code call a field; the first name that the config has is suggested.
 SYNONYMS = {

@@ -5,8 +5,8 @@ import io
 from pathlib import Path
 from typing import Any, Dict, List, Tuple
 
-from envs.errors import UserError
-from envs.files import write_text
+from common.errors import UserError
+from common.files import write_text
 
 
 def whole_rows(text: str) -> Tuple[List[str], List[Dict[str, str]]]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from envs.errors import UserError
+from common.errors import UserError
 
 
 def choose_device(name: str) -> torch.device:

@@ -17,7 +17,7 @@ import gymnasium
 import numpy as np
 from tqdm import tqdm
 
-from envs.errors import UserError
+from common.errors import UserError
 from harness.environment_rows import NO_ROW, EnvironmentFailure, EnvironmentRows
 
 SECONDS_TO_CLOSE = 10.0  # what a process gets to close its environments before it is killed

@@ -8,7 +8,7 @@ from typing import Any, Callable, Iterator, Optional
 import gymnasium
 import numpy as np
 
-from envs.errors import UserError
+from common.errors import UserError
 
 NO_ROW = -1  # while none is at work
 

@@ -13,9 +13,9 @@ import sys
 from pathlib import Path
 from typing import Sequence
 
+from common.errors import CommandParser, UserError, exit_on_user_error
+from common.files import make_folder
 from envs import load_task
-from envs.errors import CommandParser, UserError, exit_on_user_error
-from envs.files import make_folder
 from harness.act_options import act_options, parse_grid, unknown_option
 from harness.devices import choose_device, set_up_torch
 from harness.graphics import check_graphics, choose_graphics

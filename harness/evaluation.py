@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from envs.errors import UserError, one_line
+from common.errors import UserError, one_line
 from harness.environment_processes import LESS_MEMORY, SECONDS_TO_ANSWER, EnvironmentProcesses
 from harness.environment_rows import EnvironmentRows, global_numpy_preserved
 

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from typing import Optional
 
-from envs.errors import UserError
+from common.errors import UserError
 
 BACKENDS = ("egl", "osmesa")  # of MuJoCo's, those that need no display
 DRAWING_TEST = """

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from envs.files import replacing
+from common.files import replacing
 from harness.sweep import option_names
 
 # Okabe and Ito's palette, told apart by colour-blind readers; markers and dashes tell the lines apart without colour.

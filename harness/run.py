@@ -4,7 +4,7 @@ from typing import List, Sequence
 
 import torch
 
-from envs.errors import UserError
+from common.errors import UserError
 from envs.task import Task
 from harness.devices import set_up_torch
 from harness.run_fields import check_run_fields

@@ -4,7 +4,7 @@ import math
 import os
 from typing import Any
 
-from envs.errors import UserError
+from common.errors import UserError
 from harness.devices import choose_device
 
 RUN_FIELDS = (

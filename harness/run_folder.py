@@ -18,9 +18,9 @@ from typing import Any, Iterator, Optional, Sequence, Tuple
 
 import torch
 
-from envs.errors import UserError, one_line
-from envs.files import locked, make_folder, remove_abandoned, replacing, write_text
-from envs.untrusted import check_stored_zip
+from common.errors import UserError, one_line
+from common.files import locked, make_folder, remove_abandoned, replacing, write_text
+from common.untrusted import check_stored_zip
 from harness import run_files
 from harness.algorithms import Algorithm, load_algorithm
 from harness.config_file import config_to_yaml, load_config

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Optional, Sequence
 
-from envs.files import write_rows_csv
+from common.files import write_rows_csv
 from harness import run_files
 from harness.plots import plot_sweep
 from harness.score_statistics import CONFIDENCE

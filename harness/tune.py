@@ -38,10 +38,10 @@ from typing import List, Sequence, Tuple
 
 import torch
 
+from common.errors import CommandParser, UserError, exit_on_user_error
+from common.files import make_folder, write_text
+from common.names import nearest_names
 from envs import load_task
-from envs.errors import CommandParser, UserError, exit_on_user_error
-from envs.files import make_folder, write_text
-from envs.names import nearest_names
 from harness.algorithms import ROOT, Algorithm, load_algorithm
 from harness.command_line import parse_config
 from harness.config_file import config_to_yaml, load_config, read_mapping

@@ -9,7 +9,7 @@ import gymnasium
 import imageio_ffmpeg
 import numpy as np
 
-from envs.files import replacing
+from common.files import replacing
 from harness.evaluation import GRID_SEED, EvaluationResult, evaluate
 from harness.graphics import NoPictures
 from harness.weights_and_biases import WandbLog

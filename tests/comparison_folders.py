@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any, Callable, Dict, Optional, Sequence
 
-from envs.files import write_rows_csv
+from common.files import write_rows_csv
 from harness import run_files
 from harness.algorithms import load_algorithm
 from harness.comparison.matrix import Comparison, PlannedRun, Row, Variant

@@ -25,16 +25,16 @@ import torch
 from minari.data_collector.episode_buffer import EpisodeBuffer
 
 from algorithms.dipole import DIPOLEConfig
+from common.errors import UserError
 from envs import load_task
 from envs.dataset import ACTION_LIMIT, Dataset
-from envs.errors import UserError
-from envs.exorl_collect import collect
-from envs.exorl_convert import convert
-from envs.exorl_source import Episode, read_episode
-from envs.exorl_tasks import _read as read_exorl
-from envs.ogbench_collect import PointMazeCollector
-from envs.ogbench_environment import OGBenchEnvironment
-from envs.ogbench_tasks import _read as read_ogbench
+from envs.exorl.collect import collect
+from envs.exorl.convert import convert
+from envs.exorl.source import Episode, read_episode
+from envs.exorl.tasks import _read as read_exorl
+from envs.ogbench.collect import PointMazeCollector
+from envs.ogbench.environment import OGBenchEnvironment
+from envs.ogbench.tasks import _read as read_ogbench
 from harness.config_file import config_to_yaml, load_config
 from harness.run_folder import read_checkpoint, run_path
 from tests.test_agents import flat_state

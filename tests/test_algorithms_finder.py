@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from envs.errors import UserError
+from common.errors import UserError
 from harness.algorithms import algorithm_names, load_algorithm
 
 TOY = '''"""A toy."""

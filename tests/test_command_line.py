@@ -13,7 +13,7 @@ from typing import Optional, Tuple
 import pytest
 
 from algorithms.dipole import DIPOLEConfig
-from envs.errors import UserError, exit_on_user_error
+from common.errors import UserError, exit_on_user_error
 from harness.command_line import parse_config, parse_configs, run_command
 from harness.config_file import config_to_yaml, load_config
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from envs.errors import UserError
+from common.errors import UserError
 from harness import run_folder
 from harness.compare import checked, compare, in_order, only_one, parser, write_sweep
 from harness.comparison import estimate, planned_run, preparation

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from common.errors import UserError
 from envs import load_task
 from envs.dataset import ACTION_LIMIT, Dataset, refuse_non_finite
-from envs.errors import UserError
 from envs.task import SAMPLE_BLOCK_SIZE, file_sha256
 
 

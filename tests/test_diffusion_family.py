@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from algorithms.baselines import dql, qsm
-from envs.errors import UserError
+from common.errors import UserError
 from harness.algorithms import load_algorithm
 from tests.golden import checker, diffusion_family
 

@@ -15,7 +15,7 @@ from torch import nn
 from algorithms import dipole
 from algorithms.dipole_diffusion import sample_denoiser
 from algorithms.dipole_lora import DIPOLELoRA, DIPOLELoRAConfig, Planner, fingerprint, initialise, load_base
-from envs.errors import UserError
+from common.errors import UserError
 from harness.run import run
 from tests.test_agents import assert_equal_states
 from tests.toy import random_batch, toy_task

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from common.errors import UserError
 from envs import load_task
 from envs.dataset import ACTION_LIMIT
 from envs.driving import collect, tasks
@@ -29,7 +30,6 @@ from envs.driving.scene import DRIVABLE, Road, Scene
 from envs.driving.scene_files import log_paths, read_log, read_road, road_path, split_of
 from envs.driving.score import score
 from envs.driving.vehicle import DT
-from envs.errors import UserError
 from harness.algorithms import algorithm_names, load_algorithm
 from harness.evaluation import evaluate
 from tests.conftest import small_config

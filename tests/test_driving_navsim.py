@@ -19,6 +19,7 @@ import pytest
 import shapely
 import torch
 
+from common.errors import UserError
 from envs import load_task
 from envs.driving import navsim_export, navsim_interface, navsim_policy, navsim_results
 from envs.driving.bandit import load_data, read_split
@@ -26,13 +27,12 @@ from envs.driving.comfort import SIGNALS, comfort_signals
 from envs.driving.curate import score_matrix
 from envs.driving.observation import OBSERVATION_DIM, observe
 from envs.driving.planner import along_route
-from envs.driving.policies import Policy, sample_plans
 from envs.driving.scene import DRIVABLE, MAX_LANES, Road
 from envs.driving.scene_files import SPLITS, log_path, read_log, read_road, road_path
 from envs.driving.score import score
 from envs.driving.vehicle import A_Y, V_Y
-from envs.errors import UserError
 from harness.algorithms import algorithm_names, load_algorithm
+from harness.driving.policies import Policy, sample_plans
 from harness.run_folder import run_path
 from tests import navsim_standin
 from tests.conftest import small_config

@@ -8,16 +8,17 @@ import numpy as np
 import pytest
 
 from algorithms.dipole import DIPOLEConfig, train
+from common.errors import UserError
 from envs import load_task
-from envs.driving import closed_loop, results, show, table
+from envs.driving import closed_loop
 from envs.driving.bandit import load_data, read_split
 from envs.driving.planner import along_route, constant_velocity
-from envs.driving.policies import Policy, sample_plans
 from envs.driving.scene_files import SCORE_NAMES
 from envs.driving.vehicle import simulate
-from envs.errors import UserError
 from harness.comparison.matrix_file import load_comparison
 from harness.comparison.planned_run import complete_run
+from harness.driving import results, show, table
+from harness.driving.policies import Policy, sample_plans
 from harness.run_folder import run_path
 
 SCENES = Path(__file__).resolve().parent / "golden" / "driving" / "scenes"

@@ -14,8 +14,8 @@ from torch import nn
 
 import harness.evaluate
 import harness.run_folder
-from envs.errors import UserError
-from envs.files import write_rows_csv
+from common.errors import UserError
+from common.files import write_rows_csv
 from envs.task import Task
 from harness.act_options import act_options, parse_grid
 from harness.config_file import config_to_yaml

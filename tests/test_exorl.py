@@ -17,15 +17,16 @@ import pytest
 import torch
 from dm_control.rl.control import PhysicsError
 
-from envs import exorl_convert, load_task
-from envs.errors import UserError
-from envs.exorl_collect import collect, collect_episode
-from envs.exorl_convert import convert
-from envs.exorl_domains import DOMAINS, OFFICIAL_COLLECTORS, TASKS
-from envs.exorl_environment import ActionScale, ExORLEnvironment, load_environment
-from envs.exorl_fast_relabel import READERS, fast_rewards
-from envs.exorl_relabel import reference_rewards, relabel
-from envs.exorl_tasks import main
+from common.errors import UserError
+from envs import load_task
+from envs.exorl import convert as conversion
+from envs.exorl.collect import collect, collect_episode
+from envs.exorl.convert import convert
+from envs.exorl.domains import DOMAINS, OFFICIAL_COLLECTORS, TASKS
+from envs.exorl.environment import ActionScale, ExORLEnvironment, load_environment
+from envs.exorl.fast_relabel import READERS, fast_rewards
+from envs.exorl.relabel import reference_rewards, relabel
+from envs.exorl.tasks import main
 
 STEPS = 60  # of the short episodes here
 TOLERANCE = 1e-6
@@ -541,7 +542,7 @@ def test_an_interrupted_conversion_leaves_the_old_file(tmp_path, buffer, monkeyp
     def interrupt(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(exorl_convert, "Relabeller", interrupt)
+    monkeypatch.setattr(conversion, "Relabeller", interrupt)
     with pytest.raises(KeyboardInterrupt):
         convert(tmp_path, "cartpole", "rnd")
     assert path.read_bytes() == before
@@ -635,7 +636,7 @@ def test_collection_does_not_depend_on_interruptions(tmp_path, short_episodes):
 
 def test_collection_does_not_depend_on_workers(tmp_path, monkeypatch):
     one = collect(tmp_path / "one", "cartpole", "sticky_random", 2)
-    monkeypatch.setattr("envs.exorl_collect.EPISODES_PER_WORKER", 1)
+    monkeypatch.setattr("envs.exorl.collect.EPISODES_PER_WORKER", 1)
     two = collect(tmp_path / "two", "cartpole", "sticky_random", 2, workers=2)
     assert files_of(one) == files_of(two)
     assert list(files_of(one)) == ["episode_000000_1000.npz", "episode_000001_1000.npz"]

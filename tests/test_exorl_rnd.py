@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 import torch
 
+from common.errors import UserError
 from envs import load_task
-from envs.errors import UserError
-from envs.exorl_collect import collect, collect_episode
-from envs.exorl_domains import DOMAINS
-from envs.exorl_environment import ExORLEnvironment
-from envs.exorl_tasks import main
+from envs.exorl.collect import collect, collect_episode
+from envs.exorl.domains import DOMAINS
+from envs.exorl.environment import ExORLEnvironment
+from envs.exorl.tasks import main
 
 if importlib.util.find_spec("stable_baselines3") is None:
     pytest.skip("stable-baselines3 (requirements-collect.txt) is not installed", allow_module_level=True)
 
-from envs import exorl_rnd
-from envs.exorl_rnd import Novelty, NoveltyReplayBuffer, RNDCollector, RNDParameters
+from envs.exorl import rnd
+from envs.exorl.rnd import Novelty, NoveltyReplayBuffer, RNDCollector, RNDParameters
 
 STEPS = 20  # of the short episodes here
 TINY = RNDParameters(
@@ -37,7 +37,7 @@ def short_episodes(monkeypatch):
 
 @pytest.fixture
 def tiny(monkeypatch):
-    monkeypatch.setattr(exorl_rnd, "RNDParameters", lambda: TINY)
+    monkeypatch.setattr(rnd, "RNDParameters", lambda: TINY)
 
 
 def files_of(folder: Path) -> dict:
@@ -160,7 +160,7 @@ def test_an_interrupted_collection_continues_to_the_same_files(tmp_path, tiny, m
     whole = collect(tmp_path / "whole", "walker", "rnd", 4)
     with monkeypatch.context() as patch:
         saved = torch.save
-        stop = {"between episodes": exorl_rnd.write_episode, "before the checkpoint": saved}[at]
+        stop = {"between episodes": rnd.write_episode, "before the checkpoint": saved}[at]
 
         def interrupt(*arguments):
             interrupt.calls += 1
@@ -169,7 +169,7 @@ def test_an_interrupted_collection_continues_to_the_same_files(tmp_path, tiny, m
             return stop(*arguments)
 
         interrupt.calls = 0
-        owner, name = (exorl_rnd, "write_episode") if at == "between episodes" else (torch, "save")
+        owner, name = (rnd, "write_episode") if at == "between episodes" else (torch, "save")
         patch.setattr(owner, name, interrupt)
         with pytest.raises(KeyboardInterrupt):
             collect(tmp_path / "begun", "walker", "rnd", 4)
@@ -232,7 +232,7 @@ def test_what_the_collector_learned_from_must_be_there(tmp_path, tiny):
 
 def test_other_parameters_are_not_mixed(tmp_path, tiny, monkeypatch):
     collect(tmp_path, "walker", "rnd", 1)
-    monkeypatch.setattr(exorl_rnd, "RNDParameters", lambda: dataclasses.replace(TINY, features=5))
+    monkeypatch.setattr(rnd, "RNDParameters", lambda: dataclasses.replace(TINY, features=5))
     with pytest.raises(UserError, match="generation.json: parameters there"):
         collect(tmp_path, "walker", "rnd", 2)
 

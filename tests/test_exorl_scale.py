@@ -18,11 +18,12 @@ import numpy as np
 import pytest
 import torch
 
-from envs import exorl_convert, load_task
+from common.errors import UserError
+from envs import load_task
 from envs.dataset import ACTION_LIMIT, Dataset
-from envs.errors import UserError
-from envs.exorl_convert import convert
-from envs.exorl_domains import DOMAINS
+from envs.exorl import convert as conversion
+from envs.exorl.convert import convert
+from envs.exorl.domains import DOMAINS
 
 STEPS, EPISODES = 20, 7
 
@@ -49,7 +50,7 @@ def root(tmp_path, monkeypatch) -> Path:
     """A folder with the set cartpole/rnd of seven short episodes, which are converted two at a time."""
     shorter = dataclasses.replace(DOMAINS["cartpole"], episode_steps=STEPS, tasks=("balance",))
     monkeypatch.setitem(DOMAINS, "cartpole", shorter)
-    monkeypatch.setattr(exorl_convert, "BLOCK_EPISODES", 2)
+    monkeypatch.setattr(conversion, "BLOCK_EPISODES", 2)
     buffer = tmp_path / "data" / "cartpole" / "rnd" / "buffer"
     buffer.mkdir(parents=True)
     for index in range(EPISODES):
@@ -85,13 +86,13 @@ def killed_conversion(root: Path, owner: object, function: str, call: int, compr
 
 def episodes_read(monkeypatch) -> list:
     """The indices of the episodes that conversions in this process read from now on."""
-    read, reader = [], exorl_convert.read_episode
+    read, reader = [], conversion.read_episode
 
     def record(domain, episode, *arguments):
         read.append(episode.index)
         return reader(domain, episode, *arguments)
 
-    monkeypatch.setattr(exorl_convert, "read_episode", record)
+    monkeypatch.setattr(conversion, "read_episode", record)
     return read
 
 
@@ -100,12 +101,12 @@ def visible(root: Path) -> list:
 
 
 KILLS = [
-    (exorl_convert, "read_episode", 1, 0),
-    (exorl_convert, "read_episode", 6, 4),
-    (exorl_convert, "write_text", 1, 0),  # the block is written, but not counted yet
-    (exorl_convert, "write_text", 4, 6),
-    (exorl_convert._Conversion, "_lay_out", 1, 0),
-    (exorl_convert._Conversion, "_attributes", 1, 0),  # in the middle of HDF5's change of the file
+    (conversion, "read_episode", 1, 0),
+    (conversion, "read_episode", 6, 4),
+    (conversion, "write_text", 1, 0),  # the block is written, but not counted yet
+    (conversion, "write_text", 4, 6),
+    (conversion._Conversion, "_lay_out", 1, 0),
+    (conversion._Conversion, "_attributes", 1, 0),  # in the middle of HDF5's change of the file
 ]
 
 
@@ -128,7 +129,7 @@ def test_a_conversion_of_a_zip_goes_on(root, monkeypatch):
         for path in sorted(buffer.iterdir()):
             archive.write(path, f"rnd/buffer/{path.name}")
     shutil.rmtree(buffer.parent)
-    killed_conversion(root, exorl_convert, "read_episode", 4)
+    killed_conversion(root, conversion, "read_episode", 4)
     read = episodes_read(monkeypatch)
     assert convert(root, "cartpole", "rnd").read_bytes() == whole.read_bytes()
     assert read == [2, 3, 4, 5, 6]
@@ -136,7 +137,7 @@ def test_a_conversion_of_a_zip_goes_on(root, monkeypatch):
 
 def test_a_compressed_conversion_goes_on(root, monkeypatch):
     whole = whole_conversion(root, "lzf")
-    killed_conversion(root, exorl_convert._Conversion, "_compress", 1, "lzf")
+    killed_conversion(root, conversion._Conversion, "_compress", 1, "lzf")
     read = episodes_read(monkeypatch)
     path = convert(root, "cartpole", "rnd", "lzf")
     assert read == []
@@ -148,20 +149,20 @@ def test_a_compressed_conversion_goes_on(root, monkeypatch):
 
 
 def test_loading_finishes_a_killed_conversion(root):
-    killed_conversion(root, exorl_convert, "read_episode", 6)
+    killed_conversion(root, conversion, "read_episode", 6)
     task = load_task("exorl/rnd/cartpole_balance", str(root))
     assert task.identity["episodes"] == EPISODES and len(task.dataset) == EPISODES * STEPS
 
 
 def test_a_half_made_file_is_not_taken_for_a_complete_one(root):
-    killed_conversion(root, exorl_convert, "read_episode", 6)
+    killed_conversion(root, conversion, "read_episode", 6)
     (root / "cartpole" / ".rnd.h5.partial").rename(root / "cartpole" / "rnd.h5")
-    with pytest.raises(UserError, match=r"rnd.h5: format None version None, .*run `python -m envs.exorl_tasks convert"):
+    with pytest.raises(UserError, match=r"rnd.h5: format None version None, .*run `python -m envs.exorl.tasks convert"):
         load_task("exorl/rnd/cartpole_balance", str(root))
 
 
 def test_episodes_that_changed_since_are_read_again(root, monkeypatch):
-    killed_conversion(root, exorl_convert, "read_episode", 6)
+    killed_conversion(root, conversion, "read_episode", 6)
     changed = root / "cartpole" / "rnd" / "buffer" / f"episode_000001_{STEPS}.npz"
     size = changed.stat().st_size
     write_episode(changed.parent, 1, seed=99)
@@ -173,7 +174,7 @@ def test_episodes_that_changed_since_are_read_again(root, monkeypatch):
 
 
 def test_more_episodes_than_before_begin_anew(root, monkeypatch):
-    killed_conversion(root, exorl_convert, "read_episode", 6)
+    killed_conversion(root, conversion, "read_episode", 6)
     write_episode(root / "cartpole" / "rnd" / "buffer", EPISODES, seed=EPISODES)
     read = episodes_read(monkeypatch)
     path = convert(root, "cartpole", "rnd")
@@ -197,14 +198,14 @@ def test_after_a_damaged_episode_was_mended_the_conversion_goes_on(root, monkeyp
 def test_a_second_process_waits_and_takes_the_firsts_file(root, monkeypatch):
     read = episodes_read(monkeypatch)
     path, waiting = root / "cartpole" / "rnd.h5", threading.Event()
-    locked = exorl_convert._locked
+    locked = conversion._locked
 
     def announce(folder):
         waiting.set()
         return locked(folder)
 
     with locked(path.parent):
-        monkeypatch.setattr(exorl_convert, "_locked", announce)
+        monkeypatch.setattr(conversion, "_locked", announce)
         second = threading.Thread(target=convert, args=(root, "cartpole", "rnd"))
         second.start()
         assert waiting.wait(10)

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from algorithms.dipole import DIPOLE
-from envs.errors import UserError, exit_on_user_error
+from common.errors import UserError, exit_on_user_error
 from envs.task import file_sha256
 from harness import evaluation
 from harness.csv_log import CsvLog

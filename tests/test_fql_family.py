@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from envs.errors import UserError
+from common.errors import UserError
 from harness.algorithms import load_algorithm
 from tests.golden import checker, fql_family
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from benchmarks.greediness import OMEGA, OMEGA_GAP, SHARE, SPIKE, check, figure_of, points_of, run, write
-from envs.errors import UserError
-from envs.files import write_rows_csv
+from common.errors import UserError
+from common.files import write_rows_csv
 from harness.comparison.matrix import Row, Variant
 from harness.comparison.matrix_file import load_comparison
 from harness.comparison.results import Results

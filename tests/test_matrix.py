@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from envs.errors import UserError
+from common.errors import UserError
 from harness.comparison.matrix_file import load_comparison, read_matrix
 from harness.comparison.reevaluation import find_cell
 

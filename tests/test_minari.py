@@ -17,10 +17,10 @@ import torch
 from gymnasium import spaces
 from minari.data_collector.episode_buffer import EpisodeBuffer
 
+from common.errors import UserError
 from envs import load_task
 from envs.dataset import ACTION_LIMIT
-from envs.errors import UserError
-from envs.minari_tasks import MinariEnvironment
+from envs.minari import MinariEnvironment
 from harness.evaluation import evaluate
 from harness.sweep import sweep
 from harness.sweep_report import format_table

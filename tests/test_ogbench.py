@@ -15,13 +15,13 @@ import pytest
 import torch
 from ogbench.relabel_utils import relabel_dataset
 
+from common.errors import UserError
 from envs import load_task
 from envs.dataset import ACTION_LIMIT
-from envs.errors import UserError
-from envs.ogbench_collect import ManipulationCollector, PointMazeCollector
-from envs.ogbench_environment import OGBenchEnvironment
-from envs.ogbench_generate import generate
-from envs.ogbench_names import DATASETS, sidecar_file, task_names, train_file, validation_file
+from envs.ogbench.collect import ManipulationCollector, PointMazeCollector
+from envs.ogbench.environment import OGBenchEnvironment
+from envs.ogbench.generate import generate
+from envs.ogbench.names import DATASETS, sidecar_file, task_names, train_file, validation_file
 from harness.evaluation import evaluate
 
 STEPS = 60  # of the short episodes here
@@ -207,10 +207,10 @@ def test_an_unknown_task_is_named(tmp_path, name, message):
 
 
 def test_absent_files_are_named_with_the_ways_to_get_them(tmp_path, no_network, monkeypatch):
-    monkeypatch.setattr("envs.ogbench_tasks.OGBenchEnvironment", None)  # not built before the files are there
+    monkeypatch.setattr("envs.ogbench.tasks.OGBenchEnvironment", None)  # not built before the files are there
     root = tmp_path / "not" / "yet"
     message = f"{CUBE}-v0.npz and {CUBE}-v0-val.npz: not in {root}, and the download failed .Name or service not known"
-    ways = f".*machine with internet.*python -m envs.ogbench_generate {CUBE} --transitions 1000000 --out {root}`$"
+    ways = f".*machine with internet.*python -m envs.ogbench.generate {CUBE} --transitions 1000000 --out {root}`$"
     refuses(root, message + ways, f"ogbench/{CUBE}-singletask-v0")
     refuses(root, "download_datasets.*into ~/.ogbench/data$", "ogbench/antmaze-large-navigate-singletask-v0")
     assert list(tmp_path.iterdir()) == []
@@ -233,7 +233,7 @@ def test_files_of_a_generation_are_not_completed_by_a_download(folder, monkeypat
     validation_file(folder, MAZE).unlink()
     sidecar_file(folder, MAZE).write_text(json.dumps({"generator_version": 1}))
     monkeypatch.setattr("urllib.request.urlopen", None)
-    refuses(folder, f"^{MAZE}-v0-val.npz: not in .* was generated: run `python -m envs.ogbench_generate")
+    refuses(folder, f"^{MAZE}-v0-val.npz: not in .* was generated: run `python -m envs.ogbench.generate")
 
 
 class Response:

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from envs import ogbench_generate
-from envs.errors import UserError
-from envs.ogbench_collect import (
+from common.errors import UserError
+from envs.ogbench import generate as generation
+from envs.ogbench.collect import (
     MAZE_NOISE,
     ManipulationCollector,
     PointMazeCollector,
@@ -17,8 +17,8 @@ from envs.ogbench_collect import (
     make_collector,
     parameters,
 )
-from envs.ogbench_generate import generate, main
-from envs.ogbench_names import DATASETS, GENERATED, sidecar_file, train_file, validation_file
+from envs.ogbench.generate import generate, main
+from envs.ogbench.names import DATASETS, GENERATED, sidecar_file, train_file, validation_file
 
 STITCH = "pointmaze-medium-stitch"  # its episodes are the shortest
 STEPS = episode_steps(STITCH)
@@ -187,7 +187,7 @@ def test_the_number_of_workers_does_not_matter(tmp_path, made, capsys):
 
 def test_an_interrupted_generation_goes_on(tmp_path, made, monkeypatch):
     collected = []
-    write = ogbench_generate._write_npz
+    write = generation._write_npz
 
     def interrupt_at_the_third(path, arrays) -> None:
         if len(collected) == 3:
@@ -195,19 +195,17 @@ def test_an_interrupted_generation_goes_on(tmp_path, made, monkeypatch):
         collected.append(path)
         write(path, arrays)
 
-    monkeypatch.setattr(ogbench_generate, "_write_npz", interrupt_at_the_third)
+    monkeypatch.setattr(generation, "_write_npz", interrupt_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         generate(STITCH, 12 * STEPS, seed=2, out=str(tmp_path))
     assert not train_file(tmp_path, STITCH).exists() and len(collected) == 3
-    monkeypatch.setattr(
-        ogbench_generate, "_write_npz", lambda path, arrays: (collected.append(path), write(path, arrays))
-    )
+    monkeypatch.setattr(generation, "_write_npz", lambda path, arrays: (collected.append(path), write(path, arrays)))
     generate(STITCH, 12 * STEPS, seed=2, out=str(tmp_path))
     assert len(collected) == len(set(collected)) == 13 and same_files(tmp_path, made)
 
 
 def test_finished_files_are_not_made_again(made, monkeypatch):
-    monkeypatch.setattr(ogbench_generate, "_Worker", None)
+    monkeypatch.setattr(generation, "_Worker", None)
     before = train_file(made, STITCH).stat().st_mtime_ns
     generate(STITCH, 12 * STEPS, seed=2, out=str(made))
     assert train_file(made, STITCH).stat().st_mtime_ns == before
@@ -217,7 +215,7 @@ def test_an_interruption_while_the_files_are_written_leaves_none(tmp_path, made,
     def interrupt(path) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(ogbench_generate, "file_sha256", interrupt)
+    monkeypatch.setattr(generation, "file_sha256", interrupt)
     with pytest.raises(KeyboardInterrupt):
         generate(STITCH, 12 * STEPS, seed=2, out=str(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == [f"{STITCH}-v0.episodes"]
@@ -259,7 +257,7 @@ def test_files_of_another_making_are_kept(tmp_path, made):
 
 
 def test_unfinished_episodes_of_another_making_are_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(ogbench_generate, "_write_files", lambda generation: 1 / 0)
+    monkeypatch.setattr(generation, "_write_files", lambda generation: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         generate(STITCH, STEPS, seed=1, out=str(tmp_path))
     monkeypatch.undo()

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from algorithms.dipole import DIPOLE
-from envs.errors import UserError
+from common.errors import UserError
 from harness import run_files
 from harness.csv_log import CsvLog
 from harness.plots import plot_learning_curve

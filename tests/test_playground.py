@@ -15,11 +15,11 @@ from torch import nn
 
 import harness.playground.__main__ as command
 from algorithms.dipole import DIPOLE, DIPOLEConfig
+from common.errors import UserError
 from envs import load_task
-from envs.driving.show import CANDIDATES, draw
-from envs.errors import UserError
 from harness.act_options import act_options
 from harness.algorithms import load_algorithm
+from harness.driving.show import CANDIDATES, draw
 from harness.evaluation import GRID_SEED, evaluate
 from harness.playground.controls import decode_count, decode_options, make_controls, refusal
 from harness.playground.results import Tried, curve_rows, draw_curve, show_change, show_score, table

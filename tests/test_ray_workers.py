@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from envs.errors import UserError
+from common.errors import UserError
 from harness.algorithms import ROOT
 from harness.comparison.ray_workers import Resources, check_shared, connected, machines, slots_on, wait_for_lock
 from harness.comparison.shared_storage import Probe

@@ -27,7 +27,7 @@ COMMAND = re.compile(r"(?:[A-Z_]+=\S+ )?(?:python|pip) .+")
 INSTALL = "installing takes minutes and internet; .ci/run does it in a fresh environment"
 
 TUNE = "python -m harness.tune --algorithm dipole --config configs/dipole/quickstart.yaml"
-COLLECT = "python -m envs.exorl_tasks collect"
+COLLECT = "python -m envs.exorl.tasks collect"
 TRAIN = "python algorithms/dipole.py --config configs/dipole/"
 QUICKSTART = f"{TRAIN}quickstart.yaml"
 MINUTES = "minutes of training: a few updates and one episode show that the command works"
@@ -56,7 +56,7 @@ class Form:
 
 PREPARATIONS = {  # commands of the README, shortened, that make what others need
     "own run": "python -m examples.greediness_sweep",
-    "maze": "python -m envs.ogbench_generate pointmaze-medium-navigate --transitions 1000 --workers 1 --out data",
+    "maze": "python -m envs.ogbench.generate pointmaze-medium-navigate --transitions 1000 --workers 1 --out data",
     "cartpole run": f"{QUICKSTART}{TINY_CARTPOLE} --data_dir tiny --run_dir tiny",
 }
 OWN_RUN, CARTPOLE_RUN = (
@@ -133,9 +133,9 @@ FORMS: Dict[str, Form] = {
         OFFICIAL_DATA,
         "maze",
     ),
-    "python -m envs.ogbench_generate cube-single-play --transitions 100000 --workers 2 --out data": Form(
+    "python -m envs.ogbench.generate cube-single-play --transitions 100000 --workers 2 --out data": Form(
         PREPARATIONS["maze"],
-        "python -m envs.ogbench_generate cube-single-play --transitions 2000 --workers 2 --out data",
+        "python -m envs.ogbench.generate cube-single-play --transitions 2000 --workers 2 --out data",
         "a hundred thousand transitions of the arm take minutes",
     ),
     f"{COLLECT} cartpole --collector sticky_random --episodes 100 --data_dir data": Form(
@@ -148,8 +148,8 @@ FORMS: Dict[str, Form] = {
         f"{COLLECT} walker --collector rnd --episodes 2 --data_dir collected",
         "300 episodes with their learning take a quarter of an hour; tests/test_exorl_rnd.py is its fast test",
     ),
-    "python -m envs.exorl_tasks convert walker --collector rnd": Form(
-        "python -m envs.exorl_tasks convert walker --collector rnd",
+    "python -m envs.exorl.tasks convert walker --collector rnd": Form(
+        "python -m envs.exorl.tasks convert walker --collector rnd",
         None,
         "the released set needs internet: one episode of random actions takes its place",
         "released walker",

@@ -9,7 +9,7 @@ import shutil
 import numpy as np
 import pytest
 
-from envs.errors import UserError
+from common.errors import UserError
 from harness.comparison.matrix import Row, Variant
 from harness.comparison.protocol import check_protocol
 from harness.comparison.results import FINAL, Results, csv_rows, scale_of

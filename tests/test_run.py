@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from algorithms.dipole import DIPOLE
-from envs.errors import UserError
-from envs.files import remove_abandoned, replacing, write_text
+from common.errors import UserError
+from common.files import remove_abandoned, replacing, write_text
 from harness import run_files
 from harness.config_file import load_config
 from harness.csv_log import CsvLog

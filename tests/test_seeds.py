@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from algorithms.dipole import DIPOLE
-from envs.errors import UserError
+from common.errors import UserError
 from harness.run import run
 from harness.run_folder import run_path
 from harness.training import loop as loop_module

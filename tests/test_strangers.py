@@ -16,10 +16,10 @@ import pytest
 import torch
 
 from algorithms.dipole import DIPOLE, DIPOLEConfig
-from envs.errors import UserError
-from envs.exorl_source import open_source, read_episode
-from envs.minari_tasks import check_metadata
-from envs.untrusted import check_hdf5, check_npz, machine_memory, plain_dataset
+from common.errors import UserError
+from common.untrusted import check_hdf5, check_npz, machine_memory, plain_dataset
+from envs.exorl.source import open_source, read_episode
+from envs.minari import check_metadata
 from harness.config_file import LARGEST_FILE, load_config
 from harness.run_folder import read_checkpoint, run_path
 from tests.toy_run import toy_config, toy_run
@@ -136,7 +136,7 @@ def test_an_array_larger_than_the_machine_is_refused(tmp_path, monkeypatch):
     path = tmp_path / "data.npz"
     np.savez_compressed(path, observations=np.zeros((10_000, 10)))
     check_npz(path, ("observations",))
-    monkeypatch.setattr("envs.untrusted.machine_memory", lambda: 700_000)
+    monkeypatch.setattr("common.untrusted.machine_memory", lambda: 700_000)
     refuses("claims 0.0 GB, the machine has", check_npz, path, ("observations",))
     assert machine_memory() > 10**8
 
@@ -257,11 +257,11 @@ def test_an_hdf5_file_on_which_the_library_hangs_or_dies_is_refused(tmp_path, mo
     path = tmp_path / "data.h5"
     h5py.File(path, "w").close()
     check_hdf5(path)
-    monkeypatch.setattr("envs.untrusted.SECONDS_TO_CHECK", 0.3)
-    monkeypatch.setattr("envs.untrusted.check_group", lambda file: time.sleep(3600))
+    monkeypatch.setattr("common.untrusted.SECONDS_TO_CHECK", 0.3)
+    monkeypatch.setattr("common.untrusted.check_group", lambda file: time.sleep(3600))
     refuses("HDF5 did not end within 0 s", check_hdf5, path)
-    monkeypatch.setattr("envs.untrusted.check_group", lambda file: os.kill(os.getpid(), signal.SIGKILL))
-    monkeypatch.setattr("envs.untrusted.SECONDS_TO_CHECK", 20.0)
+    monkeypatch.setattr("common.untrusted.check_group", lambda file: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr("common.untrusted.SECONDS_TO_CHECK", 20.0)
     refuses("HDF5 ended its process", check_hdf5, path)
 
 

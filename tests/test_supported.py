@@ -10,9 +10,9 @@ import pytest
 from gymnasium import spaces
 
 from algorithms.dipole import DIPOLEConfig
+from common.errors import UserError
 from envs import load_task, suites
-from envs.errors import UserError
-from envs.minari_tasks import ActionScale, observation_width
+from envs.minari import ActionScale, observation_width
 from harness.command_line import run_command
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "supported.md").read_text(encoding="utf-8")

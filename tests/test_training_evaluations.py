@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from algorithms.dipole import DIPOLE
-from envs.errors import UserError
+from common.errors import UserError
 from harness.csv_log import CsvLog
 from harness.environment_rows import EnvironmentFailure
 from harness.run import run

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from algorithms.dipole import DIPOLE, DIPOLEConfig
-from envs.errors import UserError
+from common.errors import UserError
 from harness import tune as tune_module
 from harness.algorithms import ROOT, Algorithm, algorithm_names, load_algorithm
 from harness.config_file import config_to_yaml, load_config

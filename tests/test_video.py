@@ -18,7 +18,7 @@ import torch
 
 import harness.evaluate
 import harness.graphics
-from envs.errors import UserError
+from common.errors import UserError
 from harness.config_file import config_to_yaml
 from harness.evaluation import GRID_SEED, evaluate
 from harness.graphics import check_graphics, choose_graphics, drawing_error
@@ -247,8 +247,8 @@ class Still:
 make_env = lambda: gymnasium.wrappers.TimeLimit({environment}{arguments}, 30)
 record(Still(), make_env, 1, Path(sys.argv[1]))
 """
-CARTPOLE = ("envs.exorl_environment", "ExORLEnvironment", ("cartpole", "swingup"), 1)
-POINTMAZE = ("envs.ogbench_environment", "OGBenchEnvironment", "('pointmaze-medium-navigate-singletask-v0')", 2)
+CARTPOLE = ("envs.exorl.environment", "ExORLEnvironment", ("cartpole", "swingup"), 1)
+POINTMAZE = ("envs.ogbench.environment", "OGBenchEnvironment", "('pointmaze-medium-navigate-singletask-v0')", 2)
 
 
 @pytest.mark.slow

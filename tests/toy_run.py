@@ -6,7 +6,7 @@ from ast import literal_eval
 from typing import List, Sequence
 
 from algorithms.dipole import DIPOLE, DIPOLEConfig
-from envs.errors import exit_on_user_error
+from common.errors import exit_on_user_error
 from harness.run import run
 from tests.toy import toy_task
 

@@ -15,6 +15,7 @@ import numpy as np
 from gymnasium import spaces
 from tqdm import tqdm
 
+from common.errors import UserError
 from envs.driving.curate import score_matrix
 from envs.driving.encoding import Encoding
 from envs.driving.observation import OBSERVATION_DIM, Scaling, observe
@@ -31,7 +32,6 @@ from envs.driving.scene_files import (
     write_arrays,
 )
 from envs.driving.score import score
-from envs.errors import UserError
 
 CACHE_VERSION = 1  # raise it when the same scenes no longer give the same cache
 

@@ -14,6 +14,7 @@ import numpy as np
 from gymnasium import spaces
 from tqdm import tqdm
 
+from common.errors import CommandParser, exit_on_user_error
 from envs.driving.bandit import data_path, load_data, read_data
 from envs.driving.collect import FAMILIES, data_folder, read_sidecar, traffic_module
 from envs.driving.comfort import comfort_verdicts
@@ -37,7 +38,6 @@ from envs.driving.vehicle import (
     initial_state,
     simulate,
 )
-from envs.errors import CommandParser, exit_on_user_error
 
 WARM_UP = HISTORY_STEPS[0]  # steps that the logging driver takes before the first plan: its past is observed
 MAX_PLANS = 30  # 15 s
@@ -169,7 +169,7 @@ def drive(folder: Path, seed: int, planner: Callable[[Scene], np.ndarray]) -> Di
 
 
 def _policy_planner(folder: Path, run: Path) -> Callable[[Scene], np.ndarray]:
-    from envs.driving.policies import Policy  # here: torch is not needed for planners without learning
+    from harness.driving.policies import Policy  # here: torch is not needed for planners without learning
 
     policy = Policy(run)
     policy.check_scenes(folder)

@@ -19,10 +19,10 @@ from typing import Optional, Sequence
 import numpy as np
 from tqdm import tqdm
 
+from common.errors import CommandParser, UserError, exit_on_user_error
+from common.files import make_folder, remove_abandoned
 from envs.driving.curate import PLANS, curate
 from envs.driving.scene_files import log_path, read_road, road_path, write_log, write_road
-from envs.errors import CommandParser, UserError, exit_on_user_error
-from envs.files import make_folder, remove_abandoned
 from envs.generation_record import RECORD, read_record, refuse_other_making, write_record
 
 GENERATOR_VERSION = 1  # raise it when the same seed no longer gives the same files

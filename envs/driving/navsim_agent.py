@@ -22,10 +22,10 @@ from typing import Any, Optional
 
 import numpy as np
 
+from common.errors import UserError
 from envs.driving.navsim_export import scene_of
 from envs.driving.navsim_interface import METRICS, metric, navsim_module
 from envs.driving.navsim_messages import receive, scene_to_arrays, send
-from envs.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 CONDA_VARIABLES = ("PYTHONPATH", "PYTHONHOME")  # of NAVSIM's environment, not for another Python

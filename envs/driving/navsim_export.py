@@ -16,6 +16,8 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 import numpy as np
 from tqdm import tqdm
 
+from common.errors import CommandParser, UserError, exit_on_user_error
+from common.files import make_folder, remove_abandoned
 from envs.driving.collect import check_making
 from envs.driving.curate import (
     CHOSEN_SHARE,
@@ -46,8 +48,6 @@ from envs.driving.scene import FUTURE_STEPS, Scene
 from envs.driving.scene_files import CYCLE, SPLITS, LogRecord, log_path, road_path, split_of, write_log, write_road
 from envs.driving.score import Motion, progress_of, score, start_of
 from envs.driving.vehicle import KNOTS, track
-from envs.errors import CommandParser, UserError, exit_on_user_error
-from envs.files import make_folder, remove_abandoned
 from envs.generation_record import RECORD, write_record
 
 EXPORTER_VERSION = 1  # raise it when the same cache no longer gives the same files

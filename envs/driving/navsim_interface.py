@@ -11,9 +11,9 @@ from typing import Any, List, Sequence, Tuple
 
 import numpy as np
 
+from common.errors import UserError
 from envs.driving.scene import DRIVABLE, MAX_LANES, Road
 from envs.driving.vehicle import DT, KNOT_STEPS, LENGTH, STEPS, WIDTH, to_frame, to_world
-from envs.errors import UserError
 
 METRICS = ("PDMS", "EPDMS")  # the scores of versions 1 and 2, which are never compared
 RESOLUTION = 0.2  # metres from cell to cell

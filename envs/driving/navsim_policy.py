@@ -14,6 +14,7 @@ from typing import Optional, Sequence
 
 import numpy as np
 
+from common.errors import CommandParser, UserError, exit_on_user_error
 from envs.driving.bandit import fingerprint, load_data
 from envs.driving.collect import data_folder, read_sidecar
 from envs.driving.navsim_messages import receive, scene_from_arrays, send
@@ -21,7 +22,6 @@ from envs.driving.observation import observe
 from envs.driving.planner import along_route
 from envs.driving.scene import Scene
 from envs.driving.tasks import EXPORTED_DATA_DIR, is_exported
-from envs.errors import CommandParser, UserError, exit_on_user_error
 
 
 class ScenePlanner:
@@ -32,7 +32,7 @@ class ScenePlanner:
     """
 
     def __init__(self, checkpoint: Path, data_dir: Optional[str] = None):
-        from envs.driving.policies import Policy  # here: only this command of the exported scenes needs torch
+        from harness.driving.policies import Policy  # here: only this command of the exported scenes needs torch
 
         run_dir = checkpoint.parent
         self.policy = Policy(run_dir)

@@ -9,7 +9,7 @@ import csv
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence, Tuple
 
-from envs.errors import CommandParser, UserError, exit_on_user_error
+from common.errors import CommandParser, UserError, exit_on_user_error
 
 SUMMARY_ROWS = {  # metric: tokens of the row with a file's overall score
     "PDMS": ("average",),

@@ -16,9 +16,9 @@ from typing import Optional
 
 import numpy as np
 
+from common.errors import UserError
+from common.files import replacing
 from envs.driving.scene import Road, Scene
-from envs.errors import UserError
-from envs.files import replacing
 
 SPLITS = ("train", "validation", "test")
 # Split of the log pairs (one of each family), repeated: 70 % train, 10 % validation, 20 % test, early ones of each.

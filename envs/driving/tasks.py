@@ -14,13 +14,13 @@ from typing import Optional
 import numpy as np
 import torch
 
+from common.errors import UserError
+from common.names import nearest_names
 from envs.dataset import Dataset
 from envs.driving.bandit import DrivingBandit, load_data
 from envs.driving.closed_loop import DrivingClosedLoop
 from envs.driving.collect import collect, collect_command, data_folder, missing_logs, read_sidecar
 from envs.driving.observation import OBSERVATION_DIM
-from envs.errors import UserError
-from envs.names import nearest_names
 from envs.task import Task
 
 CLOSED_LOOP = "closed loop"

@@ -5,7 +5,7 @@ import functools
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
-from envs.errors import UserError
+from common.errors import UserError
 from harness.act_options import act_options
 from harness.algorithms import Algorithm, load_algorithm
 from harness.config_file import nearest_field

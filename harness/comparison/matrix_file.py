@@ -10,7 +10,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 import yaml
 
-from envs.errors import UserError
+from common.errors import UserError
 from harness.algorithms import Algorithm, load_algorithm
 from harness.comparison.matrix import CROSSED_OPTION, Comparison, PlannedRun, Row, Variant, act_options_of
 from harness.comparison.problems import noting, problem_list

@@ -11,8 +11,8 @@ import sys
 import threading
 from typing import Any, Dict, List
 
+from common.errors import exit_on_user_error
 from envs import load_task
-from envs.errors import exit_on_user_error
 from harness.comparison.matrix import PlannedRun
 from harness.comparison.reevaluation import reevaluate
 from harness.run import run

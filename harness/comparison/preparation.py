@@ -12,8 +12,8 @@ from typing import Any, Collection, Dict, List, Optional, Sequence, Tuple
 import torch
 from tqdm import tqdm
 
+from common.errors import UserError
 from envs import load_task
-from envs.errors import UserError
 from harness.comparison.estimate import Cost, measure
 from harness.comparison.matrix import Comparison, PlannedRun
 from harness.comparison.problems import noting

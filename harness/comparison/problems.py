@@ -4,7 +4,7 @@ import contextlib
 from pathlib import Path
 from typing import Iterator, List, Sequence, Union
 
-from envs.errors import UserError
+from common.errors import UserError
 
 
 def problem_list(path: Union[str, Path], problems: Sequence[str]) -> UserError:

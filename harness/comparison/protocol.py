@@ -5,7 +5,7 @@ import dataclasses
 import itertools
 from typing import Any, Dict, List, Sequence
 
-from envs.errors import UserError
+from common.errors import UserError
 from harness.comparison.matrix import Comparison
 from harness.comparison.results import Results, RunResult
 

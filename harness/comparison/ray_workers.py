@@ -15,8 +15,8 @@ import time
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Sequence, Tuple
 
-from envs.errors import UserError
-from envs.files import make_folder, write_text
+from common.errors import UserError
+from common.files import make_folder, write_text
 from harness import run_files
 from harness.algorithms import ROOT
 from harness.comparison.matrix import Comparison, PlannedRun

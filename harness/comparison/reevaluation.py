@@ -6,7 +6,7 @@ from typing import Any, Dict, Iterable, List, Optional
 
 from tqdm import tqdm
 
-from envs.files import write_rows_csv
+from common.files import write_rows_csv
 from envs.task import Task
 from harness import run_files
 from harness.comparison.matrix import PlannedRun

@@ -11,7 +11,7 @@ import socket
 from pathlib import Path
 from typing import Iterator
 
-from envs.files import make_folder, write_text
+from common.files import make_folder, write_text
 
 
 @dataclasses.dataclass(frozen=True)

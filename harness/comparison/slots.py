@@ -5,7 +5,7 @@ from typing import Dict, List, Optional, Sequence, Tuple
 
 import torch
 
-from envs.errors import UserError
+from common.errors import UserError
 
 Slot = Dict[str, str]  # environment variables of the processes that take this place one after another
 

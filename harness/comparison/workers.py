@@ -14,7 +14,7 @@ import time
 from collections import deque
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
-from envs.files import make_folder, write_text
+from common.files import make_folder, write_text
 from harness import run_files
 from harness.algorithms import ROOT
 from harness.comparison.matrix import Comparison, PlannedRun

@@ -17,8 +17,8 @@ import tempfile
 from pathlib import Path
 from typing import Optional, Sequence
 
+from common.errors import CommandParser, UserError, exit_on_user_error
 from envs import load_task
-from envs.errors import CommandParser, UserError, exit_on_user_error
 from harness.devices import choose_device
 from harness.graphics import NoPictures, check_graphics, choose_graphics
 from harness.playground.session import LoadedRun, Session

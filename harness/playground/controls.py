@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any, Optional
 
-from envs.errors import UserError
+from common.errors import UserError
 from harness.act_options import act_options, parse_grid
 
 LOWEST_GREEDINESS, HIGHEST_GREEDINESS, STEPS_PER_UNIT = -1, 4, 10  # of the slider; the field beside it takes any number

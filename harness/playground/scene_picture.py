@@ -6,11 +6,11 @@ from typing import Any, Callable
 import gymnasium
 import numpy as np
 
+from common.files import replacing
 from envs.driving.bandit import DrivingBandit
 from envs.driving.planner import along_route
 from envs.driving.score import score
-from envs.driving.show import CANDIDATES, draw
-from envs.files import replacing
+from harness.driving.show import CANDIDATES, draw
 from harness.evaluation import EvaluationResult, Evaluator
 
 

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Optional
 
-from envs.errors import UserError
+from common.errors import UserError
 from envs.task import Task
 from harness.algorithms import Algorithm
 from harness.devices import set_up_torch

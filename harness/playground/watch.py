@@ -7,7 +7,7 @@ from typing import Any, Callable
 import gymnasium
 import numpy as np
 
-from envs.errors import UserError
+from common.errors import UserError
 
 
 class Stopped(UserError):

@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-from envs.files import replacing
+from common.files import replacing
 from harness.comparison.matrix import Row
 from harness.comparison.results import FINAL, Results, RunResult
 from harness.plots import COLOURS, MARKERS

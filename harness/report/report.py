@@ -13,7 +13,7 @@ import jinja2
 from markdown_it import MarkdownIt
 from markupsafe import Markup
 
-from envs.files import make_folder, write_rows_csv, write_text
+from common.files import make_folder, write_rows_csv, write_text
 from harness.comparison.matrix import Comparison
 from harness.comparison.protocol import Mixture, check_protocol
 from harness.comparison.results import Results, csv_rows

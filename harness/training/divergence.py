@@ -12,8 +12,8 @@ from typing import Any, Dict, List, Optional
 import torch
 from tqdm import tqdm
 
+from common.files import write_text
 from envs.dataset import Dataset
-from envs.files import write_text
 from harness import run_files
 from harness.run_folder import algorithm_name, read_checkpoint
 

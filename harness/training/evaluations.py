@@ -17,7 +17,7 @@ from typing import Any, Callable, Deque, Optional, Tuple
 
 import torch
 
-from envs.errors import UserError
+from common.errors import UserError
 from envs.task import Task
 from harness.devices import leaves_cores, set_up_torch
 from harness.environment_rows import EnvironmentFailure

@@ -11,8 +11,8 @@ from typing import List, Optional
 import torch
 from tqdm import tqdm
 
+from common.errors import UserError
 from envs.dataset import Dataset
-from envs.errors import UserError
 from envs.task import Task
 from harness import run_files
 from harness.devices import seeded_generator

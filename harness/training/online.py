@@ -8,9 +8,9 @@ from typing import Any, Dict, List, Optional
 import numpy as np
 import torch
 
+from common.errors import UserError
+from common.files import remove_abandoned, replacing
 from envs.dataset import Dataset
-from envs.errors import UserError
-from envs.files import remove_abandoned, replacing
 from envs.replay import Replay
 from envs.task import Task
 from harness import run_files

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Optional
 
-from envs.errors import UserError
+from common.errors import UserError
 from harness.algorithms import load_algorithm
 from harness.config_file import load_config
 from harness.run_folder import read_json

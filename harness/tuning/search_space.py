@@ -13,7 +13,7 @@ from typing import Any, Dict, List, Union
 
 import yaml
 
-from envs.errors import UserError
+from common.errors import UserError
 from harness.config_file import decode, decode_field, places_by_key, read_mapping, shown
 from harness.run_fields import RUN_FIELDS, check_run_fields
 

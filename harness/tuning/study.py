@@ -10,8 +10,8 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 import numpy as np
 from tqdm import tqdm
 
-from envs.errors import UserError
-from envs.files import write_text
+from common.errors import UserError
+from common.files import write_text
 from envs.task import Task
 from harness.algorithms import Algorithm
 from harness.devices import choose_device

@@ -8,7 +8,7 @@ import math
 import sys
 from pathlib import Path
 
-from envs.errors import exit_on_user_error
+from common.errors import exit_on_user_error
 from harness.devices import choose_device
 from tests.golden.checker import TOLERANCE, check_case
 

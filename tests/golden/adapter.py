@@ -6,7 +6,7 @@ from typing import Callable, Dict, List
 import numpy as np
 from torch import Tensor, nn
 
-from envs.errors import UserError
+from common.errors import UserError
 
 
 @dataclass(frozen=True)

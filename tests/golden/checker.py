@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from envs.errors import UserError
+from common.errors import UserError
 from harness.algorithms import load_algorithm
 from tests.golden import diffusion_family, dipole_family, fql_family
 

@@ -12,10 +12,11 @@ import ogbench
 import torch
 from ogbench.relabel_utils import relabel_dataset
 
+from common.errors import UserError, one_line
+from common.untrusted import check_npz
 from envs.dataset import Dataset, refuse_non_finite
-from envs.errors import UserError, one_line
-from envs.ogbench_environment import OGBenchEnvironment
-from envs.ogbench_names import (
+from envs.ogbench.environment import OGBenchEnvironment
+from envs.ogbench.names import (
     GENERATED,
     VERSION,
     data_root,
@@ -26,7 +27,6 @@ from envs.ogbench_names import (
     validation_file,
 )
 from envs.task import Task, file_sha256
-from envs.untrusted import check_npz
 
 SUGGESTED_TRANSITIONS = 1_000_000  # in the command that an error message names
 NETWORK_ERRORS = (urllib.error.URLError, HTTPException, ConnectionError, TimeoutError)
@@ -40,7 +40,7 @@ def load(name: str, data_dir: Optional[str] = None, collect_episodes: int = 0) -
     second becomes the task's validation set. Reward and mask of a row are functions of its own state: the reward is
     minus the number of sub-goals not met, the mask is 0 exactly where all are met. The score is the success.
     collect_episodes is not used: local files have the official names, so making them is a command of its own
-    (envs/ogbench_generate.py). Raises UserError for unknown names and for files that are absent or broken.
+    (envs/ogbench/generate.py). Raises UserError for unknown names and for files that are absent or broken.
     """
     dataset_name = dataset_of(name)
     root = data_root(data_dir)
@@ -70,7 +70,7 @@ def load(name: str, data_dir: Optional[str] = None, collect_episodes: int = 0) -
 
 
 def generate_command(root: Path, dataset_name: str, transitions: int = SUGGESTED_TRANSITIONS) -> str:
-    return f"python -m envs.ogbench_generate {dataset_name} --transitions {transitions} --out {root}"
+    return f"python -m envs.ogbench.generate {dataset_name} --transitions {transitions} --out {root}"
 
 
 def _download_missing(root: Path, dataset_name: str, paths: List[Path]) -> None:

@@ -22,11 +22,11 @@ from stable_baselines3.common.utils import set_random_seed
 from torch import nn
 from tqdm import tqdm
 
-from envs.errors import UserError
-from envs.exorl_collect import as_episode, episode_file, write_episode
-from envs.exorl_domains import DOMAINS
-from envs.exorl_environment import ExORLEnvironment
-from envs.files import replacing
+from common.errors import UserError
+from common.files import replacing
+from envs.exorl.collect import as_episode, episode_file, write_episode
+from envs.exorl.domains import DOMAINS
+from envs.exorl.environment import ExORLEnvironment
 
 CHECKPOINT = "collector.pt"
 

@@ -16,7 +16,7 @@ from typing import BinaryIO, Collection, Tuple, Union
 import h5py
 import numpy as np
 
-from envs.errors import one_line
+from common.errors import one_line
 
 COMPRESSION_RATIO = 1032  # the largest that deflate reaches (zlib's technical details); lzf stays far below it
 PLAIN_KINDS = "fiub"  # numpy's kinds of floating point, integers and bool

@@ -1,6 +1,6 @@
 """Makes OGBench data sets locally, in the official format and by the official procedure, marked as locally generated.
 
-python -m envs.ogbench_generate cube-single-play --transitions 100000 --workers 2 --seed 0 --out ~/.ogbench/data
+python -m envs.ogbench.generate cube-single-play --transitions 100000 --workers 2 --seed 0 --out ~/.ogbench/data
 """
 
 import contextlib
@@ -16,11 +16,11 @@ from typing import Dict, Iterator, List, Optional, Sequence, Tuple
 import numpy as np
 from tqdm import tqdm
 
-from envs.errors import CommandParser, UserError, exit_on_user_error
-from envs.files import remove_abandoned, replacing
+from common.errors import CommandParser, UserError, exit_on_user_error
+from common.files import remove_abandoned, replacing
 from envs.generation_record import RECORD, refuse_other_making, write_record
-from envs.ogbench_collect import GENERATOR_VERSION, Collector, Episode, episode_steps, make_collector, parameters
-from envs.ogbench_names import (
+from envs.ogbench.collect import GENERATOR_VERSION, Collector, Episode, episode_steps, make_collector, parameters
+from envs.ogbench.names import (
     DEFAULT_DATA_DIR,
     GENERATED_FAMILIES,
     VERSION,
@@ -222,7 +222,7 @@ def _write_files(generation: Generation) -> None:
 
 def main(arguments: Optional[Sequence[str]] = None) -> None:
     """The command."""
-    parser = CommandParser("python -m envs.ogbench_generate", __doc__)
+    parser = CommandParser("python -m envs.ogbench.generate", __doc__)
     parser.add_argument("dataset", help=f"e.g. cube-single-play; {GENERATED_FAMILIES}")
     parser.add_argument(
         "--transitions", type=int, required=True, help="of the training file; official: 1000000 or more"

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Iterator, Sequence
 
-from envs.errors import UserError
+from common.errors import UserError
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
 """The table of a comparison on driving/bandit: sub-scores, intervals over seeds, omega chosen in the validation scenes.
 
-    python -m envs.driving.results --comparison configs/compare/driving.yaml --out docs/results/driving
+    python -m harness.driving.results --comparison configs/compare/driving.yaml --out docs/results/driving
 
 Every row has --samples plans per scene of each of its finished runs. Where rows differ in greediness alone, the one
 with the highest mean PDMS in the validation scenes stands in the table; the test scenes choose nothing. The folder
@@ -17,17 +17,17 @@ from typing import Dict, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 
+from common.errors import CommandParser, UserError, exit_on_user_error
+from common.files import make_folder, write_text
 from envs.driving.bandit import BanditData, SceneSet, fingerprint, load_data, read_split
 from envs.driving.collect import data_folder, read_sidecar
-from envs.driving.policies import Policy, plans_in
 from envs.driving.scene_files import SCORE_NAMES
-from envs.driving.table import BASELINES, TITLES, best_of, scores_of
-from envs.errors import CommandParser, UserError, exit_on_user_error
-from envs.files import make_folder, write_text
 from harness.comparison.matrix import Comparison, PlannedRun, Row
 from harness.comparison.matrix_file import load_comparison
 from harness.comparison.protocol import check_protocol
 from harness.comparison.results import Results
+from harness.driving.policies import Policy, plans_in
+from harness.driving.table import BASELINES, TITLES, best_of, scores_of
 from harness.plots import plot_lines
 from harness.score_statistics import FEWEST_SEEDS, Interval, interval
 
@@ -238,7 +238,7 @@ def write(entries: Sequence[Entry], out: Path, heading: str) -> List[Path]:
 
 
 def parser() -> CommandParser:
-    flags = CommandParser("python -m envs.driving.results", __doc__, advice="; --help lists the flags")
+    flags = CommandParser("python -m harness.driving.results", __doc__, advice="; --help lists the flags")
     flags.add_argument("--comparison", required=True, metavar="FILE", help="the file that harness.compare ran")
     flags.add_argument("--run_dir", metavar="FOLDER", help="in place of the file's, as harness.compare's")
     flags.add_argument("--samples", type=int, default=8, help="plans per scene of each run")

@@ -1,7 +1,7 @@
 """ExORL's tasks: `load` gives the data set and the environment; as a command it collects and converts data.
 
-python -m envs.exorl_tasks collect cartpole --collector sticky_random --episodes 100 --workers 2 --data_dir data
-python -m envs.exorl_tasks convert cartpole --collector local_sticky_random --data_dir data
+python -m envs.exorl.tasks collect cartpole --collector sticky_random --episodes 100 --workers 2 --data_dir data
+python -m envs.exorl.tasks convert cartpole --collector local_sticky_random --data_dir data
 """
 
 import functools
@@ -14,22 +14,22 @@ import h5py
 import numpy as np
 import torch
 
+from common.errors import CommandParser, UserError, exit_on_user_error, one_line
+from common.names import nearest_names
+from common.untrusted import check_hdf5, plain_dataset
 from envs.dataset import ACTION_LIMIT, Dataset, refuse_non_finite
-from envs.errors import CommandParser, UserError, exit_on_user_error, one_line
-from envs.exorl_collect import collect, missing_episodes, read_sidecar
-from envs.exorl_convert import (
+from envs.exorl.collect import collect, missing_episodes, read_sidecar
+from envs.exorl.convert import (
     COMPRESSIONS,
     FORMAT,
     FORMAT_VERSION,
     convert,
     convert_command,
 )
-from envs.exorl_domains import DOMAINS, LOCAL_PREFIX, POLICIES, data_root, parse_name
-from envs.exorl_environment import ExORLEnvironment
-from envs.exorl_source import collect_command, open_source
-from envs.names import nearest_names
+from envs.exorl.domains import DOMAINS, LOCAL_PREFIX, POLICIES, data_root, parse_name
+from envs.exorl.environment import ExORLEnvironment
+from envs.exorl.source import collect_command, open_source
 from envs.task import Task, file_sha256
-from envs.untrusted import check_hdf5, plain_dataset
 
 DOWNLOAD_PAGE = "https://github.com/denisyarats/exorl"
 SUGGESTED_EPISODES = 100  # in the command that an error message names
@@ -229,7 +229,7 @@ def _shift(column: np.ndarray) -> None:
 
 def main(arguments: Optional[Sequence[str]] = None) -> None:
     """The command: `collect` makes a local set, `convert` turns episode files into the HDF5 file."""
-    parser = CommandParser("python -m envs.exorl_tasks", __doc__)
+    parser = CommandParser("python -m envs.exorl.tasks", __doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     collecting = commands.add_parser("collect", help="collect episodes with a random or novelty-seeking policy")
     collecting.add_argument("domain", help=", ".join(DOMAINS))

@@ -7,9 +7,9 @@ import numpy as np
 from dm_control import composer
 from dm_control.rl import control
 
-from envs.exorl_domains import DOMAINS
-from envs.exorl_environment import ActionScale, load_environment
-from envs.exorl_fast_relabel import READERS, fast_rewards
+from envs.exorl.domains import DOMAINS
+from envs.exorl.environment import ActionScale, load_environment
+from envs.exorl.fast_relabel import READERS, fast_rewards
 
 
 class Relabeller:

@@ -11,11 +11,11 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
-from envs.errors import UserError
-from envs.exorl_domains import DOMAINS, check_collector, check_domain
-from envs.exorl_relabel import Relabeller
-from envs.exorl_source import Episode, Source, open_source, read_episode
-from envs.files import remove_abandoned, replacing, write_text
+from common.errors import UserError
+from common.files import remove_abandoned, replacing, write_text
+from envs.exorl.domains import DOMAINS, check_collector, check_domain
+from envs.exorl.relabel import Relabeller
+from envs.exorl.source import Episode, Source, open_source, read_episode
 
 FORMAT = "exorl"
 FORMAT_VERSION = 1  # raise it when a file of the old version can no longer be read as it is
@@ -28,7 +28,7 @@ Columns = Dict[str, Tuple[Tuple[int, ...], type]]  # shape of a row and type by 
 def convert_command(path: Path) -> str:
     """The command that makes the HDF5 file `path` again."""
     return (
-        f"python -m envs.exorl_tasks convert {path.parent.name} --collector {path.stem} --data_dir {path.parent.parent}"
+        f"python -m envs.exorl.tasks convert {path.parent.name} --collector {path.stem} --data_dir {path.parent.parent}"
     )
 
 
@@ -38,7 +38,7 @@ def convert(root: Path, domain: str, collector: str, compression: Optional[str] 
     Rows of all episodes follow one another, an episode of length T has T + 1: observation [R, O], action [R, A],
     reward [R] (point_mass_maze's as released: [R, 4]), discount [R] float32 and physics [R, P] float64 as ExORL stores
     them (row 0 of an episode is a dummy, row i's action led to state i), reward_<task> [R] float32 for every task of
-    the domain (see exorl_relabel), episode_start [E] and episode_length [E] int64 (first row; transitions). Data sets
+    the domain (see relabel.py), episode_start [E] and episode_length [E] int64 (first row; transitions). Data sets
     are contiguous and uncompressed unless `compression` ("lzf" | "gzip") is given.
     The file appears when it is complete or not at all. What an interrupted conversion wrote stays in hidden files
     beside it, and the next call goes on from there as long as the episodes already read are unchanged. A second

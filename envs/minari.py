@@ -18,11 +18,11 @@ from gymnasium.envs.registration import load_env_creator
 from minari import EpisodeData, MinariDataset
 from minari.dataset.minari_dataset import parse_dataset_id
 
+from common.errors import UserError, one_line
+from common.names import nearest_names
+from common.untrusted import check_hdf5
 from envs.dataset import Dataset, refuse_non_finite
-from envs.errors import UserError, one_line
-from envs.names import nearest_names
 from envs.task import Task, file_sha256
-from envs.untrusted import check_hdf5
 
 DEFAULT_DATA_DIR = "~/.minari/datasets"  # minari's own
 DATA_DIR_VARIABLE = "MINARI_DATASETS_PATH"  # minari's own

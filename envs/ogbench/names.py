@@ -5,9 +5,9 @@ import re
 from pathlib import Path
 from typing import Optional
 
-from envs.errors import UserError
+from common.errors import UserError
+from common.names import nearest_names
 from envs.generation_record import read_record
-from envs.names import nearest_names
 
 DEFAULT_DATA_DIR = "~/.ogbench/data"  # ogbench's own
 VERSION = "v0"

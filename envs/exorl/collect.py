@@ -13,12 +13,12 @@ from typing import Dict, List, Optional, Sequence
 import numpy as np
 from tqdm import tqdm
 
-from envs.errors import UserError
-from envs.exorl_domains import DOMAINS, LEARNED_POLICY, LOCAL_PREFIX, POLICIES, check_domain
-from envs.exorl_environment import ExORLEnvironment
-from envs.files import make_folder, remove_abandoned, replacing
+from common.errors import UserError
+from common.files import make_folder, remove_abandoned, replacing
+from common.names import nearest_names
+from envs.exorl.domains import DOMAINS, LEARNED_POLICY, LOCAL_PREFIX, POLICIES, check_domain
+from envs.exorl.environment import ExORLEnvironment
 from envs.generation_record import RECORD, read_record, refuse_other_making, write_record
-from envs.names import nearest_names
 
 GENERATOR_VERSION = 1  # raise it when the same seed no longer gives the same episodes
 REPEAT_PROBABILITY = 0.7  # sticky_random: chance that a step repeats the action before it
@@ -36,7 +36,7 @@ def read_sidecar(folder: Path) -> Optional[dict]:
     if local and not path.is_file():
         raise UserError(
             f"{folder}: its name says locally generated, but {RECORD} is missing: make the set with "
-            "`python -m envs.exorl_tasks collect`, or rename a folder of downloaded data to its collector's name"
+            "`python -m envs.exorl.tasks collect`, or rename a folder of downloaded data to its collector's name"
         )
     if not local and path.exists():
         raise UserError(
@@ -150,7 +150,7 @@ def _describe(domain: str, policy: str, seed: int, episodes: int) -> dict:
         "episodes": episodes,
     }
     if policy == LEARNED_POLICY:
-        from envs.exorl_rnd import RNDParameters
+        from envs.exorl.rnd import RNDParameters
 
         record["parameters"] = dataclasses.asdict(RNDParameters())
         record["libraries"] |= {name: version(name) for name in LEARNING_LIBRARIES}
@@ -172,7 +172,7 @@ def _open_set(folder: Path, record: dict) -> None:
 
 
 def _collect_learned(folder: Path, episodes: int, seed: int) -> None:
-    from envs.exorl_rnd import RNDParameters, collect_rnd
+    from envs.exorl.rnd import RNDParameters, collect_rnd
 
     hours = collect_rnd(folder, episodes, seed, RNDParameters())
     write_record(folder / RECORD, {**read_sidecar(folder), "hours": round(hours, 6)})

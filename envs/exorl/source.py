@@ -12,11 +12,11 @@ from typing import BinaryIO, Callable, Dict, Iterator, List, Optional, Tuple
 
 import numpy as np
 
+from common.errors import UserError, one_line
+from common.untrusted import check_npz
 from envs.dataset import refuse_non_finite
-from envs.errors import UserError, one_line
-from envs.exorl_collect import read_sidecar
-from envs.exorl_domains import DOMAINS, LOCAL_PREFIX
-from envs.untrusted import check_npz
+from envs.exorl.collect import read_sidecar
+from envs.exorl.domains import DOMAINS, LOCAL_PREFIX
 
 EPISODE_NAME = re.compile(r"episode_(\d{1,9})_(\d{1,9})\.npz")
 LARGEST_STATE = 1e10  # of a coordinate: MuJoCo's mjMAXVAL, beyond which it refuses a state
@@ -89,7 +89,7 @@ def open_source(folder: Path) -> Iterator[Optional[Source]]:
 def collect_command(folder: Path, generation: dict) -> str:
     """The command that makes, or finishes, the local set in `folder`."""
     return (
-        f"python -m envs.exorl_tasks collect {folder.parent.name} --collector {generation['policy']} "
+        f"python -m envs.exorl.tasks collect {folder.parent.name} --collector {generation['policy']} "
         f"--episodes {generation['episodes']} --seed {generation['seed']} --data_dir {folder.parent.parent}"
     )
 

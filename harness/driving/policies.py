@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from common.errors import UserError
 from envs.driving.bandit import BanditData, SceneSet, load_data, read_split
 from envs.driving.collect import read_sidecar
 from envs.driving.planner import along_route
 from envs.driving.tasks import TASKS, is_exported
-from envs.errors import UserError
 from harness import run_files
 from harness.run_folder import load_agent, load_run, read_json
 

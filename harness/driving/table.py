@@ -1,6 +1,6 @@
 """Sub-scores of planners that need no learning, of the data and of runs, in the scenes of one split, times 100.
 
-python -m envs.driving.table --data_dir DIR --split test --run RUN_DIR --run RUN_DIR --greediness 0 0.5 1
+python -m harness.driving.table --data_dir DIR --split test --run RUN_DIR --run RUN_DIR --greediness 0 0.5 1
 
 Every run gives --samples plans per scene and each value of --greediness, where its agent has that option; --best adds
 the best of these by their own scores, which no driver has: the most that choosing among them could give. These are
@@ -14,13 +14,13 @@ from typing import Callable, Iterable, Optional, Sequence
 import numpy as np
 from tqdm import tqdm
 
+from common.errors import CommandParser, exit_on_user_error
 from envs.driving.bandit import SceneSet, read_split
 from envs.driving.collect import data_folder, read_sidecar
 from envs.driving.curate import score_matrix
 from envs.driving.planner import constant_velocity
 from envs.driving.scene_files import SCORE_NAMES, SPLITS
 from envs.driving.score import score
-from envs.errors import CommandParser, exit_on_user_error
 
 TITLES = ("NC", "DAC", "TTC", "C", "EP", "PDMS")  # of SCORE_NAMES
 BASELINES: dict[str, Callable[[SceneSet], np.ndarray]] = {
@@ -52,7 +52,7 @@ def rows(
         scores = scores_of(scenes, plans(scenes), label)
         yield label, scores.mean(axis=(0, 1))
     yield f"data: best of {scores.shape[1]}", best_of(scores).mean(axis=(0, 1))
-    from envs.driving.policies import Policy, sample_plans  # here: torch is not needed for the rows above
+    from harness.driving.policies import Policy, sample_plans  # here: torch is not needed for the rows above
 
     for run in runs:
         policy = Policy(run)
@@ -70,7 +70,7 @@ def rows(
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> None:
-    parser = CommandParser("python -m envs.driving.table", __doc__)
+    parser = CommandParser("python -m harness.driving.table", __doc__)
     parser.add_argument("--data_dir", help="folder of the set, as the task's")
     parser.add_argument("--split", choices=SPLITS, default="test")
     parser.add_argument("--run", type=Path, action="append", default=[], help="a run's folder; may be repeated")

@@ -15,8 +15,8 @@ from ogbench.manipspace.oracles.plan.cube_plan import CubePlanOracle
 from ogbench.manipspace.oracles.plan.drawer_plan import DrawerPlanOracle
 from ogbench.manipspace.oracles.plan.window_plan import WindowPlanOracle
 
-from envs.ogbench_environment import build
-from envs.ogbench_names import VERSION
+from envs.ogbench.environment import build
+from envs.ogbench.names import VERSION
 
 GENERATOR_VERSION = 1  # raise it when the same seed no longer gives the same episodes
 
@@ -81,7 +81,7 @@ def parameters(dataset: str) -> Dict[str, Any]:
 
 
 def make_collector(dataset: str) -> "Collector":
-    """A collector of episodes of `<environment>-<kind>`, one of ogbench_names.GENERATED."""
+    """A collector of episodes of `<environment>-<kind>`, one of names.GENERATED."""
     environment, _, kind = dataset.rpartition("-")
     collector_class = PointMazeCollector if environment.startswith("pointmaze") else ManipulationCollector
     return collector_class(environment, kind, episode_steps(dataset))

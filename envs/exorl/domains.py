@@ -4,14 +4,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional, Tuple
 
-from envs.errors import UserError
-from envs.names import nearest_names
+from common.errors import UserError
+from common.names import nearest_names
 
 DEFAULT_DATA_DIR = "~/.exorl/data"
 LOCAL_PREFIX = "local_"  # marks a set that was generated here and is not ExORL's
 OFFICIAL_COLLECTORS = ("aps", "diayn", "disagreement", "icm", "icm_apt", "proto", "random", "rnd", "smm")
-LEARNED_POLICY = "rnd"  # of exorl_rnd
-POLICIES = ("random", "sticky_random", LEARNED_POLICY)  # what exorl_collect can collect with
+LEARNED_POLICY = "rnd"  # of rnd.py
+POLICIES = ("random", "sticky_random", LEARNED_POLICY)  # what collect.py can collect with
 
 
 @dataclass(frozen=True)

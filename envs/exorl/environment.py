@@ -10,7 +10,7 @@ import gymnasium
 import numpy as np
 from dm_control.rl import control
 
-from envs.exorl_domains import DOMAINS
+from envs.exorl.domains import DOMAINS
 
 with warnings.catch_warnings():
     # Without a display GLFW warns while dm_control looks for a renderer; nothing is rendered here.

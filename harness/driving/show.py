@@ -1,6 +1,6 @@
 """Draws a scene from above: the road, the others, candidate plans with their scores and the one that is chosen.
 
-python -m envs.driving.show log_000005_040 --run RUN_DIR --out scene.png
+python -m harness.driving.show log_000005_040 --run RUN_DIR --out scene.png
 
 SCENE is a scene's token, or a number of the test split. The candidates are a run's samples and the chosen plan is the
 one that it gives at evaluation's settings; without --run they are the set's own plans and the rule-based planner's.
@@ -17,6 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Polygon
 
+from common.errors import CommandParser, UserError, exit_on_user_error
+from common.files import replacing
 from envs.driving.bandit import SceneSet, load_data, read_split
 from envs.driving.boxes import corners
 from envs.driving.collect import data_folder, read_sidecar
@@ -25,10 +27,8 @@ from envs.driving.planner import along_route
 from envs.driving.scene import DRIVABLE, Scene
 from envs.driving.scene_files import SPLITS
 from envs.driving.score import Scores, score
-from envs.driving.table import TITLES
 from envs.driving.vehicle import LENGTH, REAR_AXLE_TO_CENTRE, WIDTH, X, Y
-from envs.errors import CommandParser, UserError, exit_on_user_error
-from envs.files import replacing
+from harness.driving.table import TITLES
 
 MARGIN = 10.0  # metres of road around the plans
 SMALLEST = 50.0  # metres that a picture shows at least
@@ -133,7 +133,7 @@ def plans_to_show(folder: Path, name: str, run: Optional[Path], candidates: int)
     if run is None:
         chosen = scenes.reference_plans[index]
         return scene, np.concatenate([scenes.plans[index][:candidates], chosen[None]]), f"{title}, rule-based planner"
-    from envs.driving.policies import Policy  # here: torch and the harness are not needed without a run
+    from harness.driving.policies import Policy  # here: torch and the harness are not needed without a run
 
     policy = Policy(run)
     policy.check_scenes(folder)
@@ -144,7 +144,7 @@ def plans_to_show(folder: Path, name: str, run: Optional[Path], candidates: int)
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> None:
-    parser = CommandParser("python -m envs.driving.show", __doc__)
+    parser = CommandParser("python -m harness.driving.show", __doc__)
     parser.add_argument("scene", metavar="SCENE", help="a token such as log_000005_040, or a number of the test split")
     parser.add_argument("--run", type=Path, help="a run's folder; default: the set's own plans")
     parser.add_argument("--data_dir", help="folder of the set, as the task's")

@@ -1,0 +1,1 @@
+"""ExORL: its data sets, environments and exploration policies."""

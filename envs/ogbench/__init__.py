@@ -1,0 +1,1 @@
+"""OGBench: its data sets, environments and experts."""

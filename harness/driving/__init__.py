@@ -1,0 +1,1 @@
+"""Driving tools that load trained runs: results, pictures, tables."""
