@@ -110,7 +110,8 @@ def test_later_sources_win(own_settings):
     )
     own_settings(
         "dipole/exorl.yaml",
-        "seed: 4\ngreediness: 1.0\nexpectile: 0.5\ntasks:\n  'x/*, rnd/walker_*': {greediness: 2.0}\n  rnd/*: {shift: 2}\n"
+        "seed: 4\ngreediness: 1.0\nexpectile: 0.5\n"
+        "tasks:\n  'x/*, rnd/walker_*': {greediness: 2.0}\n  rnd/*: {shift: 2}\n"
         "variants:\n  fast: {expectile: 0.6, shift: 3, tasks: {rnd/*: {shift: 4}}}\n",
     )
     dipole = config_class("dipole")
@@ -118,7 +119,7 @@ def test_later_sources_win(own_settings):
     run, config = found.run, found.config
     assert (run.batch_size, run.eval_episodes, run.seed, run.label) == (2, 3, 4, "dipole_fast")
     assert (config.greediness, config.expectile, config.shift, config.flow_steps) == (2.0, 0.6, 4.0, 7)
-    assert found.sources["shift"].endswith("exorl.yaml: line 8")
+    assert found.sources["shift"].endswith("exorl.yaml: line 7")
     assert (found.sources["flow_steps"], found.sources["discount"]) == ("command line", "default")
     shown = found.shown().splitlines()
     assert len(shown) == len(field_types(dipole)) and any(
