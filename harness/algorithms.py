@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import importlib
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Sequence, Tuple
+from typing import Dict, Tuple
 
 from common.errors import UserError
 
@@ -14,12 +14,11 @@ PACKAGES = ("algorithms", "algorithms.baselines")
 
 @dataclasses.dataclass(frozen=True)
 class Algorithm:
-    """One algorithm file: its name, its config and agent classes and its `train(configs)`."""
+    """One algorithm file: its name, its config and agent classes."""
 
     name: str
     config_class: type
     agent_class: type
-    train: Callable[[Sequence[Any]], List[dict]]
 
 
 def algorithm_names(root: Path = ROOT) -> Tuple[str, ...]:
@@ -49,7 +48,7 @@ def load_algorithm(name: str, root: Path = ROOT) -> Algorithm:
     if len(config_classes) != 1:
         raise TypeError(f"{module.__file__} must define one dataclass <Agent>Config, not {len(config_classes)}")
     agent_class = getattr(module, config_classes[0].__name__.removesuffix("Config"))
-    return Algorithm(name, config_classes[0], agent_class, module.train)
+    return Algorithm(name, config_classes[0], agent_class)
 
 
 def _modules(root: Path) -> Dict[str, str]:
