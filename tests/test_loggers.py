@@ -78,10 +78,11 @@ def wandb_records(path: Path) -> list:
 
 def whole_records(path: Path) -> list:
     """The records once the last of a run is there: W&B's own process may write after finish() has returned."""
-    deadline = time.monotonic() + 30
-    while (records := wandb_records(path))[-1].WhichOneof("record_type") != "exit":
+    deadline, records = time.monotonic() + 30, wandb_records(path)
+    while not any(record.HasField("exit") for record in records):
         assert time.monotonic() < deadline
         time.sleep(0.05)
+        records = wandb_records(path)
     return records
 
 
