@@ -2,18 +2,18 @@
 
 import importlib
 import os
+import sys
 from types import ModuleType
-from typing import TYPE_CHECKING, Dict, Optional
+from typing import Dict, Optional
 
 from common.errors import UserError
 from common.names import nearest_names
-
-if TYPE_CHECKING:
-    from envs.task import Task
+from envs.task import DATA_HASHES, Task, check_own_task, normalized
 
 # First part of a task's name -> module with `load(name, data_dir, collect_episodes)`; imported when asked for,
 # so that one suite's simulator is not needed for another's data.
 SUITES = {
+    "arrays": "envs.arrays",
     "driving": "envs.driving.tasks",
     "exorl": "envs.exorl.tasks",
     "minari": "envs.minari",
@@ -23,7 +23,7 @@ OWN_SUITES = "DIPOLE_SUITES"  # environment variable: "<suite>=<module>,...", su
 MAPPABLE = ("exorl",)  # suites whose files can be read where they lie; the others' are compressed
 
 
-def load_task(name: str, data_dir: Optional[str] = None, collect_episodes: int = 0, in_memory: bool = True) -> "Task":
+def load_task(name: str, data_dir: Optional[str] = None, collect_episodes: int = 0, in_memory: bool = True) -> Task:
     """Loads the data set and the environment of task `name`, `<suite>/<name within the suite>`.
 
     data_dir replaces the suite's own data folder. collect_episodes > 0 makes a locally generated set that is
@@ -42,9 +42,31 @@ def load_task(name: str, data_dir: Optional[str] = None, collect_episodes: int =
     if not in_memory and suite not in MAPPABLE:
         raise UserError(f"in_memory: false is for {', '.join(MAPPABLE)} data sets only, not for {name}: set it to true")
     load = _module_of(suite, known[suite]).load
-    if in_memory:
-        return load(rest, data_dir, collect_episodes)
-    return load(rest, data_dir, collect_episodes, in_memory=False)
+    task = load(rest, data_dir, collect_episodes, **({} if in_memory else {"in_memory": False}))
+    if suite not in SUITES:
+        check_own_task(task)
+    return task
+
+
+def load_environment(name: str, record: dict, identity: dict, data_dir: Optional[str] = None) -> Task:
+    """The task of a run without its data, to act and to be evaluated in: its data sets are None.
+
+    record and identity: the task's own `record()` and `identity`, which the run kept. The data are needed where they
+    hold the environment (driving's scenes) or where a suite of one's own has no `load_environment(name, record,
+    data_dir)` in its module, which returns what make_env is; they are refused unless they are those of the identity.
+    Raises UserError as `load_task` does.
+    """
+    suite, _, rest = name.partition("/")
+    module = _module_of(suite, suites()[suite]) if suite in suites() else None
+    if hasattr(module, "load_environment"):
+        make_env = module.load_environment(rest, record, data_dir)
+    else:
+        task = load_task(name, data_dir)
+        if any(task.identity.get(hash) != identity.get(hash) for hash in DATA_HASHES):
+            raise UserError(f"{task.identity.get('path')}: the data set has changed since the run: restore it")
+        make_env = task.make_env
+    kept = {name: record[name] for name in ("observation_dim", "action_dim", "score_name", "reward_shift")}
+    return Task(name, None, None, normalized(make_env, record), **kept, identity=identity, environment=record)
 
 
 def suites() -> Dict[str, str]:
@@ -68,9 +90,13 @@ def _module_of(suite: str, module: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if suite in SUITES or error.name not in (module, module.partition(".")[0]):
+        package = module.partition(".")[0]
+        if suite in SUITES or not f"{module}.".startswith(f"{error.name}."):
             raise
+        folder = getattr(sys.modules.get(package), "__path__", None)
+        advice = (
+            f"the package {package} is that of {folder[0]}, rename yours" if folder else "add its folder to PYTHONPATH"
+        )
         raise UserError(
-            f"environment: {OWN_SUITES} names the module {module!r}, which Python does not find: add its folder to "
-            f"PYTHONPATH"
+            f"environment: {OWN_SUITES} names the module {module!r}, which Python does not find: {advice}"
         ) from error

@@ -21,8 +21,10 @@ from minari.dataset.minari_dataset import parse_dataset_id
 from common.errors import UserError, one_line
 from common.names import nearest_names
 from common.untrusted import check_hdf5
-from envs.dataset import Dataset, refuse_non_finite
+from envs.dataset import Dataset
+from envs.spaces import ActionScale, flatten, observation_width
 from envs.task import Task, file_sha256
+from envs.transitions import refuse_non_finite
 
 DEFAULT_DATA_DIR = "~/.minari/datasets"  # minari's own
 DATA_DIR_VARIABLE = "MINARI_DATASETS_PATH"  # minari's own
@@ -34,60 +36,6 @@ LARGEST_WIDTH = 1_000_000  # numbers in one observation or action
 OFFICIAL_NAMESPACES = ("D4RL", "mujoco")
 # The rewards of D4RL's antmaze, 0 and 1 at the goal, are learned from as -1 and 0 (IQL's and FQL's released code).
 SHIFTED_NAMESPACE, REWARD_SHIFT = "D4RL/antmaze", -1.0
-
-
-# ---- Spaces ----
-
-
-def observation_width(space: spaces.Space, source: str) -> int:
-    """Length O of a flattened observation. Raises UserError unless the space is a flat Box or a Dict of such spaces."""
-    if isinstance(space, spaces.Dict) and space.spaces:
-        return sum(observation_width(part, source) for part in space.spaces.values())
-    if isinstance(space, spaces.Box) and len(space.shape) == 1:
-        return space.shape[0]
-    raise UserError(
-        f"{source}: observation space {_describe(space)} is not supported: choose a data set whose observations are "
-        f"vectors (Box of one dimension) or Dicts of vectors"
-    )
-
-
-def flatten(space: spaces.Space, value: Any) -> np.ndarray:
-    """One observation, or those of an episode, as float32 [..., O]; a Dict's entries follow one another by key.
-
-    All entries of a Dict are kept: the observation of D4RL's antmaze lacks the ant's position, which is in
-    achieved_goal. The order is that of gymnasium's FlattenObservation.
-    """
-    if isinstance(space, spaces.Dict):
-        return np.concatenate([flatten(space[key], value[key]) for key in sorted(space.spaces)], axis=-1)
-    return np.asarray(value, dtype=np.float32)
-
-
-class ActionScale:
-    """The map between actions in [-1, 1]^A and the box of the environment. Raises UserError for any other space."""
-
-    def __init__(self, space: spaces.Space, source: str):
-        if not isinstance(space, spaces.Box) or len(space.shape) != 1:
-            raise UserError(
-                f"{source}: action space {_describe(space)} is not supported: choose a data set whose actions are "
-                f"vectors (Box of one dimension)"
-            )
-        low, high = space.low.astype(np.float64), space.high.astype(np.float64)
-        if not np.isfinite([low, high]).all() or (low >= high).any():
-            raise UserError(f"{source}: action space has no finite bounds low < high: its actions cannot be scaled")
-        self.dtype, self.shape = space.dtype, space.shape
-        self._middle, self._half_range = (high + low) / 2, (high - low) / 2
-
-    def to_unit(self, actions: np.ndarray) -> np.ndarray:
-        """Actions [..., A] of the environment as float32 in [-1, 1]; a box that is ±1 already changes nothing."""
-        return ((actions - self._middle) / self._half_range).astype(np.float32)
-
-    def from_unit(self, actions: np.ndarray) -> np.ndarray:
-        """Actions [..., A] in [-1, 1], clipped to it, as the environment takes them."""
-        return (np.clip(actions, -1.0, 1.0) * self._half_range + self._middle).astype(self.dtype)
-
-
-def _describe(space: spaces.Space) -> str:
-    return f"{type(space).__name__}{space.shape or ''}"
 
 
 # ---- The environment ----

@@ -6,8 +6,9 @@ import torch
 
 from common.errors import UserError
 from envs import load_task
-from envs.dataset import ACTION_LIMIT, Dataset, refuse_non_finite
+from envs.dataset import Dataset
 from envs.task import SAMPLE_BLOCK_SIZE, file_sha256
+from envs.transitions import ACTION_LIMIT, refuse_non_finite
 
 
 def two_episodes(**changes) -> Dataset:

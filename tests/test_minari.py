@@ -19,8 +19,8 @@ from minari.data_collector.episode_buffer import EpisodeBuffer
 
 from common.errors import UserError
 from envs import load_task
-from envs.dataset import ACTION_LIMIT
 from envs.minari import MinariEnvironment
+from envs.transitions import ACTION_LIMIT
 from harness.evaluation import evaluate
 from harness.sweep import sweep
 from harness.sweep_report import format_table

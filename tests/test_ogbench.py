@@ -17,11 +17,11 @@ from ogbench.relabel_utils import relabel_dataset
 
 from common.errors import UserError
 from envs import load_task
-from envs.dataset import ACTION_LIMIT
 from envs.ogbench.collect import ManipulationCollector, PointMazeCollector
 from envs.ogbench.environment import OGBenchEnvironment
 from envs.ogbench.generate import generate
 from envs.ogbench.names import DATASETS, sidecar_file, task_names, train_file, validation_file
+from envs.transitions import ACTION_LIMIT
 from harness.evaluation import evaluate
 
 STEPS = 60  # of the short episodes here

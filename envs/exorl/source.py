@@ -14,9 +14,9 @@ import numpy as np
 
 from common.errors import UserError, one_line
 from common.untrusted import check_npz
-from envs.dataset import refuse_non_finite
 from envs.exorl.collect import read_sidecar
 from envs.exorl.domains import DOMAINS, LOCAL_PREFIX
+from envs.transitions import refuse_non_finite
 
 EPISODE_NAME = re.compile(r"episode_(\d{1,9})_(\d{1,9})\.npz")
 LARGEST_STATE = 1e10  # of a coordinate: MuJoCo's mjMAXVAL, beyond which it refuses a state
