@@ -21,8 +21,9 @@ from minari.dataset.minari_dataset import parse_dataset_id
 from common.errors import UserError, one_line
 from common.names import nearest_names
 from common.untrusted import check_hdf5
+from envs.actions import ActionScale
 from envs.dataset import Dataset
-from envs.spaces import ActionScale, flatten, observation_width
+from envs.spaces import flatten, observation_width
 from envs.task import Task, file_sha256
 from envs.transitions import refuse_non_finite
 
