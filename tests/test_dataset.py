@@ -43,7 +43,7 @@ def test_next_actions_are_of_the_next_row_or_at_an_episodes_end_the_transitions_
 
 
 def test_nothing_that_a_loader_fills_in_reaches_an_algorithm():
-    """The last row of an episode has an observation only: any field of any algorithm's minibatch is without the rest."""
+    """The last row of an episode has an observation only: no field of a minibatch has the rest."""
     filled = two_episodes()
     gaps = {field: getattr(filled, field).clone() for field in ("actions", "rewards", "masks")}
     gaps["state_values"] = filled.columns["state_values"].clone()
