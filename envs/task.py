@@ -1,6 +1,7 @@
 """What a run needs to know of a task: data, environment, sizes, the name of its score and where the data came from."""
 
 import hashlib
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, Dict, Optional, Tuple
@@ -12,6 +13,7 @@ from envs.dataset import Dataset
 WHOLE_FILE_LIMIT = 1 << 30  # bytes; a larger file is hashed by sample, which takes a second instead of minutes
 SAMPLE_BLOCKS = 256
 SAMPLE_BLOCK_SIZE = 1 << 20  # bytes
+SUCCESS_KEYS = ("success", "is_success")  # of an environment's info: OGBench's and Gymnasium-Robotics'
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Task:
     score_name: str  # "return" | "success": the key of the evaluation's results that is the score
     identity: dict
     reward_shift: float = 0.0  # what the data set's rewards hold beyond the environment's; added online too
+    max_episode_steps: Optional[int] = None  # where the environment itself names no limit, see envs/checks.py
 
     def reference_scores(self) -> Dict[str, float]:
         """Scores of the data set itself by label, to set beside a policy's: empty where the suite knows none."""
@@ -49,6 +52,11 @@ class Task:
         if references is None:
             return None
         return 100.0 * (episode_return - references["min"]) / (references["max"] - references["min"])
+
+
+def success_of(info: dict) -> float:
+    """1 or 0 as the info of an environment's step reports it, NaN where it says nothing."""
+    return float(next((info[key] for key in SUCCESS_KEYS if key in info), math.nan))
 
 
 def file_sha256(path: Path) -> Tuple[str, str]:
