@@ -11,8 +11,8 @@ LARGEST_INTEGER_RANGE = 1 << 16  # choices an entry; the centres of more lie clo
 class ActionScale:
     """The map between actions in [-1, 1]^A and the Box `space`; its inverse is exact, up to rounding of real numbers.
 
-    Real bounds are mapped to ±1. Of n integers each has an equal share of [-1, 1]: it is read as its share's centre
-    and taken for every number in it, so that a uniform policy takes each equally often.
+    Real bounds are mapped to ±1. Of n integers each has an equal share of [-1, 1]: it is read as the centre of its
+    share and taken for every number in it, so that a uniform policy takes each equally often.
     Raises UserError, which begins with `source`, for any other space, and for bounds that cannot be scaled.
     """
 

@@ -229,12 +229,7 @@ def spoiled(field: str, row: int) -> Task:
 @pytest.mark.parametrize(
     "task, message",
     [
-        (own_task(make_env=make("Pendulum-v1")), r"takes actions in Box\(-2.0, 2.0, \(1,\), float32\), the policy"),
-        (own_task(make_env=make("CartPole-v1")), r"takes actions in Discrete\(2\), the policy"),
-        (
-            own_task(make_env=make("MountainCarContinuous-v0")),
-            r"observations have 3 numbers in the data, the environment's have shape \(2,\)",
-        ),
+        (own_task(make_env=make("Pendulum-v1")), r"its actions are Box\(-2.0, 2.0, \(1,\), float32\), and a policy's"),
         (spoiled("rewards", 4), "validation rewards hold a NaN or infinity at row 4"),
         (spoiled("observations", 7), "validation observations hold a NaN or infinity at row 7"),
     ],
@@ -278,7 +273,8 @@ def test_the_record_rebuilds_the_environment_without_the_data(tmp_path):
 def test_an_own_suite_without_its_own_way_is_loaded_again_and_compared(monkeypatch):
     own_suite(monkeypatch, own_task(make_env=rescaled))
     task = load_task("mine/x")
-    assert load_environment("mine/x", task.record(), task.identity).make_env is rescaled
+    again = load_environment("mine/x", task.record(), task.identity)
+    assert np.array_equal(again.make_env().reset(seed=2)[0], rescaled().reset(seed=2)[0])
     with pytest.raises(UserError, match="the data set has changed since the run"):
         load_environment("mine/x", task.record(), task.identity | {"sha256": "1"})
 
