@@ -354,7 +354,8 @@ def _read(storage: MinariStorage, scale: ActionScale, name: str) -> Tuple[Datase
         raise UserError(f"{source}: holds no episode: fetch or make it again")
     if outside:
         print(
-            f"{source}: actions of {outside} of {start - len(returns)} steps are outside the action space: clipped to it"
+            f"{source}: actions of {outside} of {start - len(returns)} steps are outside the action space and are "
+            f"clipped to it"
         )
     arrays = {field: np.concatenate(parts) for field, parts in columns.items()}
     for field in ("observations", "actions", "rewards"):
