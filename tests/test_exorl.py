@@ -18,6 +18,7 @@ import torch
 from dm_control.rl.control import PhysicsError
 
 from common.errors import UserError
+from envs import load_environment as load_environment_of
 from envs import load_task
 from envs.exorl import convert as conversion
 from envs.exorl.collect import collect, collect_episode
@@ -399,6 +400,15 @@ def test_the_converted_file_is_enough_and_is_not_made_again(tmp_path, buffer):
     shutil.rmtree(buffer.parent)
     assert load_task("exorl/rnd/cartpole_swingup", str(tmp_path)).identity["episodes"] == 3
     assert path.stat().st_mtime_ns == before
+
+
+def test_the_environment_needs_no_data(tmp_path, buffer):
+    task = load_task("exorl/rnd/cartpole_swingup", str(tmp_path))
+    shutil.rmtree(tmp_path / "cartpole")
+    again = load_environment_of(task.name, json.loads(json.dumps(task.record())), task.identity)
+    assert (again.dataset, again.reference_scores()) == (None, task.reference_scores())
+    for first, second in zip(task.make_env().reset(seed=4), again.make_env().reset(seed=4), strict=True):
+        assert np.array_equal(first, second)
 
 
 def test_the_default_folder_is_exorls(tmp_path, monkeypatch):

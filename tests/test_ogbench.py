@@ -17,7 +17,7 @@ import torch
 from ogbench.relabel_utils import relabel_dataset
 
 from common.errors import UserError
-from envs import load_task
+from envs import load_environment, load_task
 from envs.ogbench.collect import ManipulationCollector, PointMazeCollector
 from envs.ogbench.environment import OGBenchEnvironment
 from envs.ogbench.generate import generate
@@ -194,6 +194,15 @@ def test_the_official_sizes_are_the_published_ones():
         "humanoidmaze-large",
     }
     assert set(millions.values()) == {1, 2, 3, 4, 5}
+
+
+def test_the_environment_needs_no_data(folder):
+    task = load_task(maze_task(3), str(folder))
+    for path in folder.iterdir():
+        path.unlink()
+    again = load_environment(task.name, json.loads(json.dumps(task.record())), task.identity)
+    assert (again.dataset, again.score_name) == (None, "success")
+    assert np.array_equal(task.make_env().reset(seed=4)[0], again.make_env().reset(seed=4)[0])
 
 
 def test_generated_files_say_so(tmp_path):

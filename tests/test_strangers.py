@@ -18,6 +18,7 @@ import torch
 from algorithms.dipole import DIPOLE, DIPOLEConfig
 from common.errors import UserError
 from common.untrusted import check_hdf5, check_npz, machine_memory, plain_dataset
+from envs.driving.navsim_results import read_result
 from envs.exorl.source import open_source, read_episode
 from envs.minari import check_metadata
 from harness.config_file import LARGEST_FILE, load_config
@@ -150,6 +151,18 @@ def test_an_encrypted_or_twofold_array_is_refused(tmp_path):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_BZIP2) as archive:
         archive.writestr("observations.npy", npy_header((2,), "<f4") + bytes(8))
     refuses("encrypted or of an unknown compression", check_npz, path, ("observations",))
+
+
+# ---- CSV ----
+
+
+def test_a_csv_that_a_spreadsheet_saved_again_is_read(tmp_path):
+    path = tmp_path / "result.csv"
+    rows = "token,valid,comfort,score\n0a,True,1.0,0.5\naverage,True,1.0,0.5\n"
+    path.write_text(rows, encoding="utf-8")
+    plain = read_result(path)
+    path.write_text(rows, encoding="utf-8-sig")  # with a byte-order mark
+    assert read_result(path) == plain
 
 
 # ---- archives ----
