@@ -4,7 +4,7 @@ from typing import Any, Dict, Sequence
 
 import torch
 
-from envs.transitions import ACTION_LIMIT, refuse_out_of_range, rows_of_transitions
+from envs.transitions import ACTION_LIMIT, SCALE, refuse_out_of_range, rows_of_transitions
 
 
 class Dataset:
@@ -90,7 +90,7 @@ class Dataset:
         lowest, highest = self.actions.aminmax() if self.actions.numel() else (0, 0)
         if not (lowest >= -ACTION_LIMIT and highest <= ACTION_LIMIT):
             used = self.actions if self.has_last_actions else self.actions[self.valid]
-            refuse_out_of_range("data set", used.cpu().numpy())
+            refuse_out_of_range("data set", used.cpu().numpy(), SCALE)
             self.actions = self.actions.clamp(-ACTION_LIMIT, ACTION_LIMIT)
 
     def __len__(self) -> int:
