@@ -292,6 +292,6 @@ def test_only_what_draws_keeps_the_choice_of_opengl(monkeypatch):
     monkeypatch.delitem(sys.modules, "mujoco", raising=False)
     for draws, expected in ((True, "egl"), (False, "disabled")):
         monkeypatch.setenv("MUJOCO_GL", "egl")
-        with pytest.raises(UserError, match="unknown OGBench task"):
-            load_task("ogbench/none", draws=draws)
+        with pytest.raises(UserError):
+            load_task("driving/none", draws=draws)
         assert os.environ["MUJOCO_GL"] == expected
