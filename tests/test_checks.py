@@ -8,15 +8,18 @@ import subprocess
 import sys
 
 import gymnasium
+import minari
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from minari.data_collector.episode_buffer import EpisodeBuffer
 
 from common.errors import UserError
 from envs import load_task
 from envs.checks import LONGEST_FALLBACK, checked_task, longest_episode
 from envs.dataset import Dataset
+from envs.ogbench.generate import generate
 from harness.evaluation import evaluate
 from tests.toy import EPISODE_LENGTH, PointEnv, toy_task
 
@@ -247,43 +250,50 @@ def test_an_environment_with_other_sources_of_chance_is_said(capsys):
 
 # ---- Training draws nothing ----
 
+TASKS = (
+    "minari/own/pole-v0",
+    "ogbench/pointmaze-medium-stitch-singletask-v0",
+    "exorl/local_sticky_random/cartpole_swingup",
+)
 LOADS = """
-import os, sys
-import gymnasium, minari
-from minari.data_collector.episode_buffer import EpisodeBuffer
+import sys
 import numpy as np
 from envs import load_task
-from envs.ogbench.generate import generate
-root = sys.argv[1]
-os.environ["MINARI_DATASETS_PATH"] = root
-no = np.zeros(2, bool)
-episode = EpisodeBuffer(observations=np.zeros((3, 4)), actions=np.zeros((2, 1)), rewards=np.zeros(2),
-                        terminations=no, truncations=~no)
-box = gymnasium.spaces.Box(-np.inf, np.inf, (4,)), gymnasium.spaces.Box(-3, 3, (1,), np.float32)
-minari.create_dataset_from_buffers("own/pole-v0", [episode], env=gymnasium.spec("InvertedPendulum-v5"),
-                                   observation_space=box[0], action_space=box[1])
-for name, episodes in (("minari/own/pole-v0", 0), ("exorl/local_sticky_random/cartpole_swingup", 1)):
-    environment = load_task(name, root, episodes).make_env()
+for name in sys.argv[2:]:
+    environment = load_task(name, sys.argv[1], 1).make_env()
     environment.reset(seed=0)
-    environment.step(np.zeros(1))
-generate("pointmaze-medium-stitch", 400, seed=5, out=root)
-load_task("ogbench/pointmaze-medium-stitch-singletask-v0", root).make_env().reset(seed=0)
+    environment.step(np.zeros(environment.action_space.shape))
 assert not any(name.partition(".")[0] in ("OpenGL", "glfw") for name in sys.modules), sorted(sys.modules)
 """
 
 
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A folder with the data of TASKS, but for those that loading makes."""
+    root = tmp_path_factory.mktemp("data")
+    generate("pointmaze-medium-stitch", 400, seed=5, out=str(root))
+    no = np.zeros(2, bool)
+    episode = EpisodeBuffer(
+        observations=np.zeros((3, 4)), actions=np.zeros((2, 1)), rewards=np.zeros(2), terminations=no, truncations=~no
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINARI_DATASETS_PATH", str(root))
+        minari.create_dataset_from_buffers("own/pole-v0", [episode], env=gymnasium.spec("InvertedPendulum-v5"))
+    return root
+
+
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning")  # minari wants authors and links
 @pytest.mark.parametrize("backend", ["osmesa", "egl", "glfw", None])
-def test_training_never_imports_opengl(tmp_path, backend):
+def test_training_never_imports_opengl(tmp_path, data, backend):
     """Here `import OpenGL` and `import glfw` fail, as they do where there is no driver."""
     for package in ("OpenGL", "glfw"):
-        (tmp_path / "broken" / package).mkdir(parents=True)
-        (tmp_path / "broken" / package / "__init__.py").write_text("raise AttributeError('no driver')")
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").write_text("raise AttributeError('no driver')")
     environment = {name: value for name, value in os.environ.items() if name != "MUJOCO_GL"}
-    path = os.pathsep.join([str(tmp_path / "broken"), os.getcwd()])
-    environment |= {"PYTHONPATH": path} | ({"MUJOCO_GL": backend} if backend else {})
-    command = [sys.executable, "-W", "ignore", "-c", LOADS, str(tmp_path / "data")]
-    (tmp_path / "data").mkdir()
+    environment |= {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.getcwd()])}
+    environment |= {"MUJOCO_GL": backend} if backend else {}
+    command = [sys.executable, "-W", "ignore", "-c", LOADS, str(data), *TASKS]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr[-2000:]
 
