@@ -283,9 +283,10 @@ def data(tmp_path_factory):
     return root
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")  # minari wants authors and links
-@pytest.mark.parametrize("backend", ["osmesa", "egl", "glfw", None])
+@pytest.mark.parametrize(
+    "backend", ["osmesa", *(pytest.param(name, marks=pytest.mark.slow) for name in ("egl", "glfw", None))]
+)
 def test_training_never_imports_opengl(tmp_path, data, backend):
     """Here `import OpenGL` fails, as its parts do where there is no driver."""
     (tmp_path / "OpenGL").mkdir()
