@@ -19,7 +19,7 @@ class ActionScale:
     def __init__(self, space: spaces.Space, source: str):
         if not isinstance(space, spaces.Box) or len(space.shape) != 1:
             raise UserError(
-                f"{source}: action space {describe(space)} is not supported: choose a data set whose actions are "
+                f"{source}: action space {describe(space)} is not supported: its actions must be "
                 f"vectors (Box of one dimension)"
             )
         low, high = space.low.astype(np.float64), space.high.astype(np.float64)
@@ -32,6 +32,7 @@ class ActionScale:
                 raise UserError(f"{source}: action space has more than {LARGEST_INTEGER_RANGE} integers an entry")
             self._lowest, self._highest = low, high
             low, high = low - 0.5, high + 0.5
+        self.low, self.high = low, high  # what -1 and 1 stand for
         self._middle, self._half_range = (high + low) / 2, (high - low) / 2
 
     def to_unit(self, actions: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ import math
 import os
 import tempfile
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import gymnasium
 import h5py
@@ -25,9 +25,11 @@ from common.errors import UserError, one_line
 from common.names import nearest_names
 from common.untrusted import check_hdf5
 from envs.actions import ActionScale, describe
-from envs.dataset import Dataset, refuse_non_finite
+from envs.dataset import Dataset
 from envs.minari_names import minari_id
-from envs.task import SUCCESS_KEYS, Task, file_sha256
+from envs.spaces import UnitEnvironment, flatten, observation_width
+from envs.task import Task, file_sha256
+from envs.transitions import ACTION_TOLERANCE, refuse_non_finite
 
 DEFAULT_DATA_DIR = "~/.minari/datasets"  # minari's own
 DATA_DIR_VARIABLE = "MINARI_DATASETS_PATH"  # minari's own
@@ -46,38 +48,6 @@ SHIFTED_NAMESPACE, REWARD_SHIFT = "D4RL/antmaze", -1.0
 
 
 # ---- Spaces ----
-
-
-def observation_width(space: spaces.Space, source: str) -> int:
-    """Length O of a flattened observation.
-
-    Raises UserError unless the space is a flat Box or a Dict of numbers and such spaces.
-    """
-    if isinstance(space, spaces.Dict) and space.spaces:
-        scalar = spaces.Box(0, 1, (1,))
-        return sum(observation_width(scalar if _is_number(part) else part, source) for part in space.spaces.values())
-    if isinstance(space, spaces.Box) and len(space.shape) == 1:
-        return space.shape[0]
-    raise UserError(
-        f"{source}: observation space {describe(space)} is not supported: choose a data set whose observations are "
-        f"vectors (Box of one dimension) or Dicts of vectors"
-    )
-
-
-def _is_number(space: spaces.Space) -> bool:
-    return isinstance(space, spaces.Box) and space.shape == ()
-
-
-def flatten(space: spaces.Space, value: Any) -> np.ndarray:
-    """One observation, or those of an episode, as float32 [..., O]; a Dict's entries follow one another by key.
-
-    All entries of a Dict are kept: the observation of D4RL's antmaze lacks the ant's position, which is in
-    achieved_goal. The order is that of gymnasium's FlattenObservation for a space built from a plain dict.
-    """
-    if isinstance(space, spaces.Dict):
-        return np.concatenate([flatten(space[key], value[key]) for key in sorted(space.spaces)], axis=-1)
-    array = np.asarray(value, dtype=np.float32)
-    return array[..., None] if _is_number(space) else array
 
 
 def _difference(stored: spaces.Space, own: spaces.Space, name: str) -> Optional[str]:
@@ -103,51 +73,26 @@ def _short(bounds: np.ndarray) -> str:
 # ---- The environment ----
 
 
-class MinariEnvironment(gymnasium.Env):
-    """The environment that a data set names for evaluation, else the one it was collected in.
+def build_environment(record: dict, render_mode: Optional[str] = None) -> UnitEnvironment:
+    """The environment that a data set names for evaluation, else the one it was collected in, as a policy sees it.
 
-    Observations are float32 [O], flattened as the data are; actions are float32 [A] in [-1, 1], scaled to the
-    environment's box. Rewards are the environment's own: D4RL's reward shift is for learning only. Of its info only
-    success is passed on, where there is one. `render_mode` is gymnasium's.
+    record: see `environment_record`; render_mode: gymnasium's. Rewards are the environment's own: D4RL's reward shift
+    is for learning only. Raises UserError where it cannot be built or observes something else than the data hold.
     """
-
-    def __init__(self, record: dict, render_mode: Optional[str] = None):
-        """record: see `environment_record`. Raises UserError where the environment cannot be built or does not fit."""
-        source = record["source"]
-        self.render_mode = render_mode
-        self._space = deserialize_space(record["observation_space"])
-        width = observation_width(self._space, source)
-        self.environment = _build(record["spec"], source, record["requirements"], render_mode)
-        difference = _difference(self._space, self.environment.observation_space, "observations")
-        if difference is not None:
-            raise UserError(
-                f"{source}: its environment is another than that of the data ({difference}): create the data set with "
-                f"eval_env= that has the wrappers of the collection, or install the version that it was collected in"
-            )
-        self._scale = ActionScale(self.environment.action_space, source)
-        self.observation_space = spaces.Box(-np.inf, np.inf, (width,), np.float32)
-        self.action_space = spaces.Box(-1.0, 1.0, self._scale.shape, np.float32)
-
-    def reset(self, *, seed: Optional[int] = None, options: Optional[dict] = None) -> Tuple[np.ndarray, Dict[str, Any]]:
-        super().reset(seed=seed)
-        answer = self.environment.reset(seed=seed, options=options)
-        return flatten(self._space, answer[0]), {}
-
-    def step(self, action: np.ndarray) -> Tuple[np.ndarray, float, bool, bool, Dict[str, Any]]:
-        observation, reward, terminated, truncated, info = self.environment.step(self._scale.from_unit(action))
-        success = {key: float(info[key]) for key in SUCCESS_KEYS if key in info}
-        reward = reward.item() if np.size(reward) == 1 and isinstance(reward, np.ndarray) else reward
-        return flatten(self._space, observation), reward, bool(terminated), bool(truncated), success
-
-    def render(self) -> Any:
-        return self.environment.render()
-
-    def close(self) -> None:
-        self.environment.close()
+    source = record["source"]
+    environment = _build(record["spec"], source, record["requirements"], render_mode)
+    stored = deserialize_space(record["observation_space"])
+    difference = _difference(stored, environment.observation_space, "observations")
+    if difference is not None:
+        raise UserError(
+            f"{source}: its environment is another than that of the data ({difference}): create the data set with "
+            f"eval_env= that has the wrappers of the collection, or install the version that it was collected in"
+        )
+    return UnitEnvironment(environment, source)
 
 
 def environment_record(data_path: Path, metadata: dict, storage: MinariStorage) -> dict:
-    """What `MinariEnvironment` is built from, without the data: plain values, for JSON.
+    """What `build_environment` needs, without the data: plain values, for JSON.
 
     source: metadata.json, for messages; spec: gymnasium's EnvSpec as a dict, that for evaluation where there is one;
     observation_space, action_space: of the data, as Minari writes them; requirements: packages that it asks for.
@@ -248,21 +193,28 @@ def load(name: str, data_dir: Optional[str] = None, collect_episodes: int = 0) -
     width = observation_width(storage.observation_space, str(data_path / METADATA_FILE))
     scale = ActionScale(storage.action_space, str(data_path / METADATA_FILE))
     record = environment_record(data_path, metadata, storage)
-    environment = MinariEnvironment(record)  # built once now: a missing package is said before the training
-    _compare_actions(record, environment.environment, metadata)
+    environment = build_environment(record).env
+    _compare_actions(record, environment, metadata)
     environment.close()
+    bounds = environment.action_space
     dataset, returns = _read(storage, scale, name)
     return Task(
         name=f"minari/{name}",
         dataset=dataset,
         validation=None,
-        make_env=functools.partial(MinariEnvironment, record),
+        make_env=functools.partial(build_environment, record),
         observation_dim=width,
         action_dim=scale.shape[0],
         score_name="return",
         identity=_identity(name, data_path, metadata, record, len(dataset), returns),
         reward_shift=_reward_shift(name),
+        environment=record | {"action_low": bounds.low.tolist(), "action_high": bounds.high.tolist()},
     )
+
+
+def load_environment(name: str, record: dict, data_dir: Optional[str] = None) -> Callable[..., UnitEnvironment]:
+    """The `make_env` of the task `name` from its record, for which no data are needed."""
+    return functools.partial(build_environment, record)
 
 
 def open_storage(data_path: Path) -> Tuple[MinariStorage, dict]:
@@ -353,7 +305,7 @@ def _read(storage: MinariStorage, scale: ActionScale, name: str) -> Tuple[Datase
     source = str(storage.data_path / MAIN_FILE)
     shift = _reward_shift(name)
     columns: Dict[str, List[np.ndarray]] = {"observations": [], "actions": [], "rewards": [], "masks": [], "valid": []}
-    returns, start = [], 0
+    returns, start, outside = [], 0, 0
     for episode in _episodes(storage, source):
         steps = len(episode["rewards"])
         if steps == 0:
@@ -362,6 +314,8 @@ def _read(storage: MinariStorage, scale: ActionScale, name: str) -> Tuple[Datase
         rewards = np.asarray(episode["rewards"]).reshape(_as_vector(np.shape(episode["rewards"])))
         _check_episode(episode, observations, rewards, scale.shape, source)
         actions = scale.to_unit(episode["actions"])
+        outside += int((np.abs(actions) > 1 + ACTION_TOLERANCE).any(axis=1).sum())
+        actions = actions.clip(-1.0, 1.0)
         returns.append(rewards.sum(dtype=np.float64))
         # The final observation has no action, reward and end of its own: it repeats the action before it, so that
         # next_actions holds no invented one.
@@ -373,6 +327,11 @@ def _read(storage: MinariStorage, scale: ActionScale, name: str) -> Tuple[Datase
         start += steps + 1
     if not returns:
         raise UserError(f"{source}: holds no episode: fetch or make it again")
+    if outside:
+        print(
+            f"{source}: actions of {outside} of {start - len(returns)} steps are outside the action space and are "
+            f"clipped to it"
+        )
     arrays = {field: np.concatenate(parts) for field, parts in columns.items()}
     for field in ("observations", "actions", "rewards"):
         refuse_non_finite(source, field, arrays[field])

@@ -20,10 +20,11 @@ import torch
 
 from common.errors import UserError
 from envs import load_task
-from envs.dataset import ACTION_LIMIT, Dataset
+from envs.dataset import Dataset
 from envs.exorl import convert as conversion
 from envs.exorl.convert import convert
 from envs.exorl.domains import DOMAINS
+from envs.transitions import ACTION_LIMIT
 
 STEPS, EPISODES = 20, 7
 

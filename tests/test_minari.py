@@ -18,10 +18,9 @@ from gymnasium import spaces
 from minari.data_collector.episode_buffer import EpisodeBuffer
 
 from common.errors import UserError
-from envs import load_task
+from envs import load_environment, load_task
 from envs.actions import ActionScale
-from envs.dataset import ACTION_LIMIT
-from envs.minari import MinariEnvironment
+from envs.transitions import ACTION_LIMIT
 from harness.evaluation import evaluate
 from harness.sweep import sweep
 from harness.sweep_report import format_table
@@ -213,14 +212,14 @@ class Still(torch.nn.Module):
         return 0
 
 
-def test_environment_scales_actions_and_keeps_only_success(tmp_path, monkeypatch):
+def test_environment_scales_actions_and_reports_success(tmp_path, monkeypatch):
     create(tmp_path, monkeypatch, env="MinariTestGoal-v0", episode=goal_episode)
     environment = load_task(f"minari/{NAME}").make_env()
     environment.reset(seed=0)
     for action, expected in (([-1, -1], (-1, 0)), ([1, 0], (3, 5)), ([0, 7], (1, 10))):
         observation, reward, terminated, truncated, info = environment.step(np.float32(action))
         assert (observation[0], reward) == expected, "clipped to [-1, 1], then scaled to the box"
-        assert observation.dtype == np.float32 and (terminated, truncated, info) == (False, False, {"success": 0.0})
+        assert observation.dtype == np.float32 and (terminated, truncated, info["success"]) == (False, False, False)
     result = evaluate(Still(), load_task(f"minari/{NAME}").make_env, 2, 0)
     assert result.successes.tolist() == [1, 1] and result.lengths.tolist() == [10, 10]
 
@@ -309,14 +308,14 @@ def test_an_environment_that_is_not_the_datas_is_refused(tmp_path, monkeypatch, 
 def test_the_environment_needs_its_record_only(tmp_path, monkeypatch):
     create(tmp_path, monkeypatch, env="MinariTestGoal-v0", episode=goal_episode)
     task = load_task(f"minari/{NAME}")
-    record = json.loads(json.dumps(task.make_env.make_env.args[0]))
+    record = json.loads(json.dumps(task.record()))
     shutil.rmtree(tmp_path / "toy")
-    ours, theirs = MinariEnvironment(record), GoalEnv()
-    assert ours.reset(seed=0)[0].tolist() == [3, 1, 2] and theirs.reset(seed=0)
+    ours = load_environment(task.name, record, task.identity).make_env()
+    assert ours.reset(seed=0)[0].tolist() == [3, 1, 2]
     assert ours.step(np.float32([1, 1]))[1] == 10
     record["spec"]["entry_point"] = "os:system"
     with pytest.raises(UserError, match="names 'os:system' as its environment, which is none"):
-        MinariEnvironment(record)
+        load_environment(task.name, record, task.identity).make_env()
 
 
 def test_identity_covers_what_the_metadata_decide(tmp_path, monkeypatch):
@@ -370,7 +369,7 @@ def test_specs_of_other_versions_and_loggers_are_built(tmp_path, monkeypatch, ca
     edit_metadata(path, env_spec=json.dumps(change(json.loads(gymnasium.spec("Pendulum-v1").to_json()))))
     environment = load_task(f"minari/{NAME}").make_env()
     assert environment.reset(seed=0)[0].tolist() == gymnasium.make("Pendulum-v1").reset(seed=0)[0].tolist()
-    assert environment.unwrapped.environment.render_mode is None
+    assert environment.unwrapped.render_mode is None
     printed = capsys.readouterr().out
     expected = ["Logger", "Monitor"] if change is logged else []
     assert re.findall("built without the wrapper ([^,]+), which cannot be rebuilt", printed) == expected
