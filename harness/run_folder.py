@@ -21,6 +21,7 @@ import torch
 from common.errors import UserError, one_line
 from common.files import locked, make_folder, remove_abandoned, replacing, write_text
 from common.untrusted import check_stored_zip
+from envs.task import DATA_HASHES
 from harness import run_files
 from harness.algorithms import Algorithm, load_algorithm
 from harness.config_file import config_to_yaml, load_config
@@ -30,8 +31,6 @@ from harness.run_fields import FREE_FIELDS
 CHECKPOINT_FORMAT = 1  # raised when the layout of checkpoint.pt changes
 FIRST_HARNESS_VERSION = 1  # of the runs that do not record one
 HARNESS_VERSION = 2  # raised when the same config could give other numbers than before
-# Of a data set's identity: what is learned from, and what decides its environment where that is a file too (Minari).
-DATA_HASHES = ("sha256", "validation_sha256", "environment_sha256")
 PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "dm_control", "ogbench", "pyrallis")
 
 

@@ -386,6 +386,17 @@ def test_the_seed_determines_the_episode(dataset):
     assert not np.array_equal(first, other)
 
 
+@pytest.mark.parametrize("dataset", [MAZE, CUBE])
+def test_an_action_beyond_the_bounds_counts_as_the_bound(dataset):
+    environment = OGBenchEnvironment(f"{dataset}-singletask-v0")
+    action = np.ones(environment.action_space.shape, np.float32)
+    reached = []
+    for scale in (1, 5):
+        environment.reset(seed=0)
+        reached.append(environment.step(scale * action)[0].tolist())
+    assert reached[0] == reached[1]
+
+
 def test_a_maze_leaves_no_temporary_file(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     environment = OGBenchEnvironment(f"{MAZE}-singletask-v0")
