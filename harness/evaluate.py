@@ -68,14 +68,15 @@ def evaluate_command(argv: Sequence[str]) -> None:
 
     set_up_torch(run)
     agent = load_agent(algorithm.agent_class, run_dir, algorithm.name).to(choose_device(arguments.device))
-    if arguments.video_episodes:
+    draws = bool(arguments.video_episodes)
+    if draws:
         choose_graphics()  # before the task imports MuJoCo, which reads the choice then
-    task = load_task(run.task, arguments.data_dir or run.data_dir, 0, run.in_memory)
+    task = load_task(run.task, arguments.data_dir or run.data_dir, 0, run.in_memory, draws=draws)
     if task.make_env is None:
         raise UserError(f"{run.task}: has no environment to evaluate in")
     advice = f"since {run_dir} was trained, so its scores would not be comparable; restore it"
     check_identity(read_environment(run_dir)["data"], task.identity, advice)
-    if arguments.video_episodes:
+    if draws:
         check_graphics()  # before the sweep, which may take long
     folder = arguments.out or run_dir
     make_folder(folder, "--out")

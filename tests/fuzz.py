@@ -27,7 +27,7 @@ from minari.data_collector.episode_buffer import EpisodeBuffer
 from algorithms.dipole import DIPOLEConfig
 from common.errors import UserError
 from envs import load_task
-from envs.dataset import ACTION_LIMIT, Dataset
+from envs.dataset import Dataset
 from envs.exorl.collect import collect
 from envs.exorl.convert import convert
 from envs.exorl.source import Episode, read_episode
@@ -35,6 +35,7 @@ from envs.exorl.tasks import _read as read_exorl
 from envs.ogbench.collect import PointMazeCollector
 from envs.ogbench.environment import OGBenchEnvironment
 from envs.ogbench.tasks import _read as read_ogbench
+from envs.transitions import ACTION_LIMIT
 from harness.config_file import config_to_yaml, load_config
 from harness.run_folder import read_checkpoint, run_path
 from tests.test_agents import flat_state
