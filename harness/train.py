@@ -112,7 +112,7 @@ def train(agent: torch.nn.Module, device: torch.device, run: RunConfig, task: Ta
     evaluator = task.make_env and Evaluator(task.make_env, run.eval_environments, run.eval_workers)
     progress = tqdm(total=last, initial=step, desc="training", unit="update", disable=None, smoothing=0.1)
     say = functools.partial(print, flush=True) if progress.disable else tqdm.write
-    with StopSignals() as signals, evaluator or contextlib.nullcontext(), online, progress:
+    with StopSignals() as signals, evaluator or contextlib.nullcontext(), contextlib.closing(online), progress:
         try:
             while True:
                 if evaluator and is_due(run.eval_interval) and step > folder.eval_log.last_step:
