@@ -22,10 +22,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from common.errors import UserError, one_line
+from envs.seeding import generators_preserved
 from envs.task import Task
 from harness.agent_tools import noise_of
 from harness.environment_processes import LESS_MEMORY, SECONDS_TO_ANSWER, EnvironmentProcesses
-from harness.environment_rows import EnvironmentRows, global_numpy_preserved
+from harness.environment_rows import EnvironmentRows
 
 EVALUATION_SEED = 10_000  # of the evaluations during training
 GRID_SEED = 1_000_000  # of the sweeps of act options
@@ -161,7 +162,7 @@ class Evaluator:
         returns, lengths, successes = np.zeros(episodes), np.zeros(episodes, dtype=np.int64), np.zeros(episodes)
         progress = tqdm(total=episodes, desc="evaluation", unit="episode", leave=False, disable=None)
         try:
-            with progress, global_numpy_preserved():
+            with progress, generators_preserved():
                 if self.rows is None:
                     self.rows = self._build()
                 restarts = self.rows.restarts

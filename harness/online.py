@@ -12,7 +12,7 @@ from common.errors import UserError
 from common.files import remove_abandoned, replacing
 from envs.dataset import Dataset
 from envs.replay import Replay
-from envs.seeding import SeededEnvironment
+from envs.seeding import SeededEnvironment, generators_preserved
 from envs.task import Task, success_of
 from harness import run_files
 from harness.config import RunConfig
@@ -62,6 +62,7 @@ class OnlinePhase:
         transition = self._play(action)
         self.replay.add({name: torch.as_tensor(value)[None] for name, value in transition.items()})
 
+    @generators_preserved()
     def _begin_episode(self) -> None:
         seed = np.random.SeedSequence((self.run.seed, EPISODE_STREAM, self.episode)).generate_state(1)[0]
         seed = int(seed) | FIRST_SEED
@@ -71,6 +72,7 @@ class OnlinePhase:
         self.observation = np.asarray(observation, dtype=np.float32)
         self.steps, self.episode_return = 0, 0.0
 
+    @generators_preserved()
     def _play(self, action: np.ndarray) -> dict[str, np.ndarray]:
         """Steps the environment; returns the transition by the replay's columns, with the task's reward and mask."""
         observation, episode = self.observation, self.episode
