@@ -45,8 +45,6 @@ class OnlinePhase:
         if self.environment is not None:
             self.environment.close()
 
-    # ---- Acting ----
-
     def step(self, agent: torch.nn.Module) -> None:
         """One environment step with an exploring action, into the replay. Raises FloatingPointError for NaNs."""
         if self.observation is None:
