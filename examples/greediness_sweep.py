@@ -10,6 +10,8 @@ import os
 import sys
 from pathlib import Path
 
+import torch
+
 from algorithms.dipole import DIPOLE
 from common.errors import exit_on_user_error
 from envs import load_task
@@ -38,7 +40,7 @@ def main() -> None:
         options = {"greediness": greediness, "num_candidates": 1}
         result = evaluate(agent, task.make_env, EPISODES, GRID_SEED, **options)  # the same episodes for every omega
         score = result.scores(task.score_name).mean()
-        networks = network_evaluations(agent, **options)
+        networks = network_evaluations(agent, torch.zeros(1, agent.observation_dim), **options)
         print(f"greediness {greediness:4}: {task.score_name} {score:.2f}, {networks} networks")
 
 
