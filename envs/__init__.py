@@ -8,6 +8,8 @@ from typing import Dict, Optional
 
 from common.errors import UserError
 from common.names import nearest_names
+from envs.chunks import open_loop
+from envs.sparse import with_sparse_rewards
 from envs.task import DATA_HASHES, Task, check_own_task, normalized
 
 # First part of a task's name -> module with `load(name, data_dir, collect_episodes)`; imported when asked for,
@@ -65,8 +67,9 @@ def load_environment(name: str, record: dict, identity: dict, data_dir: Optional
         if any(task.identity.get(hash) != identity.get(hash) for hash in DATA_HASHES):
             raise UserError(f"{task.identity.get('path')}: the data set has changed since the run: restore it")
         make_env = task.make_env
+    make_env = open_loop(with_sparse_rewards(normalized(make_env, record), record), record)
     kept = {name: record[name] for name in ("observation_dim", "action_dim", "score_name", "reward_shift")}
-    return Task(name, None, None, normalized(make_env, record), **kept, identity=identity, environment=record)
+    return Task(name, None, None, make_env, **kept, identity=identity, environment=record)
 
 
 def suites() -> Dict[str, str]:
