@@ -132,28 +132,29 @@ def task_from_arrays(
         built = make_env()
         built.close()
         bounds = {"action_low": built.scale.low, "action_high": built.scale.high}
-    dataset = _dataset(name, bounds | arrays)
-    widths = {"observations": dataset.observations.shape[1], "actions": dataset.actions.shape[1]}
-    if make_env is not None:
         for kind, space in (("observations", built.observation_space), ("actions", built.action_space)):
-            if widths[kind] != space.shape[0]:
+            if np.shape(arrays[kind])[1:] != space.shape:
                 raise UserError(
-                    f"task {name}: {kind} have {widths[kind]} numbers in the data and {space.shape[0]} in the "
+                    f"task {name}: {kind} have shape {np.shape(arrays[kind])} in the data and {space.shape} in the "
                     f"environment: give the environment that the data were recorded in"
                 )
-    else:
-        bounds |= {bound: arrays[bound] for bound in bounds if bound in arrays}
+    scaling = bounds | {bound: arrays[bound] for bound in bounds if bound in arrays}
+    if make_env is None:
+        bounds = scaling
+    dataset = _dataset(name, scaling | arrays)
     identity = identity or {"path": name, "sha256": _sha256(arrays), "source": "own arrays"}
     return Task(
         name=name,
         dataset=dataset,
-        validation=None if validation is None else _dataset(f"{name}, validation", bounds | validation),
+        validation=None if validation is None else _dataset(f"{name}, validation", scaling | validation),
         make_env=make_env,
-        observation_dim=widths["observations"],
-        action_dim=widths["actions"],
+        observation_dim=dataset.observations.shape[1],
+        action_dim=dataset.actions.shape[1],
         score_name=score_name,
         identity={"suite": name.split("/")[0], **identity, "transitions": len(dataset), **_episodes(arrays)},
-        environment={bound: np.broadcast_to(value, widths["actions"]).tolist() for bound, value in bounds.items()},
+        environment={
+            bound: np.broadcast_to(value, dataset.actions.shape[1]).tolist() for bound, value in bounds.items()
+        },
     )
 
 
@@ -163,8 +164,8 @@ def _dataset(source: str, arrays: Mapping[str, Any]) -> Dataset:
 
 def _sha256(arrays: Mapping[str, Any]) -> str:
     digest = hashlib.sha256()
-    for name in sorted(arrays):
-        digest.update(name.encode() + np.ascontiguousarray(arrays[name]).tobytes())
+    for name, array in sorted(arrays.items()):
+        digest.update(name.encode() + (b"" if array is None else np.ascontiguousarray(array).tobytes()))
     return digest.hexdigest()
 
 

@@ -43,7 +43,8 @@ def chunked(task: Task, length: int, discount: float, first_action_only: bool = 
     task = dataclasses.replace(task, **sets)
     if first_action_only:
         return task
-    record = {CHUNK_RECORD: length}
+    bounds = {name: task.environment[name] * length for name in ACTION_BOUNDS if name in task.environment}
+    record = {CHUNK_RECORD: length} | bounds
     return dataclasses.replace(
         task,
         make_env=open_loop(task.make_env, record),
@@ -144,7 +145,7 @@ def figures(returns: Tensor, masks: Tensor, last: Tensor, chunk: Chunk) -> Tuple
 
 # ---- The environment ----
 
-CHUNK_RECORD = "action_chunk"  # key of a task's environment record
+CHUNK_RECORD, ACTION_BOUNDS = "action_chunk", ("action_low", "action_high")  # keys of a task's environment record
 
 
 class ChunkedEnvironment(gymnasium.Wrapper):

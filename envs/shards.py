@@ -17,7 +17,7 @@ OF_THE_PART = ("observations", "actions", "rewards", "masks", "valid", "columns"
 class Shards:
     """Stands for a Dataset: the one that `load(path)` makes of a file, of the next one after every `interval` updates.
 
-    The files follow one another in the order of `paths`, over and over (the QAM repository's `dataset_replace_interval`).
+    The files follow one another in the order of `paths`, over and over (QAM's repository, `dataset_replace_interval`).
     Raises UserError where a file has other sizes than the first.
     """
 

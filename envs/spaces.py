@@ -9,58 +9,38 @@ import numpy as np
 from gymnasium import spaces
 
 from common.errors import UserError
+from envs.actions import ActionScale, describe
 
 
 def observation_width(space: spaces.Space, source: str) -> int:
-    """Length O of a flattened observation. Raises UserError unless the space is a flat Box or a Dict of such spaces."""
+    """Length O of a flattened observation.
+
+    Raises UserError unless the space is a flat Box or a Dict of numbers and such spaces.
+    """
     if isinstance(space, spaces.Dict) and space.spaces:
-        return sum(observation_width(part, source) for part in space.spaces.values())
+        return sum(1 if _is_number(part) else observation_width(part, source) for part in space.spaces.values())
     if isinstance(space, spaces.Box) and len(space.shape) == 1:
         return space.shape[0]
     raise UserError(
-        f"{source}: observation space {_describe(space)} is not supported: its observations must be "
-        f"vectors (Box of one dimension) or Dicts of vectors"
+        f"{source}: observation space {describe(space)} is not supported: its observations must be vectors (Box of one "
+        f"dimension) or Dicts of vectors"
     )
+
+
+def _is_number(space: spaces.Space) -> bool:
+    return isinstance(space, spaces.Box) and space.shape == ()
 
 
 def flatten(space: spaces.Space, value: Any) -> np.ndarray:
     """One observation, or those of an episode, as float32 [..., O]; a Dict's entries follow one another by key.
 
     All entries of a Dict are kept: the observation of D4RL's antmaze lacks the ant's position, which is in
-    achieved_goal. The order is that of gymnasium's FlattenObservation.
+    achieved_goal. The order is that of gymnasium's FlattenObservation for a space built from a plain dict.
     """
     if isinstance(space, spaces.Dict):
         return np.concatenate([flatten(space[key], value[key]) for key in sorted(space.spaces)], axis=-1)
-    return np.asarray(value, dtype=np.float32)
-
-
-class ActionScale:
-    """The map between actions in [-1, 1]^A and the box of the environment. Raises UserError for any other space."""
-
-    def __init__(self, space: spaces.Space, source: str):
-        if not isinstance(space, spaces.Box) or len(space.shape) != 1:
-            raise UserError(
-                f"{source}: action space {_describe(space)} is not supported: its actions must be "
-                f"vectors (Box of one dimension)"
-            )
-        low, high = space.low.astype(np.float64), space.high.astype(np.float64)
-        if not np.isfinite([low, high]).all() or (low >= high).any():
-            raise UserError(f"{source}: action space has no finite bounds low < high: its actions cannot be scaled")
-        self.dtype, self.shape = space.dtype, space.shape
-        self.low, self.high = low, high  # what -1 and 1 stand for
-        self._middle, self._half_range = (high + low) / 2, (high - low) / 2
-
-    def to_unit(self, actions: np.ndarray) -> np.ndarray:
-        """Actions [..., A] of the environment as float32 in [-1, 1]; a box that is ±1 already changes nothing."""
-        return ((actions - self._middle) / self._half_range).astype(np.float32)
-
-    def from_unit(self, actions: np.ndarray) -> np.ndarray:
-        """Actions [..., A] in [-1, 1], clipped to it, as the environment takes them."""
-        return (np.clip(actions, -1.0, 1.0) * self._half_range + self._middle).astype(self.dtype)
-
-
-def _describe(space: spaces.Space) -> str:
-    return f"{type(space).__name__}{space.shape or ''}"
+    array = np.asarray(value, dtype=np.float32)
+    return array[..., None] if _is_number(space) else array
 
 
 class UnitEnvironment(gymnasium.Wrapper):

@@ -1,4 +1,4 @@
-"""Sparse rewards: -1 for every step that does not meet the whole goal, however much of it (the QAM repository's rule)."""
+"""Sparse rewards: -1 for every step that does not meet the whole goal, however much of it (QAM's repository)."""
 
 import dataclasses
 from typing import Callable, Optional

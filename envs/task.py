@@ -2,14 +2,13 @@
 
 import dataclasses
 import hashlib
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable, Dict, Optional, Tuple
 
 import gymnasium
-import numpy as np
 import torch
-from gymnasium import spaces
 
 from common.errors import UserError
 from envs.dataset import Dataset
@@ -20,7 +19,9 @@ SAMPLE_BLOCKS = 256
 SAMPLE_BLOCK_SIZE = 1 << 20  # bytes
 CONSTANT = 1e-6  # a standard deviation below this share of the mean is rounding: such an observation is only centred
 DATA_HASHES = ("sha256", "validation_sha256")  # of an identity; the second where there is a file of validation data
+RECORDED = ("observation_dim", "action_dim", "score_name", "reward_shift", "max_episode_steps")
 NORMALIZATION = ("observation_mean", "observation_std")  # keys of an environment's record
+SUCCESS_KEYS = ("success", "is_success")  # of an environment's info: OGBench's and Gymnasium-Robotics'
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,10 @@ class Task:
         action_low, action_high [A]: what the policy's -1 and 1 are to the simulator that the suite builds;
         observation_mean, observation_std [O] where observations are normalised; and what the suite needs.
         """
-        kept = ("observation_dim", "action_dim", "score_name", "reward_shift")
         bounds = {"action_low": [-1.0] * self.action_dim, "action_high": [1.0] * self.action_dim}
-        return {name: getattr(self, name) for name in kept} | bounds | self.environment
+        return {name: getattr(self, name) for name in RECORDED} | bounds | self.environment
+
+    max_episode_steps: Optional[int] = None  # where the environment itself names no limit, see envs/checks.py
 
     def reference_scores(self) -> Dict[str, float]:
         """Scores of the data set itself by label, to set beside a policy's: empty where the suite knows none."""
@@ -72,12 +74,8 @@ class Task:
         return 100.0 * (episode_return - references["min"]) / (references["max"] - references["min"])
 
 
-def check_own_task(task: Task) -> None:
-    """Refuses what a loader of one's own is likely to get wrong, and what would train to wrong numbers in silence.
-
-    Raises UserError that names the task and the array: NaN or infinity where a transition reads it, actions of the
-    environment that are not in [-1, 1], other widths than the data's.
-    """
+def refuse_non_finite_rows(task: Task) -> None:
+    """Raises UserError that names the array and the row where a transition of the task would read a NaN or infinity."""
     for label, dataset in (("", task.dataset), ("validation ", task.validation)):
         if dataset is None:
             continue
@@ -91,25 +89,6 @@ def check_own_task(task: Task) -> None:
                 raise UserError(
                     f"task {task.name}: {label}{name} hold a NaN or infinity at row {bad.int().argmax()}: mend the data"
                 )
-    if task.make_env is None:
-        return
-    environment = task.make_env()
-    actions, observations = environment.action_space, environment.observation_space
-    environment.close()
-    unit = isinstance(actions, spaces.Box) and np.all(actions.low == -1) and np.all(actions.high == 1)
-    if not unit:
-        raise UserError(
-            f"task {task.name}: the environment takes actions in {actions}, the policy gives actions in [-1, 1]: make "
-            f"the task with envs.arrays.task_from_arrays, which scales data and environment alike"
-        )
-    for kind, space, width in (
-        ("observations", observations, task.dataset.observations.shape[1]),
-        ("actions", actions, task.dataset.actions.shape[1]),
-    ):
-        if space.shape != (width,):
-            raise UserError(
-                f"task {task.name}: {kind} have {width} numbers in the data, the environment's have shape {space.shape}"
-            )
 
 
 def normalize_observations(task: Task) -> Task:
@@ -137,6 +116,11 @@ def normalized(make_env: Optional[Callable[[], gymnasium.Env]], record: dict) ->
     if make_env is None or not all(name in record for name in NORMALIZATION):
         return make_env
     return Wrapped(make_env, NormalizedObservations, tuple(record[name] for name in NORMALIZATION))
+
+
+def success_of(info: dict) -> float:
+    """1 or 0 as the info of an environment's step reports it, NaN where it says nothing."""
+    return float(next((info[key] for key in SUCCESS_KEYS if key in info), math.nan))
 
 
 def file_sha256(path: Path) -> Tuple[str, str]:

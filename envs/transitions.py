@@ -50,7 +50,7 @@ def rows_of_transitions(
             f"limit cut off would go on in the next one"
         )
     try:
-        unit = to_unit(actions, action_low, action_high)
+        unit = to_unit(actions, *(np.broadcast_to(bound, actions.shape[1]) for bound in (action_low, action_high)))
     except ValueError as error:  # also of bounds that do not broadcast
         raise UserError(
             f"{source}: {error}: give action_low and action_high as numbers or {[actions.shape[1]]}"
@@ -74,7 +74,7 @@ def rows_of_transitions(
 def to_unit(actions: np.ndarray, low: Any, high: Any) -> np.ndarray:
     """Actions [..., A] between the bounds `low` and `high` ([A] or numbers) as float32 in [-1, 1]."""
     low, high = np.asarray(low, np.float64), np.asarray(high, np.float64)
-    if not np.isfinite([low, high]).all() or (low >= high).any():
+    if not (np.isfinite(low).all() and np.isfinite(high).all() and (low < high).all()):
         raise ValueError(f"action bounds {low.tolist()} and {high.tolist()} are not finite numbers low < high")
     return ((actions - (high + low) / 2) / ((high - low) / 2)).astype(np.float32)
 

@@ -71,10 +71,11 @@ def evaluate_command(argv: Sequence[str]) -> None:
     folder = arguments.out or run_dir
     make_folder(folder, "--out")
     agent = load_agent(algorithm.agent_class, run_dir, algorithm.name).to(choose_device(arguments.device))
-    if arguments.video_episodes:
+    draws = bool(arguments.video_episodes)
+    if draws:
         choose_graphics()  # before the task imports MuJoCo, which reads the choice then
-    task = load_task(config.task, arguments.data_dir or config.data_dir, 0, config.in_memory)
-    if arguments.video_episodes:
+    task = load_task(config.task, arguments.data_dir or config.data_dir, 0, config.in_memory, draws=draws)
+    if draws:
         check_graphics()  # before the sweep, which may take long
     episodes = arguments.episodes or config.eval_episodes
     rows = sweep(agent, task, config, grid, episodes, arguments.environments, arguments.workers)

@@ -34,9 +34,9 @@ TUNING_SEED = 2_000_000  # of the evaluations that choose hyperparameters
 class EvaluationResult:
     """Scores of n episodes, in the order of their seeds.
 
-    returns [n]: undiscounted sums of rewards; lengths [n]: environment steps; successes [n]: info["success"] at the
-    last step, None where the environment reports none; seconds: of the whole evaluation; restarts: how often a process
-    of environments was replaced and its episodes repeated.
+    returns [n]: undiscounted sums of rewards; lengths [n]: environment steps; successes [n]: info["success"] (or
+    ["is_success"]) at the last step, None where no episode reports one; seconds: of the whole evaluation; restarts: how
+    often a process of environments was replaced and its episodes repeated.
     """
 
     returns: np.ndarray
@@ -177,9 +177,8 @@ class Evaluator:
                     f"{LESS_MEMORY}"
                 ) from error
             raise
-        if np.isnan(successes).any() and not np.isnan(successes).all():
-            raise ValueError('info["success"] is missing at the last step of some episodes only')
-        reported = None if np.isnan(successes).any() else successes
+        # Some environments report a success only where there is one: no word of it in other episodes is a failure.
+        reported = None if np.isnan(successes).all() else np.nan_to_num(successes, nan=0.0)
         seconds = time.perf_counter() - started
         return EvaluationResult(returns, lengths, reported, seconds, self.rows.restarts - restarts)
 

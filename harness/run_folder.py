@@ -30,7 +30,8 @@ from harness.run_fields import FREE_FIELDS
 CHECKPOINT_FORMAT = 1  # raised when the layout of checkpoint.pt changes
 FIRST_HARNESS_VERSION = 1  # of the runs that do not record one
 HARNESS_VERSION = 2  # raised when the same config could give other numbers than before
-DATA_HASHES = ("sha256", "validation_sha256")  # of a data set's identity; the second only where there is such a file
+# Of a data set's identity: what is learned from, and what decides its environment where that is a file too (Minari).
+DATA_HASHES = ("sha256", "validation_sha256", "environment_sha256")
 PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "dm_control", "ogbench", "pyrallis")
 
 
@@ -114,7 +115,7 @@ class RunFolder:
                 "choose another run_dir or label, or add --restart"
             )
         stored_data = self.stored_environment()["data"]
-        if any(stored_data.get(name) != self.identity.get(name) for name in DATA_HASHES):
+        if any(name in stored_data and stored_data[name] != self.identity.get(name) for name in DATA_HASHES):
             raise UserError(
                 f"{self.identity.get('path')}: the data set has changed since this run began in {self.path}; "
                 "restore it, choose another run_dir or label, or add --restart"

@@ -19,7 +19,6 @@ from minari.data_collector.episode_buffer import EpisodeBuffer
 
 from common.errors import UserError
 from envs import load_task
-from envs.minari import MinariEnvironment
 from envs.transitions import ACTION_LIMIT
 from harness.evaluation import evaluate
 from harness.sweep import sweep
@@ -51,7 +50,7 @@ class GoalEnv(gymnasium.Env):
         return observation, float(action[1]), False, self.steps == 10, {"success": self.steps > 5, "heavy": [1]}
 
 
-gymnasium.register("MinariTestGoal-v0", entry_point=f"{__name__}:GoalEnv")
+gymnasium.register("MinariTestGoal-v0", entry_point=f"{__name__}:GoalEnv", max_episode_steps=10)
 
 
 def pendulum_episode(index: int) -> dict:
@@ -244,7 +243,7 @@ def test_absent_data_sets_are_explained(tmp_path, monkeypatch):
     refuses(f"in {tmp_path / 'new'} and the download failed", "D4RL/door/human-v2", str(tmp_path / "new"))
     assert os.environ["MINARI_DATASETS_PATH"] == "unused"
     for name in ("door-human", "../x-v0", ""):
-        refuses("is no id of a Minari data set: expected minari/<namespace>", name)
+        refuses("is no id of a Minari data set.* .expected minari/<namespace>", name)
 
 
 def test_download_puts_the_whole_set_in_place(tmp_path, monkeypatch):
@@ -273,7 +272,7 @@ def flat(low, high, shape):
         (spaces.Dict({"a": spaces.Discrete(2)}), flat(-1, 1, (1,)), "observation space Discrete is not supported"),
         (flat(0, 1, (3,)), spaces.Discrete(3), "action space Discrete is not supported"),
         (flat(0, 1, (3,)), flat(-np.inf, np.inf, (1,)), "no finite bounds"),
-        (flat(0, 1, (2,)), flat(-1, 1, (1,)), "observations have 3 entries, the data set's 2"),
+        (flat(0, 1, (2,)), flat(-1, 1, (1,)), r"observations: Box\(3,\), in the data Box\(2,\)"),
     ],
 )
 def test_other_spaces_are_refused(tmp_path, monkeypatch, observation_space, action_space, message):
@@ -336,5 +335,3 @@ def test_missing_environment_package_is_named(tmp_path, monkeypatch):
     spec = json.loads(json.loads(path.with_name("metadata.json").read_text())["env_spec"])
     edit_metadata(path, env_spec=json.dumps(spec | {"entry_point": "absent_package.maze:PointMaze"}))
     refuses("cannot be built .*absent_package.*" + re.escape('`pip install "gymnasium-robotics>=1.2.3"`'))
-    with pytest.raises(UserError, match="cannot be built"):
-        MinariEnvironment(path.parent)

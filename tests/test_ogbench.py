@@ -3,6 +3,7 @@
 import functools
 import http.client
 import json
+import math
 import pickle
 import re
 import tempfile
@@ -20,7 +21,7 @@ from envs import load_task
 from envs.ogbench.collect import ManipulationCollector, PointMazeCollector
 from envs.ogbench.environment import OGBenchEnvironment
 from envs.ogbench.generate import generate
-from envs.ogbench.names import DATASETS, sidecar_file, task_names, train_file, validation_file
+from envs.ogbench.names import DATASETS, LARGE, official_episodes, sidecar_file, task_names, train_file, validation_file
 from envs.transitions import ACTION_LIMIT
 from harness.evaluation import evaluate
 
@@ -155,14 +156,44 @@ def test_the_data_are_those_of_ogbenchs_loader(tmp_path, arrays, dataset):
     environment.close()
 
 
-def test_files_without_a_record_count_as_official(folder):
+@pytest.mark.parametrize(
+    "official, source",
+    [
+        ((EPISODES, STEPS), "official"),
+        ((EPISODES + 1, STEPS), "unknown"),
+        ((EPISODES, STEPS - 1), "unknown"),
+        ((EPISODES // 2, 2 * STEPS), "unknown"),  # as many transitions
+    ],
+)
+def test_files_without_a_record_count_as_official_where_their_episodes_do(folder, monkeypatch, official, source):
+    monkeypatch.setattr("envs.ogbench.tasks.official_episodes", lambda dataset: official)
+    monkeypatch.setattr("envs.ogbench.tasks.VALIDATION_SHARE", EPISODES)  # the folder has one validation episode
     task = load_task(maze_task(3), str(folder))
     identity = task.identity
-    assert (identity["suite"], identity["source"], identity["generation"]) == ("ogbench", "official", None)
+    assert (identity["suite"], identity["source"], identity["generation"]) == ("ogbench", source, None)
     assert (identity["transitions"], identity["episodes"]) == (EPISODES * STEPS, EPISODES)
     assert (identity["dataset"], identity["reward_task"], identity["validation_transitions"]) == (MAZE, 3, STEPS)
     assert identity["path"] == str(train_file(folder, MAZE)) and len(identity["sha256"]) == 64
     assert json.loads(json.dumps(identity)) == identity
+
+
+def test_the_official_sizes_are_the_published_ones():
+    """Millions of transitions by OGBench's table of data sets."""
+    millions = {name: math.prod(official_episodes(name)) / 1e6 for name in DATASETS}
+    assert {name for name, size in millions.items() if size == 5} == {
+        *(f"antmaze-{size}-explore" for size in ("medium", "large", "teleport")),
+        *(f"{environment}-{kind}" for environment in ("cube-quadruple", "puzzle-4x6") for kind in ("play", "noisy")),
+    }
+    assert {name.rpartition("-")[0] for name, size in millions.items() if size == 4} == {
+        "humanoidmaze-giant",
+        "antsoccer-medium",
+    }
+    assert {name.rpartition("-")[0] for name, size in millions.items() if size == 3} == {"cube-triple", "puzzle-4x5"}
+    assert {name.rpartition("-")[0] for name, size in millions.items() if size == 2} == {
+        "humanoidmaze-medium",
+        "humanoidmaze-large",
+    }
+    assert set(millions.values()) == {1, 2, 3, 4, 5}
 
 
 def test_generated_files_say_so(tmp_path):
@@ -184,7 +215,7 @@ def test_every_task_name_is_one_of_ogbenchs():
     for dataset in DATASETS:
         environment = dataset.rpartition("-")[0]
         assert {f"{environment}-singletask{task}-v0" for task in ("", "-task1", "-task5")} <= registered
-    assert len(set(task_names())) == len(DATASETS) * 6
+    assert len(set(task_names())) == (len(DATASETS) + len(LARGE)) * 6
 
 
 # ---- wrong input ----

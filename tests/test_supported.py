@@ -12,7 +12,8 @@ from gymnasium import spaces
 from algorithms.dipole import DIPOLEConfig
 from common.errors import UserError
 from envs import load_task, suites
-from envs.minari import ActionScale, observation_width
+from envs.actions import ActionScale
+from envs.minari import observation_width
 from harness.command_line import run_command
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "supported.md").read_text(encoding="utf-8")

@@ -56,6 +56,8 @@ def convert(root: Path, domain: str, collector: str, compression: Optional[str] 
         with _locked(path.parent):
             if _modified(path) == before:  # otherwise another process made it while this one waited
                 remove_abandoned(path.parent)
+                if source.kind == "unknown":
+                    print(f"{source.describe()}: not the whole released set", flush=True)
                 _Conversion(path, domain, source).run(compression)
     return path
 
@@ -197,7 +199,7 @@ class _Conversion:
             "collector": self.path.stem,
             "episodes": len(self.lengths),
             "transitions": int(self.lengths.sum()),
-            "source": "official" if self.source.generation is None else "locally generated",
+            "source": self.source.kind,
             "source_fingerprint": self.source.fingerprint(),
             "generation": json.dumps(self.source.generation),
         }

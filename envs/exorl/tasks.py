@@ -50,7 +50,7 @@ def load(name: str, data_dir: Optional[str] = None, collect_episodes: int = 0, i
     """Loads the task `<collector>/<domain>_<task>`, converting its episode files first if that was not done yet.
 
     The data lie in `<data_dir>/<domain>/`, by default under ~/.exorl/data: `<collector>.h5`, made from
-    `<collector>/buffer/` or `<collector>.zip`. A `local_*` set that is absent is collected first when
+    `<collector>/` or its `buffer/`, or from `<collector>.zip`. A `local_*` set that is absent is collected first when
     collect_episodes > 0. Rewards are r(s') of this task, masks are all 1 (nothing terminates), the score is the
     undiscounted return. in_memory = False leaves the observations, the largest part, in the file, mapped into memory:
     the system holds as much of them as it has room for. Raises UserError for unknown names and for data that is
@@ -109,7 +109,7 @@ def _absent(folder: Path, path: Path) -> UserError:
     if not collector.startswith(LOCAL_PREFIX):
         return UserError(
             f"{looked}; get it from {DOWNLOAD_PAGE} with its `./download.sh {domain} {collector}` and put the zip, or "
-            f"the unpacked folder that holds buffer/, there"
+            f"the unpacked folder with its episodes, there"
         )
     policy = collector.removeprefix(LOCAL_PREFIX)
     if policy not in POLICIES:

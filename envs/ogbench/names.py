@@ -73,7 +73,7 @@ def dataset_of(task_name: str) -> str:
     for beginning, reason in NOT_SUPPORTED.items():
         if task_name.startswith(beginning):
             raise UserError(f"OGBench task {task_name!r} is not supported: {reason}")
-    if task_name.removesuffix(f"-{VERSION}") in DATASETS:
+    if task_name.removesuffix(f"-{VERSION}") in (*DATASETS, *LARGE):
         raise UserError(
             f"OGBench task {task_name!r} is goal-conditioned, which is not supported: name one of its single tasks, "
             f"ogbench/{task_name.removesuffix(f'-{VERSION}')}-singletask-task1-{VERSION} to -task5-{VERSION}"

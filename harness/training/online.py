@@ -12,7 +12,8 @@ from common.errors import UserError
 from common.files import remove_abandoned, replacing
 from envs.dataset import Dataset
 from envs.replay import Replay
-from envs.task import Task
+from envs.seeding import SeededEnvironment
+from envs.task import Task, success_of
 from harness import run_files
 
 EPISODE_STREAM = 4  # of the episodes' seeds, beside the streams of harness/training/one_run.py
@@ -61,10 +62,11 @@ class OnlinePhase:
         self.replay.add({name: torch.as_tensor(value)[None] for name, value in transition.items()})
 
     def _begin_episode(self) -> None:
-        if self.environment is None:
-            self.environment = self.task.make_env()
         seed = np.random.SeedSequence((self.config.seed, EPISODE_STREAM, self.episode)).generate_state(1)[0]
-        observation, _ = self.environment.reset(seed=int(seed) | FIRST_SEED)
+        seed = int(seed) | FIRST_SEED
+        if self.environment is None:
+            self.environment = SeededEnvironment(self.task.make_env, seed)
+        observation, _ = self.environment.reset(seed)
         self.observation = np.asarray(observation, dtype=np.float32)
         self.steps, self.episode_return = 0, 0.0
 
@@ -80,8 +82,8 @@ class OnlinePhase:
         self.episode_return += float(reward)
         if terminated or truncated:
             self.last_episode = {"exploration/return": self.episode_return, "exploration/length": self.steps}
-            if "success" in info:
-                self.last_episode["exploration/success"] = float(info["success"])
+            if not np.isnan(success_of(info)):
+                self.last_episode["exploration/success"] = success_of(info)
             self.observation, self.steps, self.episode = None, 0, episode + 1
         return {
             "observations": observation,
