@@ -9,7 +9,7 @@ from common.errors import UserError
 from envs.dataset import Dataset
 
 # What is the data set's of the file in memory. Others of Dataset's members would change that file's only.
-OF_THE_PART = ("observations", "actions", "rewards", "masks", "valid", "columns", "chunk", "figures") + (
+OF_THE_PART = ("observations", "actions", "rewards", "masks", "valid", "columns", "chunk", "whole") + (
     *("sample", "draw", "take", "column"),
 )
 

@@ -58,9 +58,7 @@ def load(name: str, data_dir: Optional[str] = None, collect_episodes: int = 0) -
     dataset_name = dataset_of(name)
     root = data_root(data_dir)
     if dataset_name in LARGE:
-        environment = OGBenchEnvironment(environment_task(name))  # stays: each file's rewards are computed with it
-        dataset, validation, identity = _read_large(root / f"{dataset_name}-{VERSION}", name, environment)
-        return _task(name, environment, dataset, validation, identity)
+        return _load_large(name, root / f"{dataset_name}-{VERSION}")
     paths = [train_file(root, dataset_name), validation_file(root, dataset_name)]
     _download_missing(root, dataset_name, paths)
     environment = OGBenchEnvironment(name)
@@ -143,8 +141,8 @@ def _download(root: Path, dataset_name: str, paths: List[Path]) -> None:
                 folder.rmdir()
 
 
-def _read_large(folder: Path, name: str, environment: OGBenchEnvironment) -> Tuple[Shards, Optional[Dataset], dict]:
-    """The data set that the files of `folder` hold together, the validation data beside the first, the identity."""
+def _load_large(name: str, folder: Path) -> Task:
+    """The task whose data set is what the files of `folder` hold together; its validation data are the first file's."""
     paths = [path for path in sorted(folder.glob("*.npz")) if not path.stem.endswith("-val")]
     if not paths:
         raise UserError(
@@ -154,6 +152,7 @@ def _read_large(folder: Path, name: str, environment: OGBenchEnvironment) -> Tup
     for path in paths:
         with _damage_named(path):
             check_npz(path, ARRAYS)
+    environment = OGBenchEnvironment(environment_task(name))  # stays open: it computes each file's rewards
     read = functools.partial(_read, name=name, environment=environment, action_limit=1.0)  # not clipped, as in QAM's
     dataset = Shards(paths, read, LARGE_INTERVAL)
     validation_path = paths[0].with_name(f"{paths[0].stem}-val.npz")
@@ -161,17 +160,18 @@ def _read_large(folder: Path, name: str, environment: OGBenchEnvironment) -> Tup
     identity = {
         "suite": "ogbench",
         "path": str(folder),
-        "sha256": _sha256_of_ends(paths),
+        "sha256": sha256_of_ends(paths),
         "sha256_of": "names, sizes and ends of all files",
         "source": "official" if official else "unknown",
         "files": len(paths),
         "transitions": len(paths) * len(dataset),
         "episodes": len(paths) * _episodes(dataset)[0],
     }
-    return dataset, read(validation_path) if validation_path.exists() else None, identity
+    return _task(name, environment, dataset, read(validation_path) if validation_path.exists() else None, identity)
 
 
-def _sha256_of_ends(paths: Sequence[Path]) -> str:
+def sha256_of_ends(paths: Sequence[Path]) -> str:
+    """A hash of the files' names, sizes, first and last MiB: all of them take half a minute to read."""
     digest = hashlib.sha256()
     for path in paths:
         size = path.stat().st_size
