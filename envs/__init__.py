@@ -25,10 +25,7 @@ SUITES = {
     "ogbench": "envs.ogbench.tasks",
 }
 OWN_SUITES = "DIPOLE_SUITES"  # environment variable: "<suite>=<module>,...", suites of one's own beside those
-CHECKED = (
-    "arrays",
-    "minari",
-)  # suites whose environments are others' code, tried before training as those of one's own are
+CHECKED = ("arrays", "minari")  # their environments are others' code, tried before training as one's own are
 GRAPHICS_VARIABLE = "MUJOCO_GL"  # MuJoCo's own, read when it is imported
 MAPPABLE = ("exorl",)  # suites whose files can be read where they lie; the others' are compressed
 
@@ -58,9 +55,7 @@ def load_task(
         )
     if not in_memory and suite not in MAPPABLE:
         raise UserError(f"in_memory: false is for {', '.join(MAPPABLE)} data sets only, not for {name}: set it to true")
-    if suite in SUITES and not draws and "mujoco" not in sys.modules:
-        os.environ[GRAPHICS_VARIABLE] = "disabled"  # for the processes that host environments, too
-    load = _module_of(suite, known[suite]).load
+    load = _module_of(suite, known[suite], draws).load
     task = load(rest, data_dir, collect_episodes, **({} if in_memory else {"in_memory": False}))
     if suite not in SUITES:
         refuse_non_finite_rows(task)
@@ -69,7 +64,9 @@ def load_task(
     return task
 
 
-def load_environment(name: str, record: dict, identity: dict, data_dir: Optional[str] = None) -> Task:
+def load_environment(
+    name: str, record: dict, identity: dict, data_dir: Optional[str] = None, draws: bool = False
+) -> Task:
     """The task of a run without its data, to act and to be evaluated in: its data sets are None.
 
     record and identity: the task's own `record()` and `identity`, which the run kept. The data are needed where they
@@ -79,11 +76,11 @@ def load_environment(name: str, record: dict, identity: dict, data_dir: Optional
     """
     suite, _, rest = name.partition("/")
     known = suites()
-    module = _module_of(suite, known[suite]) if suite in known else None
+    module = _module_of(suite, known[suite], draws) if suite in known else None
     if hasattr(module, "load_environment"):
         make_env = module.load_environment(rest, record, data_dir)
     else:
-        task = load_task(name, data_dir)
+        task = load_task(name, data_dir, draws=draws)
         if any(task.identity.get(hash) != identity.get(hash) for hash in DATA_HASHES):
             raise UserError(f"{task.identity.get('path')}: the data set has changed since the run: restore it")
         make_env = task.make_env
@@ -132,8 +129,13 @@ def suites() -> Dict[str, str]:
     return SUITES | own
 
 
-def _module_of(suite: str, module: str) -> ModuleType:
-    """The module that loads a suite's tasks. Raises UserError where there is none of that name."""
+def _module_of(suite: str, module: str, draws: bool) -> ModuleType:
+    """The module that loads a suite's tasks, for one that draws or not, see `load_task`.
+
+    Raises UserError where there is none of that name.
+    """
+    if suite in SUITES and not draws and "mujoco" not in sys.modules:
+        os.environ[GRAPHICS_VARIABLE] = "disabled"  # for the processes that host environments, too
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:

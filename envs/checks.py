@@ -11,7 +11,7 @@ import numpy as np
 
 from common.errors import UserError, one_line
 from envs.dataset import Dataset
-from envs.seeding import SeededEnvironment, layers
+from envs.seeding import SeededEnvironment, generators_preserved, layers
 from envs.task import Task, success_of
 
 STEPS = 5  # of the trial
@@ -105,6 +105,7 @@ class _Trial:
     def __init__(self, task: Task):
         self.task, self.reports_success = task, False
 
+    @generators_preserved()
     def run(self) -> gymnasium.Env:
         """Returns the environment, closed. Raises UserError for the first thing that does not fit."""
         seeded = self._call("building", SeededEnvironment, self.task.make_env, 0)

@@ -7,7 +7,7 @@ from typing import Any, Callable, Dict, Sequence
 
 import torch
 
-from envs.transitions import ACTION_LIMIT, refuse_out_of_range, rows_of_transitions
+from envs.transitions import ACTION_LIMIT, SCALE, refuse_out_of_range, rows_of_transitions
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class Dataset:
         lowest, highest = self.actions.aminmax() if self.actions.numel() else (0, 0)
         if not (lowest >= -limit and highest <= limit):
             used = self.actions if self.has_last_actions else self.actions[self.valid]
-            refuse_out_of_range("data set", used.cpu().numpy())
+            refuse_out_of_range("data set", used.cpu().numpy(), SCALE)
             self.actions = self.actions.clamp(-limit, limit)
 
     def __len__(self) -> int:

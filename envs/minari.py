@@ -27,8 +27,8 @@ from common.untrusted import check_hdf5
 from envs.actions import ActionScale, describe
 from envs.dataset import Dataset
 from envs.minari_names import minari_id
-from envs.spaces import flatten, observation_width
-from envs.task import SUCCESS_KEYS, Task, file_sha256
+from envs.spaces import UnitEnvironment, flatten, observation_width
+from envs.task import Task, file_sha256
 from envs.transitions import ACTION_TOLERANCE, refuse_non_finite
 
 DEFAULT_DATA_DIR = "~/.minari/datasets"  # minari's own
@@ -73,51 +73,26 @@ def _short(bounds: np.ndarray) -> str:
 # ---- The environment ----
 
 
-class MinariEnvironment(gymnasium.Env):
-    """The environment that a data set names for evaluation, else the one it was collected in.
+def build_environment(record: dict, render_mode: Optional[str] = None) -> UnitEnvironment:
+    """The environment that a data set names for evaluation, else the one it was collected in, as a policy sees it.
 
-    Observations are float32 [O], flattened as the data are; actions are float32 [A] in [-1, 1], scaled to the
-    environment's box. Rewards are the environment's own: D4RL's reward shift is for learning only. Of its info only
-    success is passed on, where there is one. `render_mode` is gymnasium's.
+    record: see `environment_record`; render_mode: gymnasium's. Rewards are the environment's own: D4RL's reward shift
+    is for learning only. Raises UserError where it cannot be built or observes something else than the data hold.
     """
-
-    def __init__(self, record: dict, render_mode: Optional[str] = None):
-        """record: see `environment_record`. Raises UserError where the environment cannot be built or does not fit."""
-        source = record["source"]
-        self.render_mode = render_mode
-        self._space = deserialize_space(record["observation_space"])
-        width = observation_width(self._space, source)
-        self.environment = _build(record["spec"], source, record["requirements"], render_mode)
-        difference = _difference(self._space, self.environment.observation_space, "observations")
-        if difference is not None:
-            raise UserError(
-                f"{source}: its environment is another than that of the data ({difference}): create the data set with "
-                f"eval_env= that has the wrappers of the collection, or install the version that it was collected in"
-            )
-        self._scale = ActionScale(self.environment.action_space, source)
-        self.observation_space = spaces.Box(-np.inf, np.inf, (width,), np.float32)
-        self.action_space = spaces.Box(-1.0, 1.0, self._scale.shape, np.float32)
-
-    def reset(self, *, seed: Optional[int] = None, options: Optional[dict] = None) -> Tuple[np.ndarray, Dict[str, Any]]:
-        super().reset(seed=seed)
-        answer = self.environment.reset(seed=seed, options=options)
-        return flatten(self._space, answer[0]), {}
-
-    def step(self, action: np.ndarray) -> Tuple[np.ndarray, float, bool, bool, Dict[str, Any]]:
-        observation, reward, terminated, truncated, info = self.environment.step(self._scale.from_unit(action))
-        success = {key: float(info[key]) for key in SUCCESS_KEYS if key in info}
-        reward = reward.item() if np.size(reward) == 1 and isinstance(reward, np.ndarray) else reward
-        return flatten(self._space, observation), reward, bool(terminated), bool(truncated), success
-
-    def render(self) -> Any:
-        return self.environment.render()
-
-    def close(self) -> None:
-        self.environment.close()
+    source = record["source"]
+    environment = _build(record["spec"], source, record["requirements"], render_mode)
+    stored = deserialize_space(record["observation_space"])
+    difference = _difference(stored, environment.observation_space, "observations")
+    if difference is not None:
+        raise UserError(
+            f"{source}: its environment is another than that of the data ({difference}): create the data set with "
+            f"eval_env= that has the wrappers of the collection, or install the version that it was collected in"
+        )
+    return UnitEnvironment(environment, source)
 
 
 def environment_record(data_path: Path, metadata: dict, storage: MinariStorage) -> dict:
-    """What `MinariEnvironment` is built from, without the data: plain values, for JSON.
+    """What `build_environment` needs, without the data: plain values, for JSON.
 
     source: metadata.json, for messages; spec: gymnasium's EnvSpec as a dict, that for evaluation where there is one;
     observation_space, action_space: of the data, as Minari writes them; requirements: packages that it asks for.
@@ -218,16 +193,16 @@ def load(name: str, data_dir: Optional[str] = None, collect_episodes: int = 0) -
     width = observation_width(storage.observation_space, str(data_path / METADATA_FILE))
     scale = ActionScale(storage.action_space, str(data_path / METADATA_FILE))
     record = environment_record(data_path, metadata, storage)
-    environment = MinariEnvironment(record)  # built once now: a missing package is said before the training
-    _compare_actions(record, environment.environment, metadata)
+    environment = build_environment(record).env
+    _compare_actions(record, environment, metadata)
     environment.close()
-    bounds = environment.environment.action_space
+    bounds = environment.action_space
     dataset, returns = _read(storage, scale, name)
     return Task(
         name=f"minari/{name}",
         dataset=dataset,
         validation=None,
-        make_env=functools.partial(MinariEnvironment, record),
+        make_env=functools.partial(build_environment, record),
         observation_dim=width,
         action_dim=scale.shape[0],
         score_name="return",
@@ -237,9 +212,9 @@ def load(name: str, data_dir: Optional[str] = None, collect_episodes: int = 0) -
     )
 
 
-def load_environment(name: str, record: dict, data_dir: Optional[str] = None) -> Callable[..., MinariEnvironment]:
+def load_environment(name: str, record: dict, data_dir: Optional[str] = None) -> Callable[..., UnitEnvironment]:
     """The `make_env` of the task `name` from its record, for which no data are needed."""
-    return functools.partial(MinariEnvironment, record)
+    return functools.partial(build_environment, record)
 
 
 def open_storage(data_path: Path) -> Tuple[MinariStorage, dict]:

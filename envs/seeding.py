@@ -14,15 +14,14 @@ class SeededEnvironment:
     """The environment that `make_env` builds, with spaces and global generators of its own, seeded with each episode.
 
     OGBench's mazes draw from numpy's global generator, others from Python's or torch's (the CPU's), or sample a space.
-    So these are seeded with the episode, put in place around every call, and the process' own are put back (of numpy's
-    but for the kept half of a pair of normal draws). gymnasium's `np_random` is the environment's own affair.
+    So these are seeded with the episode and put in place before every call, where they are left: see
+    `generators_preserved`. gymnasium's `np_random` is the environment's own affair.
     """
 
     def __init__(self, make_env: Callable[[], gymnasium.Env], seed: int):
         """seed: for what the building draws, e.g. that of the first episode."""
         self._seed_generators(seed)
-        with self._own_generators():
-            self.environment = make_env()
+        self.environment = self._call(make_env)
         self._spaces = _own_spaces(self.environment)
 
     def reset(self, seed: int) -> tuple:
@@ -30,35 +29,40 @@ class SeededEnvironment:
         self._seed_generators(seed)
         for space in self._spaces:
             space.seed(seed)
-        with self._own_generators():
-            return self.environment.reset(seed=seed)
+        return self._call(self.environment.reset, seed=seed)
 
     def step(self, action: np.ndarray) -> tuple:
         """gymnasium's answer to `step(action)`."""
-        with self._own_generators():
-            return self.environment.step(action)
+        return self._call(self.environment.step, action)
 
     def close(self) -> None:
         self.environment.close()
 
     def _seed_generators(self, seed: int) -> None:
-        self._numpy = np.random.MT19937(seed)
-        self._python = random.Random(seed).getstate()
+        self._numpy, self._python = np.random.MT19937(seed), random.Random(seed)
         self._torch = torch.Generator().manual_seed(seed).get_state()
 
-    @contextlib.contextmanager
-    def _own_generators(self) -> Iterator[None]:
-        others = np.random.get_bit_generator(), random.getstate(), torch.default_generator.get_state()
+    def _call(self, function: Callable, *arguments: Any, **options: Any) -> Any:
         np.random.set_bit_generator(self._numpy)
-        random.setstate(self._python)
+        random.seed(self._python.getrandbits(64))  # anew for every call: to save its state would take twice as long
         torch.default_generator.set_state(self._torch)
-        try:
-            yield
-        finally:
-            self._python, self._torch = random.getstate(), torch.default_generator.get_state()
-            np.random.set_bit_generator(others[0])
-            random.setstate(others[1])
-            torch.default_generator.set_state(others[2])
+        answer = function(*arguments, **options)
+        self._torch = torch.default_generator.get_state()
+        return answer
+
+
+@contextlib.contextmanager
+def generators_preserved() -> Iterator[None]:
+    """Puts the global generators, which `SeededEnvironment` replaces, back with their states."""
+    bit_generator, state = np.random.get_bit_generator(), np.random.get_state(legacy=False)  # noqa: NPY002
+    others = random.getstate(), torch.default_generator.get_state()
+    try:
+        yield
+    finally:
+        np.random.set_bit_generator(bit_generator)
+        np.random.set_state(state)  # noqa: NPY002  (the swap loses the second half of a pair of normal draws)
+        random.setstate(others[0])
+        torch.default_generator.set_state(others[1])
 
 
 def layers(environment: Any) -> Iterator[Any]:

@@ -61,8 +61,9 @@ class UnitEnvironment(gymnasium.Wrapper):
         return flatten(self.source_space, observation), info
 
     def step(self, action: np.ndarray) -> Tuple[np.ndarray, float, bool, bool, Dict[str, Any]]:
-        observation, *rest = self.env.step(self.scale.from_unit(action))
-        return flatten(self.source_space, observation), *rest
+        observation, reward, *rest = self.env.step(self.scale.from_unit(action))
+        reward = reward.item() if isinstance(reward, np.ndarray) and reward.size == 1 else reward
+        return flatten(self.source_space, observation), reward, *rest
 
 
 class NormalizedObservations(gymnasium.ObservationWrapper):

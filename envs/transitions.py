@@ -9,6 +9,10 @@ from common.errors import UserError
 # A squashed policy cannot reach ±1, and its density there is infinite (FQL's released code, envs/env_utils.py).
 ACTION_LIMIT = 1.0 - 1e-5
 ACTION_TOLERANCE = 1e-3  # beyond ±1: rounding, of float16 too, which is clipped; more is a mistake
+SCALE = (
+    "give the bounds of the environment's actions (action_low, action_high of Dataset.from_transitions), by which they "
+    "are scaled to [-1, 1]"
+)
 ROWS_AT_ONCE = 100_000  # looked at together: bounds the memory of a check
 
 
@@ -55,7 +59,7 @@ def rows_of_transitions(
         raise UserError(
             f"{source}: {error}: give action_low and action_high as numbers or {[actions.shape[1]]}"
         ) from error
-    refuse_out_of_range(source, unit, f"{np.min(action_low):g} to {np.max(action_high):g}")
+    refuse_out_of_range(source, unit, SCALE, f"{np.min(action_low):g} to {np.max(action_high):g}")
     alone = known & ~follows  # has a further row for its next observation
     row = np.arange(rows) + np.cumsum(alone) - alone
     closing = row[alone] + 1
@@ -123,10 +127,10 @@ def refuse_non_finite(source: str, field: str, array: np.ndarray) -> None:
             raise UserError(f"{source}: {field} holds a NaN or infinity at row {row}: mend the data or fetch it again")
 
 
-def refuse_out_of_range(source: str, actions: np.ndarray, bounds: str = "-1 to 1") -> None:
+def refuse_out_of_range(source: str, actions: np.ndarray, fix: str, bounds: str = "-1 to 1") -> None:
     """Raises UserError that counts the rows of `actions` [R, A] that are outside [-1, 1] by more than rounding.
 
-    bounds: what [-1, 1] stands for in the message.
+    bounds: what [-1, 1] stands for; fix: the end of the sentence.
     """
     outside = np.zeros(len(actions), bool)
     for start in range(0, len(actions), ROWS_AT_ONCE):
@@ -135,6 +139,5 @@ def refuse_out_of_range(source: str, actions: np.ndarray, bounds: str = "-1 to 1
     if outside.any():
         raise UserError(
             f"{source}: actions of {outside.sum()} of {len(actions)} rows are outside {bounds}, the first in row "
-            f"{outside.argmax()}: give the bounds of the environment's actions (action_low, action_high of "
-            f"Dataset.from_transitions), by which they are scaled to [-1, 1]"
+            f"{outside.argmax()}: {fix}"
         )

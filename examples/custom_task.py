@@ -34,6 +34,7 @@ class Reach(gymnasium.Env):
 
     observation_space = gymnasium.spaces.Box(-2, 2, (4,), np.float32)
     action_space = gymnasium.spaces.Box(-LARGEST_ACTION, LARGEST_ACTION, (2,), np.float32)
+    max_episode_steps = STEPS  # so that no other limit is looked for; gymnasium.register's argument does the same
 
     def reset(self, *, seed: Optional[int] = None, options: Optional[dict] = None):
         super().reset(seed=seed)  # all randomness from self.np_random: an episode is then its seed

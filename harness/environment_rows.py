@@ -19,16 +19,6 @@ class EnvironmentFailure(RuntimeError):
     """An environment raised an error, or the process that hosted it ended; the text names the episode's seed."""
 
 
-@contextlib.contextmanager
-def global_numpy_preserved() -> Iterator[None]:
-    """Puts numpy's global state back whole: `SeededEnvironment` loses the second half of a pair of normal draws."""
-    state = np.random.get_state(legacy=False)  # noqa: NPY002
-    try:
-        yield
-    finally:
-        np.random.set_state(state)  # noqa: NPY002
-
-
 class EnvironmentRows:
     """Environments by the row of the batch they belong to, built at a row's first reset and used again after that."""
 

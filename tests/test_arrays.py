@@ -5,8 +5,10 @@ import functools
 import inspect
 import json
 import pickle
+import re
 import sys
 import types
+from pathlib import Path
 
 import gymnasium
 import h5py
@@ -298,3 +300,20 @@ def test_a_normalised_environment_still_says_how_it_draws(tmp_path):
     task = normalize_observations(load_task("arrays/a.npz@Pendulum-v1", str(tmp_path)))
     assert "render_mode" in inspect.signature(task.make_env).parameters
     assert task.make_env(render_mode="rgb_array").render_mode == "rgb_array"
+
+
+# ---- The page ----
+
+
+def test_the_pages_examples_make_files_that_are_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).resolve().parents[1] / "docs" / "own_data.md").read_text(encoding="utf-8")
+    names = {}
+    exec(compile("\n".join(re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)), "own_data.md", "exec"), names)
+    assert len(names["task"].dataset) == 1000 and names["task"].make_env is None
+    assert len(load_task("arrays/logs.npz@Pendulum-v1").dataset) == 1000
+    episodes = load_task("arrays/episodes.npz@Pendulum-v1")
+    assert (len(episodes.dataset), episodes.identity["episodes"]) == (1000, 5)
+    log = load_task("arrays/log.npz")
+    assert len(log.dataset) == 100 and log.record()["action_high"] == [100.0]
+    assert sorted(log.dataset.actions[:, 0].unique().tolist()) == pytest.approx([-0.4, 0.4])

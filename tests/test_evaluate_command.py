@@ -134,7 +134,9 @@ def run_dir(tmp_path, monkeypatch):
     algorithm = SimpleNamespace(name="toy", config_class=ToyConfig, agent_class=Toy)
     loaded = []
     monkeypatch.setattr(harness.run_folder, "load_algorithm", lambda name: {"toy": algorithm}[name])
-    monkeypatch.setattr(harness.evaluate, "load_task", lambda *arguments: loaded.append(arguments) or toy_task())
+    monkeypatch.setattr(
+        harness.evaluate, "load_task", lambda *arguments, **options: loaded.append(arguments) or toy_task()
+    )
     monkeypatch.setattr(harness.evaluate, "set_up_torch", lambda config: loaded.append(config.threads))
     return SimpleNamespace(folder=folder, algorithm=algorithm, loaded=loaded)
 

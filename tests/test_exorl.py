@@ -18,6 +18,7 @@ import torch
 from dm_control.rl.control import PhysicsError
 
 from common.errors import UserError
+from envs import load_environment as load_environment_of
 from envs import load_task
 from envs.exorl import convert as conversion
 from envs.exorl.collect import collect, collect_episode
@@ -311,20 +312,17 @@ def test_jacos_actions_span_its_actuators():
 
 
 @pytest.mark.parametrize("zipped", [None, "rnd/buffer/", "buffer/"])
-@pytest.mark.parametrize("compression", [None, "lzf"])
-def test_conversion_keeps_the_arrays(tmp_path, buffer, cartpole_episodes, zipped, compression):
+def test_conversion_keeps_the_arrays(tmp_path, buffer, cartpole_episodes, zipped):
     write_episode(buffer / short_name(1), {**cartpole_episodes[1], "skill": np.zeros((STEPS + 1, 2))})
     if zipped is not None:
         zip_buffer(buffer, zipped)
-    path = convert(tmp_path, "cartpole", "rnd", compression)
+    path = convert(tmp_path, "cartpole", "rnd")
     with h5py.File(path) as file:
         for key in ("observation", "action", "reward", "discount", "physics"):
             expected = np.concatenate([episode[key] for episode in cartpole_episodes])
             stored = file[key][:]
             assert stored.dtype == expected.dtype
             assert np.array_equal(stored, expected.reshape(stored.shape))
-            assert file[key].compression == compression
-            assert (file[key].chunks is None) == (compression is None)
         assert file["physics"].dtype == np.float64
         assert file["episode_start"][:].tolist() == [0, STEPS + 1, 2 * (STEPS + 1)]
         assert file["episode_length"][:].tolist() == [STEPS] * 3
@@ -399,6 +397,15 @@ def test_the_converted_file_is_enough_and_is_not_made_again(tmp_path, buffer):
     shutil.rmtree(buffer.parent)
     assert load_task("exorl/rnd/cartpole_swingup", str(tmp_path)).identity["episodes"] == 3
     assert path.stat().st_mtime_ns == before
+
+
+def test_the_environment_needs_no_data(tmp_path, buffer):
+    task = load_task("exorl/rnd/cartpole_swingup", str(tmp_path))
+    shutil.rmtree(tmp_path / "cartpole")
+    again = load_environment_of(task.name, json.loads(json.dumps(task.record())), task.identity)
+    assert (again.dataset, again.reference_scores()) == (None, task.reference_scores())
+    for first, second in zip(task.make_env().reset(seed=4), again.make_env().reset(seed=4), strict=True):
+        assert np.array_equal(first, second)
 
 
 def test_the_default_folder_is_exorls(tmp_path, monkeypatch):
@@ -747,7 +754,7 @@ def test_a_collection_that_makes_no_sense_is_refused(tmp_path, arguments, messag
 def test_the_command_collects_and_converts(tmp_path, short_episodes, capsys):
     data = ["--data_dir", str(tmp_path)]
     main(["collect", "cartpole", "--collector", "sticky_random", "--episodes", "2", "--seed", "3", *data])
-    main(["convert", "cartpole", "--collector", "local_sticky_random", "--compression", "lzf", *data])
+    main(["convert", "cartpole", "--collector", "local_sticky_random", *data])
     folder = tmp_path / "cartpole" / "local_sticky_random"
     assert capsys.readouterr().out.split() == [str(folder), f"{folder}.h5"]
     task = load_task("exorl/local_sticky_random/cartpole_balance", str(tmp_path))

@@ -17,7 +17,7 @@ import torch
 from ogbench.relabel_utils import relabel_dataset
 
 from common.errors import UserError
-from envs import load_task
+from envs import load_environment, load_task
 from envs.ogbench.collect import ManipulationCollector, PointMazeCollector
 from envs.ogbench.environment import OGBenchEnvironment
 from envs.ogbench.generate import generate
@@ -194,6 +194,15 @@ def test_the_official_sizes_are_the_published_ones():
         "humanoidmaze-large",
     }
     assert set(millions.values()) == {1, 2, 3, 4, 5}
+
+
+def test_the_environment_needs_no_data(folder):
+    task = load_task(maze_task(3), str(folder))
+    for path in folder.iterdir():
+        path.unlink()
+    again = load_environment(task.name, json.loads(json.dumps(task.record())), task.identity)
+    assert (again.dataset, again.score_name) == (None, "success")
+    assert np.array_equal(task.make_env().reset(seed=4)[0], again.make_env().reset(seed=4)[0])
 
 
 def test_generated_files_say_so(tmp_path):
@@ -375,6 +384,17 @@ def test_the_seed_determines_the_episode(dataset):
     assert np.array_equal(first, roll(environment, 7)) and first.dtype == np.float32
     assert np.array_equal(first, roll(pickle.loads(pickle.dumps(OGBenchEnvironment))(task), 7))
     assert not np.array_equal(first, other)
+
+
+@pytest.mark.parametrize("dataset", [MAZE, CUBE])
+def test_an_action_beyond_the_bounds_counts_as_the_bound(dataset):
+    environment = OGBenchEnvironment(f"{dataset}-singletask-v0")
+    action = np.ones(environment.action_space.shape, np.float32)
+    reached = []
+    for scale in (1, 5):
+        environment.reset(seed=0)
+        reached.append(environment.step(scale * action)[0].tolist())
+    assert reached[0] == reached[1]
 
 
 def test_a_maze_leaves_no_temporary_file(tmp_path, monkeypatch):

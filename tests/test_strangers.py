@@ -18,11 +18,13 @@ import torch
 from algorithms.dipole import DIPOLE, DIPOLEConfig
 from common.errors import UserError
 from common.untrusted import check_hdf5, check_npz, machine_memory, plain_dataset
+from envs.driving.navsim_results import read_result
 from envs.exorl.source import open_source, read_episode
 from envs.minari import check_metadata
-from harness.config_file import LARGEST_FILE, load_config
-from harness.run_folder import read_checkpoint, run_path
-from tests.toy_run import toy_config, toy_run
+from harness.config import stored_config
+from harness.config_file import LARGEST_FILE
+from harness.run_folder import read_checkpoint
+from tests.toy_run import toy_run
 
 
 class Touches:
@@ -49,15 +51,14 @@ def refuses(message: str, call, *arguments) -> None:
 
 def test_a_malicious_checkpoint_runs_nothing(tmp_path):
     """Neither the harness nor the agent's own `load`, also where it is otherwise a good checkpoint."""
-    config, trace = toy_config(tmp_path, offline_steps=5, eval_interval=5, eval_episodes=1), tmp_path / "executed"
-    toy_run(config)
-    path = run_path(config) / "checkpoint.pt"
+    folder, trace = toy_run(tmp_path, offline_steps=5, eval_interval=5, eval_episodes=1), tmp_path / "executed"
+    path = folder / "checkpoint.pt"
     good = torch.load(path, weights_only=True)
     for bad in (Touches(trace), {"format": Touches(trace)}, good | {"loop": Touches(trace)}):
         torch.save(bad, path)
         refuses("checkpoint.pt: is damaged or no checkpoint", read_checkpoint, path, "dipole")
         with pytest.raises(Exception, match="Weights only load failed"):
-            DIPOLE.load(run_path(config))
+            DIPOLE.load(folder)
     torch.save(good | {"loop": Touches(trace)}, path, _use_new_zipfile_serialization=False)
     refuses("checkpoint.pt: is damaged or no checkpoint", read_checkpoint, path, "dipole")
     assert not trace.exists()
@@ -150,6 +151,18 @@ def test_an_encrypted_or_twofold_array_is_refused(tmp_path):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_BZIP2) as archive:
         archive.writestr("observations.npy", npy_header((2,), "<f4") + bytes(8))
     refuses("encrypted or of an unknown compression", check_npz, path, ("observations",))
+
+
+# ---- CSV ----
+
+
+def test_a_csv_that_a_spreadsheet_saved_again_is_read(tmp_path):
+    path = tmp_path / "result.csv"
+    rows = "token,valid,comfort,score\n0a,True,1.0,0.5\naverage,True,1.0,0.5\n"
+    path.write_text(rows, encoding="utf-8")
+    plain = read_result(path)
+    path.write_text(rows, encoding="utf-8-sig")  # with a byte-order mark
+    assert read_result(path) == plain
 
 
 # ---- archives ----
@@ -323,7 +336,7 @@ def test_metadata_that_claim_too_much_are_refused(tmp_path):
 def test_a_malicious_config_runs_nothing(tmp_path, text):
     trace, path = tmp_path / "executed", tmp_path / "config.yaml"
     path.write_text(text.replace("TRACE", str(trace)))
-    refuses("config.yaml: ", load_config, DIPOLEConfig, path)
+    refuses("config.yaml: ", stored_config, path, DIPOLEConfig)
     assert not trace.exists()
 
 
@@ -336,6 +349,6 @@ def test_a_config_that_grows_without_end_is_refused(tmp_path):
         "seed: " + "[" * 5000 + "]" * 5000,
     ):
         path.write_text(text)
-        refuses("config.yaml: ", load_config, DIPOLEConfig, path)
+        refuses("config.yaml: ", stored_config, path, DIPOLEConfig)
     path.write_text("# " + "x" * LARGEST_FILE)
-    refuses("is larger than", load_config, DIPOLEConfig, path)
+    refuses("is larger than", stored_config, path, DIPOLEConfig)

@@ -21,7 +21,7 @@ FLAGS = {  # of a training command: what the sentence says
     "--task ogbench/visual-cube-single-play-singletask-v0": "its observations are images",
     "--task ogbench/powderworld-easy-play-v0": "its observations are images and its actions discrete",
     "--task ogbench/cube-single-play-v0": "goal-conditioned, which is not supported: name one of its single tasks",
-    "--task d4rl/antmaze-umaze-v2": "D4RL's data are read as minari/D4RL/<name>",
+    "--task d4rl/antmaze-umaze-v2": "did you mean minari/D4RL/antmaze/umaze-v1?",
     "--task atari/pong": "unknown suite 'atari'",
     "--action_chunk 5": "--action_chunk is not a field of DIPOLEConfig",
     "--offline_steps 0": "offline_steps is 0, it must be at least 1",

@@ -289,7 +289,7 @@ def run_dir(tmp_path, monkeypatch):
     calls = []
     task = dataclasses.replace(toy_task("return"), make_env=Swing)
     monkeypatch.setattr(harness.run_folder, "load_algorithm", lambda name: algorithm)
-    monkeypatch.setattr(harness.evaluate, "load_task", lambda *arguments: calls.append("load_task") or task)
+    monkeypatch.setattr(harness.evaluate, "load_task", lambda *arguments, **options: calls.append("load_task") or task)
     monkeypatch.setattr(harness.evaluate, "choose_graphics", lambda: calls.append("choose_graphics"))
     monkeypatch.setattr(harness.evaluate, "check_graphics", lambda: calls.append("check_graphics"))
     monkeypatch.setattr(harness.evaluate, "log_videos", lambda config, folder, paths: calls.append(paths))

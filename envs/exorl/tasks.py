@@ -19,13 +19,7 @@ from common.names import nearest_names
 from common.untrusted import check_hdf5, plain_dataset
 from envs.dataset import Dataset
 from envs.exorl.collect import collect, missing_episodes, read_sidecar
-from envs.exorl.convert import (
-    COMPRESSIONS,
-    FORMAT,
-    FORMAT_VERSION,
-    convert,
-    convert_command,
-)
+from envs.exorl.convert import FORMAT, FORMAT_VERSION, convert, convert_command
 from envs.exorl.domains import DOMAINS, LOCAL_PREFIX, POLICIES, data_root, parse_name
 from envs.exorl.environment import ExORLEnvironment
 from envs.exorl.source import collect_command, open_source
@@ -160,7 +154,7 @@ def _read(path: Path, task: str, in_memory: bool) -> Tuple[Dataset, dict]:
                 f"run `{convert_command(path)}`"
             )
         refuse_non_finite(str(path), name, array)
-    refuse_out_of_range(str(path), actions)
+    refuse_out_of_range(str(path), actions, f"run `{convert_command(path)}` on episodes of ExORL's")
     sha256, hashed = file_sha256(path)
     returns = [rewards[s + 1 : s + 1 + n].sum(dtype=np.float64) for s, n in zip(starts, lengths, strict=True)]
     identity = {
@@ -200,8 +194,8 @@ def _map(path: Path, column: h5py.Dataset) -> np.ndarray:
     offset = column.id.get_offset()
     if offset is None:
         raise UserError(
-            f"{path}: compressed, which cannot be memory-mapped: set in_memory to true, or run "
-            f"`{convert_command(path)}`, which does not compress"
+            f"{path}: compressed, as an earlier version could write it, and so cannot be memory-mapped: set in_memory "
+            f"to true, or run `{convert_command(path)}`"
         )
     return np.memmap(path, column.dtype, "c", offset, column.shape)
 
@@ -249,7 +243,6 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     converting = commands.add_parser("convert", help="turn episode files into one HDF5 file")
     converting.add_argument("domain", help=", ".join(DOMAINS))
     converting.add_argument("--collector", required=True, help="name of the set's folder or zip, e.g. rnd")
-    converting.add_argument("--compression", choices=COMPRESSIONS, help="chunked and compressed; default: neither")
     for command in (collecting, converting):
         command.add_argument("--data_dir", help="folder of the data, default ~/.exorl/data")
     with exit_on_user_error():
@@ -259,7 +252,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
             policy = options.collector.removeprefix(LOCAL_PREFIX)
             print(collect(root, options.domain, policy, options.episodes, options.seed, options.workers))
         else:
-            print(convert(root, options.domain, options.collector, options.compression))
+            print(convert(root, options.domain, options.collector))
 
 
 if __name__ == "__main__":

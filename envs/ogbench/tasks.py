@@ -235,7 +235,7 @@ def _check(path: Path, rows: Dict[str, np.ndarray], environment: OGBenchEnvironm
                 f"environment"
             )
         refuse_non_finite(str(path), field, rows[field])
-    refuse_out_of_range(str(path), rows["actions"])
+    refuse_out_of_range(str(path), rows["actions"], "the file is damaged or of another environment")
     if not np.isin(rows["valids"], (0, 1)).all():
         raise UserError(f"{path}: terminals must be 0 or 1: the file is damaged, fetch or make it again")
     if not rows["valids"].any() or rows["valids"][-1]:
