@@ -56,8 +56,8 @@ def chunked(task: Task, length: int, discount: float, first_action_only: bool = 
 class ChunkedDataset(Dataset):
     """The windows of `chunk.length` successive transitions of `dataset`: chunk i begins with its transition number i.
 
-    What `take` needs of a window is computed here, once: 20 bytes a transition beside a copy of the actions. Its columns
-    are single: index_select takes a fifth of the time for one number a row as for two.
+    What `take` needs of a window is computed here, once: 20 bytes a transition beside a copy of the actions. (Its
+    columns are single: index_select takes a fifth of the time for one number a row as for two.)
     A chunk begins at each of the n transitions but the last length - 1. These have rows too (valid is 0, their actions
     run on into zeros), which are not drawn from the data alone: online transitions may follow them (`Replay`).
     """
@@ -76,6 +76,8 @@ class ChunkedDataset(Dataset):
         )
         self.next_rows = rows + last + 1  # [n], of the observation after the chunk
         self.rewards, self.masks, self.whole = figures(returns, masks, last, chunk)  # [n] each
+        width = chunk.actions * dataset.actions.shape[1]
+        self.window = (len(rows), width), (dataset.actions.shape[1], 1)  # sizes and strides of all windows of actions
         self.actions = torch.nn.functional.pad(dataset.actions[rows], (0, 0, 0, length - 1))  # [n + length - 1, A]
 
     def __len__(self) -> int:
@@ -88,7 +90,7 @@ class ChunkedDataset(Dataset):
         follows, as far as it lies within the same episode; otherwise the chunk's own.
         """
         rows, next_rows = self.valid.index_select(0, indices), self.next_rows.index_select(0, indices)
-        windows = self._action_windows()
+        windows = self.actions.as_strided(*self.window)  # a view: a window's actions lie one after the other in memory
         batch = {
             "observations": self.observations.index_select(0, rows),
             "actions": windows.index_select(0, indices),
@@ -107,11 +109,6 @@ class ChunkedDataset(Dataset):
             else:
                 batch[field] = self.column(field).index_select(0, rows)
         return batch
-
-    def _action_windows(self) -> Tensor:
-        """[n, h*A], a view: the actions of a window lie one after the other in memory."""
-        width = self.actions.shape[1]
-        return self.actions.as_strided((len(self.valid), self.chunk.actions * width), (width, 1))
 
 
 def fold(
