@@ -13,7 +13,7 @@ import torch
 from ogbench.relabel_utils import relabel_dataset
 
 from common.errors import UserError, one_line
-from common.untrusted import check_npz
+from common.untrusted import load_npz
 from envs.dataset import Dataset
 from envs.ogbench.environment import OGBenchEnvironment
 from envs.ogbench.names import (
@@ -33,7 +33,7 @@ from envs.transitions import refuse_non_finite, refuse_out_of_range
 
 SUGGESTED_TRANSITIONS = 1_000_000  # in the command that an error message names
 NETWORK_ERRORS = (urllib.error.URLError, HTTPException, ConnectionError, TimeoutError)
-ARRAYS = ("observations", "actions", "terminals", "qpos", "qvel", "button_states")  # what ogbench reads
+ARRAYS = ("observations", "actions", "terminals", "qpos", "qvel", "button_states")
 
 
 def load(name: str, data_dir: Optional[str] = None, collect_episodes: int = 0) -> Task:
@@ -125,8 +125,7 @@ def _download(root: Path, dataset_name: str, paths: List[Path]) -> None:
 def _read(path: Path, name: str, environment: OGBenchEnvironment) -> Dataset:
     """The data set of one file with the rewards and masks of task `name`."""
     try:
-        check_npz(path, ARRAYS)
-        rows = ogbench.load_dataset(str(path), compact_dataset=True, add_info=True)
+        rows = load_npz(path, ARRAYS)
     except Exception as error:  # zipfile and numpy raise many types for a damaged file
         raise UserError(
             f"{path}: truncated or not an OGBench data set ({one_line(error)}): delete it and fetch or make it again"
@@ -138,7 +137,7 @@ def _read(path: Path, name: str, environment: OGBenchEnvironment) -> Dataset:
         "actions": rows["actions"],
         "rewards": rows["rewards"],
         "masks": rows["masks"],
-        "valid": np.flatnonzero(rows["valids"]),  # not `terminals`, which cuts episodes off and ends no bootstrap
+        "valid": np.flatnonzero(rows["terminals"] == 0),  # 1 in an episode's last row; it ends no bootstrap
     }
     return Dataset(has_last_actions=True, **{column: torch.from_numpy(array) for column, array in columns.items()})
 
@@ -146,7 +145,7 @@ def _read(path: Path, name: str, environment: OGBenchEnvironment) -> Dataset:
 def _check(path: Path, rows: Dict[str, np.ndarray], environment: OGBenchEnvironment) -> None:
     """Refuses arrays that are absent, of shapes that are not the environment's, not finite or cut off."""
     simulation = environment.environment.unwrapped
-    count = len(rows["observations"])
+    count = len(np.atleast_1d(rows.get("observations", ())))
     shapes = {
         "observations": (count, *environment.observation_space.shape),
         "actions": (count, *environment.action_space.shape),
@@ -165,9 +164,9 @@ def _check(path: Path, rows: Dict[str, np.ndarray], environment: OGBenchEnvironm
             )
         refuse_non_finite(str(path), field, rows[field])
     refuse_out_of_range(str(path), rows["actions"], "the file is damaged or of another environment")
-    if not np.isin(rows["valids"], (0, 1)).all():
+    if not np.isin(rows["terminals"], (0, 1)).all():
         raise UserError(f"{path}: terminals must be 0 or 1: the file is damaged, fetch or make it again")
-    if not rows["valids"].any() or rows["valids"][-1]:
+    if rows["terminals"].all() or not rows["terminals"][-1]:
         raise UserError(f"{path}: terminals must end the last episode at the last row: the file is cut off or damaged")
 
 
