@@ -172,10 +172,13 @@ class RunFolder:
             logger.finish(failed=exception[0] is not None)
         self.lock.__exit__(*exception)
 
-    def result(self) -> dict | None:
-        """What result.json holds, once the run has made all updates that are asked for."""
+    def finished_before(self) -> dict | None:
+        """What result.json holds if the run has made all updates that are asked for, which is printed; else None."""
         result = read_result(self.path)
-        return result if result and result["step"] >= self.run.offline_steps + self.run.online_steps else None
+        if result is None or result["step"] < self.run.offline_steps + self.run.online_steps:
+            return None
+        print(f"{self.path}: finished before, not trained again (--restart would)")
+        return result
 
     def describe(self, agent: torch.nn.Module, device: torch.device, step: int) -> None:
         """Writes config.yaml and environment.json, in which the machine of every stretch of updates is; opens loggers.

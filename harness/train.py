@@ -27,9 +27,8 @@ from harness.updates import Updates
 def train_run(agent_class: type, run: RunConfig, config: Any, restart: bool = False, task: Task | None = None) -> dict:
     """Trains a run to its end from where its folder stands, sweeps as it asks, returns what result.json holds.
 
-    A finished run is not trained again; `restart` deletes the run's earlier files. SIGTERM and Ctrl-C write a
-    checkpoint and exit. Raises UserError for what the user must mend, before anything is deleted or written, and
-    Diverged (a UserError too) where a number is not finite.
+    A finished run is not trained again; `restart` deletes the run's files. SIGTERM and Ctrl-C write a checkpoint and
+    exit. Raises UserError for what the user must mend before anything is deleted or written, Diverged for bad numbers.
     """
     devices.set_up_torch(run)
     device = devices.choose_device(run.device)
@@ -45,11 +44,7 @@ def train_run(agent_class: type, run: RunConfig, config: Any, restart: bool = Fa
         remove_run(run)
     check_folder(run, config, task.identity, agent_class.act_options)
     with RunFolder(run, config, task) as folder:
-        result = folder.result()
-        if result is not None:
-            print(f"{folder.path}: finished before, not trained again (--restart would)")
-        else:
-            result = train(agent, device, run, task, folder)
+        result = folder.finished_before() or train(agent, device, run, task, folder)
     if run.sweep:
         agent = load_agent(agent_class, folder.path, algorithm_name(type(config))).to(device)
         sweep_and_report(agent, task, run, grid, folder.path)
@@ -90,8 +85,7 @@ def train(agent: torch.nn.Module, device: torch.device, run: RunConfig, task: Ta
         return step > 0 and (step % interval == 0 or step in (run.offline_steps, last))
 
     def updates_until_due() -> int:
-        if step >= run.offline_steps:
-            return 1  # a step in the environment comes before every update
+        # Online, where a step in the environment comes before each update, this is at most 0: one update at a time.
         intervals = (run.log_interval, run.eval_interval, run.checkpoint_interval)
         return min(run.offline_steps - step, *(interval - step % interval for interval in intervals))
 

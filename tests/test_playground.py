@@ -17,7 +17,6 @@ import harness.playground.__main__ as command
 from algorithms.dipole import DIPOLE, DIPOLEConfig
 from common.errors import UserError
 from envs import load_task
-from harness.act_options import act_options
 from harness.algorithms import load_algorithm
 from harness.driving.show import CANDIDATES, draw
 from harness.evaluation import GRID_SEED, evaluate
@@ -28,9 +27,9 @@ from harness.playground.watch import Progress, watch
 from harness.sweep import sweep
 from harness.video import build_for_pictures
 from tests.conftest import small_config
-from tests.test_evaluate_command import Plain, Target, Toy, ToyConfig, toy_row, toy_task
+from tests.test_evaluate_command import TOY_RUN, Plain, Target, Toy, ToyConfig, toy_row, toy_task
 from tests.test_video import Swing, read_mp4
-from tests.toy_run import toy_config, toy_run
+from tests.toy_run import toy_run
 
 SCENES = Path(__file__).resolve().parent / "golden" / "driving" / "scenes"
 PNG = b"\x89PNG"
@@ -43,7 +42,7 @@ PATIENCE = 120  # seconds until rollouts that take one must have ended
 def test_every_algorithm_has_a_field_for_each_act_option(algorithm):
     config = small_config(algorithm)
     controls = make_controls(algorithm.agent_class, config)
-    assert tuple(control.name for control in controls) == act_options(algorithm.agent_class, config)
+    assert tuple(control.name for control in controls) == algorithm.agent_class.act_options
     for control in controls:
         assert control.value == getattr(config, control.name)
         assert control.choices is None or control.value in control.choices
@@ -53,7 +52,7 @@ def test_every_algorithm_has_a_field_for_each_act_option(algorithm):
 
 @pytest.mark.parametrize(
     "changes, bounds",
-    [({}, (-1, 4)), ({"greediness": 6.0}, (-1, 6)), ({"composition": "resample"}, (0, 4))],
+    [({}, (-1, 4)), ({"greediness": 6.0}, (-1, 6))],
 )
 def test_greediness_slides_where_the_config_has_policies(changes, bounds):
     greediness, candidates, _ = make_controls(DIPOLE, DIPOLEConfig(num_candidates=5, **changes))
@@ -103,7 +102,7 @@ def open_session(tmp_path):
         agent = agent or Toy(config)
         algorithm = SimpleNamespace(name="toy", config_class=type(config), agent_class=type(agent))
         task = task or dataclasses.replace(toy_task(), make_env=make_env)
-        run = LoadedRun(tmp_path, algorithm, config, agent, task)
+        run = LoadedRun(tmp_path, algorithm, TOY_RUN, config, agent, task)
         opened.append(Session(run, tmp_path, no_pictures))
         return opened[-1]
 
@@ -132,7 +131,7 @@ def test_a_setting_scores_as_in_harness_evaluate(open_session):
         press_run(session, greediness=greediness, num_candidates=2, flow_steps=10)
     assert (session.error, session.status) == (None, "ready")
     grid = {"greediness": [0.0, 1.0], "num_candidates": [2], "flow_steps": [10]}
-    assert [one.row for one in session.tried] == sweep(Toy(ToyConfig()), toy_task(), ToyConfig(), grid, episodes=3)
+    assert [one.row for one in session.tried] == sweep(Toy(ToyConfig()), toy_task(), TOY_RUN, grid, episodes=3)
     assert session.curve.read_bytes()[:4] == PNG
     assert session.tried[0].picture is None
 
@@ -244,7 +243,7 @@ def test_a_one_step_driving_episode_is_drawn_from_above(open_session, tmp_path, 
     shutil.copytree(SCENES, folder)
     task = load_task("driving/bandit", str(folder))
     sizes = {"actor_hidden_dims": (16,), "value_hidden_dims": (16,), "flow_steps": 2, "num_candidates": 1}
-    config = DIPOLEConfig(device="cpu", **sizes)
+    config = DIPOLEConfig(**sizes)
     agent = DIPOLE(config, task.observation_dim, task.action_dim)
     session = open_session(agent=agent, config=config, task=task)
     pictures = set()
@@ -309,12 +308,12 @@ def test_without_greediness_the_curve_is_that_of_the_first_option(tmp_path):
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
-    toy_run(toy_config(folder, offline_steps=20))
+    toy_run(folder, offline_steps=20)
     return folder / "dipole" / "toy" / "point" / "seed_0"
 
 
 def test_opening_a_run_gives_its_trained_agent_and_says_what_cannot_be_drawn(run_dir, monkeypatch):
-    monkeypatch.setattr(command, "load_task", lambda *arguments, **options: SimpleNamespace(name=arguments[0]))
+    monkeypatch.setattr(command, "load_trained_task", lambda folder, run, *_, **__: SimpleNamespace(name=run.task))
     monkeypatch.setattr(command, "choose_graphics", lambda: None)
     monkeypatch.setitem(sys.modules, "mujoco", SimpleNamespace())
     monkeypatch.setattr("harness.graphics.drawing_error", lambda backend: "no device")

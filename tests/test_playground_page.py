@@ -15,11 +15,12 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from algorithms.dipole import DIPOLEConfig, train
+from algorithms.dipole import DIPOLE, DIPOLEConfig
 from harness.algorithms import ROOT
-from harness.command_line import parse_config
+from harness.command_line import parse_command
 from harness.graphics import drawing_error
 from harness.run_folder import run_path
+from harness.train import train_run
 
 pytest.importorskip("nicegui", reason="needs nicegui: pip install -r requirements-playground.txt")
 pytest.importorskip("selenium", reason="needs selenium: pip install selenium")
@@ -45,12 +46,13 @@ def run_dir(tmp_path_factory):
     """The quick start, cut to a minute."""
     folder = tmp_path_factory.mktemp("playground")
     flags = {
-        **{"config": ROOT / "configs/dipole/quickstart.yaml", "data_dir": folder / "data", "run_dir": folder / "runs"},
-        **{"collect_episodes": 4, "offline_steps": 50, "eval_episodes": 1, "final_report": "[]", "device": "cpu"},
+        **{"data_dir": folder / "data", "run_dir": folder / "runs"},
+        **{"collect_episodes": 4, "offline_steps": 50, "eval_episodes": 1, "sweep": "[]", "device": "cpu"},
     }
-    config = parse_config(DIPOLEConfig, [part for name, text in flags.items() for part in (f"--{name}", str(text))])
-    train([config])
-    return run_path(config)
+    arguments = [part for name, text in flags.items() for part in (f"--{name}", str(text))]
+    settings = parse_command(DIPOLEConfig, arguments).settings
+    train_run(DIPOLE, settings.run, settings.config)
+    return run_path(settings.run)
 
 
 @pytest.fixture

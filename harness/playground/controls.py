@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any, Optional
 
 from common.errors import UserError
-from harness.act_options import act_options, parse_grid
+from harness.act_options import parse_grid
 
 LOWEST_GREEDINESS, HIGHEST_GREEDINESS, STEPS_PER_UNIT = -1, 4, 10  # of the slider; the field beside it takes any number
 COUNTS = (1, 2, 4, 8, 16, 32, 64)  # offered for whole numbers such as num_candidates, beside the run's own
@@ -28,7 +28,7 @@ class Control:
 
 def make_controls(agent_class: type, config: Any) -> list[Control]:
     """The controls of a run, in the order of act's parameters; empty for an agent without act options."""
-    return [_control(name, config) for name in act_options(agent_class, config)]
+    return [_control(name, config) for name in agent_class.act_options]
 
 
 def _control(name: str, config: Any) -> Control:

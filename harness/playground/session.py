@@ -13,6 +13,7 @@ from typing import Any, Optional
 from common.errors import UserError
 from envs.task import Task
 from harness.algorithms import Algorithm
+from harness.config import RunConfig
 from harness.devices import set_up_torch
 from harness.evaluation import Evaluator
 from harness.graphics import NoPictures
@@ -32,6 +33,7 @@ class LoadedRun:
 
     folder: Path
     algorithm: Algorithm
+    settings: RunConfig
     config: Any
     agent: Any
     task: Task
@@ -49,11 +51,11 @@ class Session:
         self.controls = make_controls(run.algorithm.agent_class, run.config)
         self.progress = Progress()
         self.make_env = watch(run.task.make_env, self.progress)
-        self.evaluator = Evaluator(self.make_env, run.config.eval_environments)
+        self.evaluator = Evaluator(self.make_env, run.settings.eval_environments)
         self.tried: list[Tried] = []
         self.curve: Optional[Path] = None
         self.busy, self.error, self.version = False, None, 0
-        self.thread = ThreadPoolExecutor(1, "rollouts", initializer=set_up_torch, initargs=(run.config,))
+        self.thread = ThreadPoolExecutor(1, "rollouts", initializer=set_up_torch, initargs=(run.settings,))
 
     @property
     def status(self) -> str:
