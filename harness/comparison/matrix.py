@@ -96,6 +96,11 @@ class Row:
     act: Cell
     name: str = ""  # shown in tables and figures, without N
 
+    @property
+    def policy(self) -> str:
+        """The label, with N where the row fixes it: differs between any two rows."""
+        return self.label + (f", N = {self.act[CROSSED_OPTION]}" if CROSSED_OPTION in self.act else "")
+
     def cell(self, run: PlannedRun) -> Cell:
         """All act options of this row for one of its variant's runs."""
         return run.own_cell() | self.act

@@ -1,8 +1,7 @@
 """The results of a comparison's runs, read from their folders: one table of scores that the whole report is made of.
 
-`Results.scores` has a line for each policy (a label with its number of candidates), task and seed, with the columns of
-`COLUMNS` and the act options; it is what scores.csv holds, and `load_scores` reads it back. A run that failed or is not
-finished has no score: its status and error are kept instead.
+`Results.scores` has a line for each policy (a row of the report), task and seed; it is what scores.csv holds, and
+`load_scores` reads it back. A run that failed or is not finished has no score: its status and error are kept instead.
 """
 
 import dataclasses
@@ -17,16 +16,47 @@ from typing import Any
 import pandas as pd
 
 from harness import run_files
-from harness.comparison.matrix import CROSSED_OPTION, Comparison, PlannedRun, Row
+from harness.comparison.matrix import CROSSED_OPTION, Cell, Comparison, PlannedRun, Row
 from harness.comparison.reevaluation import find_cell, read_reevaluation
-from harness.config_file import load_config
-from harness.csv_log import read_rows
+from harness.config import RunConfig, stored_config
+from harness.episodes import read_episodes, scores_by_episode
+from harness.loggers import read_rows
 from harness.run_folder import FIRST_HARNESS_VERSION, read_json
 
 FINAL, LAST = KINDS = ("final", "last_evaluations")  # columns: of the finished policy; mean of training's last ones
 SUCCESS, D4RL, RETURN = "success, %", "D4RL score", "return"  # units in which scores are shown
 PERCENT = (SUCCESS, D4RL)  # shown as 100 times the normalised score
-POLICY = ["label", CROSSED_OPTION]  # columns that tell the rows of the report apart
+
+
+# ---- Scales ----
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """The unit in which a score is shown, and the suite's lowest and highest score, NaN where it gives none."""
+
+    unit: str = ""
+    low: float = math.nan
+    high: float = math.nan
+
+    def normalised(self, scores: Any) -> Any:
+        return (scores - self.low) / (self.high - self.low)
+
+    def shown(self, scores: Any) -> Any:
+        return 100 * self.normalised(scores) if self.unit in PERCENT else scores
+
+
+def scale_of(score_name: str, identity: dict) -> Scale:
+    """The scale of a task's score, by its data set's identity.
+
+    Success is shown in %; a return with D4RL's reference_returns as D4RL's score; other returns as they are, with the
+    range that the suite gives (ExORL: 0 to the steps of an episode), where it gives one.
+    """
+    if score_name == "success":
+        return Scale(SUCCESS, 0.0, 1.0)
+    if "reference_returns" in identity:
+        return Scale(D4RL, identity["reference_returns"]["min"], identity["reference_returns"]["max"])
+    return Scale(RETURN, *identity.get("score_range", ()))
 
 
 # ---- One run ----
@@ -39,7 +69,8 @@ class RunResult:
     planned: PlannedRun
     status: str  # "finished" | "failed" | "not finished" | "not begun"
     error: str
-    config: Any  # the stored one; the planned one where the run has not begun
+    run: RunConfig  # this and the method's config: the stored ones; the planned ones where the run has not begun
+    config: Any
     environment: dict
     result: dict  # empty unless finished
     evaluations: list[dict[str, str]]  # rows of eval.csv
@@ -59,18 +90,13 @@ class RunResult:
         return str(self.environment.get("harness_version", FIRST_HARNESS_VERSION))
 
     @functools.cached_property
-    def scale(self) -> tuple[str, float, float]:
-        """(unit, lowest, highest score), NaN where the suite gives no range.
+    def scale(self) -> Scale:
+        return scale_of(self.result["score_name"], self.identity)
 
-        Success is shown in %; a return with D4RL's reference_returns as D4RL's score; other returns as they are, with
-        the range that the suite gives (ExORL: 0 to the steps of an episode), where it gives one.
-        """
-        if self.result["score_name"] == "success":
-            return SUCCESS, 0.0, 1.0
-        if "reference_returns" in self.identity:
-            returns = self.identity["reference_returns"]
-            return D4RL, returns["min"], returns["max"]
-        return RETURN, *self.identity.get("score_range", (math.nan, math.nan))
+    def episode_scores(self, options: Cell) -> pd.Series:
+        """The shown scores of single episodes at these act options, by the episodes' seeds; empty where none were kept."""
+        scores = scores_by_episode(read_episodes(self.planned.folder), options, self.result["score_name"])
+        return self.scale.shown(scores)
 
 
 def read_run(planned: PlannedRun) -> RunResult:
@@ -82,11 +108,15 @@ def read_run(planned: PlannedRun) -> RunResult:
     error_path = folder / run_files.ERROR
     error = error_path.read_text(encoding="utf-8").strip() if error_path.exists() else ""
     speeds = [float(row["updates_per_second"]) for row in read_rows(folder / run_files.TRAIN_LOG)]
+    run, config = planned.run, planned.config
+    if begun:
+        run, config = stored_config(config_path, type(planned.config))
     return RunResult(
         planned=planned,
         status="finished" if finished else "failed" if error else "not finished" if begun else "not begun",
         error="" if finished else error,
-        config=load_config(type(planned.config), config_path) if begun else planned.config,
+        run=run,
+        config=config,
         environment=read_json(environment_path, needed=("data", "versions")) if begun else {},
         result=read_json(folder / run_files.RESULT, needed=("score", "score_name", "step")) if finished else {},
         evaluations=read_rows(folder / run_files.EVAL_LOG),
@@ -110,8 +140,9 @@ def score_line(row: Row, run: RunResult) -> dict[str, Any]:
     cell = (run.finished and find_cell(run.cells, options)) or {}
     final = float(cell["score"]) if cell else result["score"] if own else None
     last = result["score_last_evaluations"] if own else None
-    unit, low, high = run.scale if run.finished else ("", math.nan, math.nan)
+    scale = run.scale if run.finished else Scale()
     return {
+        "policy": row.policy,
         "label": row.label,
         "name": row.name,
         "variant": planned.variant.label,
@@ -122,15 +153,13 @@ def score_line(row: Row, run: RunResult) -> dict[str, Any]:
         **options,
         "status": run.status,
         "score_name": result.get("score_name"),
-        "unit": unit,
-        "low": low,
-        "high": high,
+        **dataclasses.asdict(scale),
         "final": final,
         "final_episodes": int(cell["episodes"]) if cell else result["episodes"] if own else None,
         "last_evaluations": last,
         "last_evaluations_averaged": result.get("evaluations_averaged"),
-        "final_normalised": None if final is None else (final - low) / (high - low),
-        "last_evaluations_normalised": None if last is None else (last - low) / (high - low),
+        "final_normalised": None if final is None else scale.normalised(final),
+        "last_evaluations_normalised": None if last is None else scale.normalised(last),
         "network_evaluations": float(cell["network_evaluations"]) if cell else None,
         "updates": result.get("step"),
         "seconds": result.get("seconds"),
@@ -174,9 +203,12 @@ def load_scores(path: Path) -> pd.DataFrame:
     if "unit" not in scores:
         scores["unit"] = scores["score_name"].map({"success": SUCCESS}).fillna(RETURN)
         scores["low"] = scores["high"] = math.nan
-    if "name" not in scores:
+    scores = with_candidates(scores)
+    if "policy" not in scores:
         scores["name"] = scores["label"]
-    return with_candidates(scores)
+        count = scores[CROSSED_OPTION].map(lambda value: "" if math.isnan(value) else f", N = {value:g}")
+        scores["policy"] = scores["label"] + count
+    return scores
 
 
 def with_candidates(scores: pd.DataFrame) -> pd.DataFrame:

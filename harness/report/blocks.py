@@ -9,16 +9,13 @@ import numpy as np
 import pandas as pd
 
 from harness.comparison.matrix import CROSSED_OPTION
-from harness.comparison.results import FINAL, LAST, PERCENT, POLICY, shown
+from harness.comparison.results import FINAL, LAST, PERCENT, shown
 from harness.score_statistics import FEWEST_SEEDS, Interval, interval, mean, near_best, standard_deviation
 
 NONE = "–"  # a cell without a value
 MARK = "†"  # of rows whose runs do not share the table's protocol
 KIND_NAMES = {FINAL: "final", LAST: "last evaluations"}
 NORMALISED = "normalised score, %"
-
-Policy = tuple[str, float]  # a row of the report: its label and N, NaN for agents that choose among no candidates
-
 
 class Bold(str):
     """A cell set in bold."""
@@ -67,16 +64,15 @@ def drop_empty(header: Sequence[str], rows: list[list[str]]) -> tuple[list[str],
 # ---- Policies and their scores ----
 
 
-def by_policy(scores: pd.DataFrame) -> dict[Policy, pd.DataFrame]:
+def by_policy(scores: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """The lines of each policy, in the order of the table."""
-    groups = scores.groupby(POLICY, sort=False, dropna=False)
-    return {(label, float(count)): lines for (label, count), lines in groups}
+    return dict(iter(scores.groupby("policy", sort=False)))
 
 
 def title_of(lines: pd.DataFrame) -> str:
-    """A policy's name and N, which no other policy has, for figures."""
-    name, count = lines["name"].iloc[0], lines[CROSSED_OPTION].iloc[0]
-    return name if math.isnan(count) else f"{name}, N = {count:g}"
+    """A policy's name, with N where it has rows of several."""
+    first = lines.iloc[0]
+    return first["name"] + first["policy"].removeprefix(first["label"])
 
 
 def acting_cells(lines: pd.DataFrame) -> list[str]:
@@ -142,12 +138,12 @@ def estimate(lines: pd.DataFrame, tasks: Sequence[str], kind: str, unit: str | N
     return Estimate(strata, wide.dropna().mean(axis="columns").to_numpy())
 
 
-def estimates(scores: pd.DataFrame, tasks: Sequence[str], kind: str) -> dict[Policy, Estimate]:
+def estimates(scores: pd.DataFrame, tasks: Sequence[str], kind: str) -> dict[str, Estimate]:
     unit = unit_of(scores, tasks)
     return {policy: estimate(lines, tasks, kind, unit) for policy, lines in by_policy(scores).items()}
 
 
-def near_best_of(found: dict[Policy, Estimate]) -> set[Policy]:
+def near_best_of(found: dict[str, Estimate]) -> set[str]:
     """Policies within 95% of the best; none while one that has results has too few seeds."""
     scored = {policy: one for policy, one in found.items() if one.seeds}
     if not scored or any(one.few for one in scored.values()):

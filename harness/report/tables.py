@@ -14,7 +14,6 @@ from harness.report.blocks import (
     NONE,
     Block,
     Bold,
-    Policy,
     acting_cells,
     bracket,
     by_policy,
@@ -44,14 +43,14 @@ def categories_of(scores: pd.DataFrame) -> dict[str, list[str]]:
     return {name: list(tasks) for name, tasks in scores.groupby("category", sort=False)["task"].unique().items()}
 
 
-def policy_cells(policy: Policy, lines: pd.DataFrame, marked: Collection[Policy]) -> list[str]:
+def policy_cells(policy: str, lines: pd.DataFrame, marked: Collection[str]) -> list[str]:
     return [lines["name"].iloc[0] + (f" {MARK}" if policy in marked else ""), *acting_cells(lines)]
 
 
 # ---- One task or category ----
 
 
-def score_blocks(results: Results, marked: Collection[Policy]) -> list[Block]:
+def score_blocks(results: Results, marked: Collection[str]) -> list[Block]:
     """Each category, the mean over its tasks and each task by itself."""
     blocks = []
     for category, tasks in categories_of(results.scores).items():
@@ -61,7 +60,7 @@ def score_blocks(results: Results, marked: Collection[Policy]) -> list[Block]:
     return blocks
 
 
-def score_block(results: Results, name: str, tasks: Sequence[str], marked: Collection[Policy], level: int) -> Block:
+def score_block(results: Results, name: str, tasks: Sequence[str], marked: Collection[str], level: int) -> Block:
     """The table of one task, or of a category's mean over its tasks."""
     block = Block(f"{name}: mean over {len(tasks)} tasks" if len(tasks) > 1 else name, level=level)
     scores = results.scores[results.scores["task"].isin(tasks)]
@@ -79,7 +78,7 @@ def score_block(results: Results, name: str, tasks: Sequence[str], marked: Colle
 
 
 def score_table(
-    scores: pd.DataFrame, tasks: Sequence[str], marked: Collection[Policy] = ()
+    scores: pd.DataFrame, tasks: Sequence[str], marked: Collection[str] = ()
 ) -> tuple[list[str], list[list[str]]]:
     """(header, rows) of the mean over the tasks of each policy, for both kinds of score."""
     found = {kind: estimates(scores, tasks, kind) for kind in KINDS}
@@ -125,19 +124,15 @@ def data_sentence(results: Results, tasks: Sequence[str]) -> str:
 def data_scores(results: Results, task: str) -> dict[str, float]:
     """The shown scores of the data set's own episodes, where they are returns and known."""
     run = next((run for run in results.runs_on(task) if run.finished), None)
-    if run is None or run.scale[0] == SUCCESS:
+    if run is None or run.scale.unit == SUCCESS:
         return {}
-    unit, low, high = run.scale
-    known = {label: run.identity[key] for key, label in DATA_SCORES.items() if key in run.identity}
-    lines = pd.DataFrame({"unit": unit, "low": low, "high": high, FINAL: known.values()})
-    lines["final_normalised"] = (lines[FINAL] - low) / (high - low)
-    return dict(zip(known, shown(lines, FINAL), strict=True))
+    return {label: run.scale.shown(run.identity[key]) for key, label in DATA_SCORES.items() if key in run.identity}
 
 
 # ---- One table of everything ----
 
 
-def summary(results: Results, marked: Collection[Policy] = ()) -> pd.DataFrame:
+def summary(results: Results, marked: Collection[str] = ()) -> pd.DataFrame:
     """Final scores in long form: a line for each policy and column, which is a task or a category's mean.
 
     Columns: policy, column, mean, std (over seeds), low and high (95% interval; NaN with few seeds), seeds, near_best.
@@ -202,7 +197,7 @@ def to_latex(lines: pd.DataFrame) -> str:
 # ---- Published numbers ----
 
 
-def published_columns(results: Results, tasks: Sequence[str]) -> tuple[list[str], dict[Policy, list[str]], list[str]]:
+def published_columns(results: Results, tasks: Sequence[str]) -> tuple[list[str], dict[str, list[str]], list[str]]:
     """Titles of the columns with published scores, their cells by policy, and the notes that explain them.
 
     Only tables measured on data of the same identity as ours, and with an entry for this task or category.
@@ -214,8 +209,9 @@ def published_columns(results: Results, tasks: Sequence[str]) -> tuple[list[str]
     every = [run.identity for run in runs if run.identity]
     fitting = [table for table in tables if key in table.scores and every and all(map(table.is_on, every))]
     ours = sorted({run.result["step"] - run.result.get("online_steps", 0) for run in runs if run.finished})
-    named = {policy: published_name(results, policy, tasks[0], methods) for policy in by_policy(results.scores)}
-    cells: dict[Policy, list[str]] = {policy: [] for policy in named}
+    on_task = results.scores[results.scores["task"] == tasks[0]]
+    named = {policy: published_names(results, lines.iloc[0], methods) for policy, lines in by_policy(on_task).items()}
+    cells: dict[str, list[str]] = {policy: [] for policy in named}
     titles, notes = [], []
     for letter, table in zip("abcdefgh", fitting, strict=False):
         titles.append(f"published [{letter}]" + ("" if table.comparable else ", not comparable"))
@@ -231,13 +227,12 @@ def published_columns(results: Results, tasks: Sequence[str]) -> tuple[list[str]
     return titles, cells, notes
 
 
-def published_name(results: Results, policy: Policy, task: str, methods: dict[str, Method]) -> list[str]:
-    """The published methods that a policy is."""
-    label, count = policy
-    row = next(row for row in results.comparison.rows if row.label == label)
-    options = {name for name in row.act if name != "num_candidates"}
-    changed = bool(row.variant.overrides or options)
-    return [name for name, method in methods.items() if method.is_row(row.variant.algorithm, changed, count)]
+def published_names(results: Results, line: pd.Series, methods: dict[str, Method]) -> list[str]:
+    """The published methods that a policy is, by one of its lines."""
+    row = next(row for row in results.comparison.rows if row.policy == line["policy"])
+    changed = row.variant.overrides or row.act.keys() - {"num_candidates"}
+    found = methods.items()
+    return [name for name, method in found if method.is_row(line["algorithm"], changed, line["num_candidates"])]
 
 
 # ---- Over tasks ----
@@ -245,13 +240,13 @@ def published_name(results: Results, policy: Policy, task: str, methods: dict[st
 
 def with_results(scores: pd.DataFrame) -> pd.DataFrame:
     """The lines of the policies that have a final score."""
-    has_any = scores.groupby(["label", "num_candidates"], dropna=False)[FINAL].transform("count") > 0
+    has_any = scores.groupby("policy")[FINAL].transform("count") > 0
     return scores[has_any]
 
 
 def common_tasks(scores: pd.DataFrame, column: str) -> list[str]:
     """Tasks on which every policy of the lines has a value in the column."""
-    counts = scores.groupby(["task", "label", "num_candidates"], sort=False, dropna=False)[column].count()
+    counts = scores.groupby(["task", "policy"], sort=False)[column].count()
     return list((counts.groupby("task", sort=False).min() > 0).loc[lambda all_have: all_have].index)
 
 
@@ -261,7 +256,7 @@ def strata_of(lines: pd.DataFrame, tasks: Sequence[str], column: str) -> list[np
     return [values[task].to_numpy() for task in tasks]
 
 
-def aggregate_block(scores: pd.DataFrame, marked: Collection[Policy]) -> Block | None:
+def aggregate_block(scores: pd.DataFrame, marked: Collection[str]) -> Block | None:
     """Interquartile mean and optimality gap of normalised scores over the tasks that all policies have.
 
     None where that are fewer than two.
@@ -389,12 +384,10 @@ def episode_differences(results: Results, first: pd.DataFrame, second: pd.DataFr
         cells = [lines[lines["run"] == run.planned.name] for lines in (first, second)]
         if not run.finished or any(cell.empty for cell in cells):
             continue
-        scores = [run.episode_scores(cell.iloc[0]) for cell in cells]
+        scores = [run.episode_scores(cell.iloc[0][run.planned.own_cell().keys()]) for cell in cells]
         both = pd.concat(scores, axis="columns", join="inner").dropna()
         if len(both) > 1:
-            _, low, high = run.scale
-            factor = 100 / (high - low) if run.scale[0] != "return" else 1.0
-            found.append(factor * (both.iloc[:, 1] - both.iloc[:, 0]).to_numpy())
+            found.append((both.iloc[:, 1] - both.iloc[:, 0]).to_numpy())
     return found
 
 
@@ -414,9 +407,7 @@ def online_block(results: Results) -> Block | None:
         runs = [run for run in online if (run.planned.task, run.planned.variant.label) == (task, label)]
         if not runs:
             continue
-        unit, low, high = runs[0].scale
-        raw = np.array([[run.result["offline_score"], run.result["score"]] for run in runs])
-        pairs = raw if unit == "return" else 100 * (raw - low) / (high - low)
+        pairs = runs[0].scale.shown(np.array([[run.result["offline_score"], run.result["score"]] for run in runs]))
         seeds = ", ".join(f"{before:.1f} → {after:.1f}" for before, after in pairs)
         published = []
         for table in tables:
