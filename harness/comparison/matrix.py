@@ -94,7 +94,7 @@ class Row:
     label: str  # the variant's, or that of an entry with `evaluation_of`; rows that share it differ in N
     variant: Variant
     act: Cell
-    name: str = ""  # shown in tables and figures, without N
+    name: str = ""  # shown in tables and figures, without N; empty: the label
 
     @property
     def policy(self) -> str:

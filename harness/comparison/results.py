@@ -144,7 +144,7 @@ def score_line(row: Row, run: RunResult) -> dict[str, Any]:
     return {
         "policy": row.policy,
         "label": row.label,
-        "name": row.name,
+        "name": row.name or row.label,
         "variant": planned.variant.label,
         "algorithm": planned.variant.algorithm,
         "category": planned.category,

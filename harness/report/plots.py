@@ -189,12 +189,12 @@ def plot_learning_curves(
     columns = min(PANEL_COLUMNS, len(finished))
     figure, panels = new_figure(len(finished), 7.5 if columns == 1 else 4.2, 4.6 if columns == 1 else 3.2)
     handles, counts = {}, set()
+    names = dict(zip(results.scores["label"], results.scores["name"], strict=True))
     for axes, (task, runs) in zip(panels, finished.items(), strict=True):
         for index, variant in enumerate(results.comparison.variants()):
             own = [run for run in runs if run.planned.variant.label == variant.label]
             if own:
-                names = [row.name for row in results.comparison.rows if row.label == variant.label]
-                handles[next(iter(names), variant.label)] = draw_curve(axes, own, index)
+                handles[names.get(variant.label, variant.label)] = draw_curve(axes, own, index)
                 counts.add(len(own))
         axes.set_title(task, fontsize=8)
         axes.set_xlabel("updates", fontsize=8)
