@@ -8,7 +8,7 @@ import torch
 
 from common.errors import UserError
 
-# Random streams of a run beside the agent's own, which has the run's seed itself: `seeded_generator(device, seed, ...)`.
+# Random streams of a run besides the agent's, which is seeded with the run's seed itself.
 BATCH_STREAM = 0x5EED
 VALIDATION_STREAM, NEW_BATCH_STREAM, NEW_NOISE_STREAM, EPISODE_STREAM = 1, 2, 3, 4
 

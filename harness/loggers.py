@@ -85,7 +85,7 @@ class CsvLog:
         return text.getvalue()
 
 
-# ---- Beside the CSV logs: log(group, row) and finish() ----
+# ---- Beside the CSV logs: log(group, row) and finish(failed) ----
 
 
 class TensorBoardLog:
@@ -102,7 +102,7 @@ class TensorBoardLog:
                 self.writer.add_scalar(f"{group}/{name}", value, row["step"])
         self.writer.flush()
 
-    def finish(self) -> None:
+    def finish(self, failed: bool) -> None:
         self.writer.close()
 
 
@@ -124,7 +124,6 @@ class WandbLog:
                 group=os.environ.get("WANDB_RUN_GROUP", run.label),  # a comparison sets it to its name
                 id=run_id,
                 resume="allow",
-                reinit="create_new",  # apart from a run of this process that did not end well
                 dir=folder,
                 config=config,
                 mode=run.wandb_mode,
@@ -138,8 +137,8 @@ class WandbLog:
         values = {f"{group}/{name}": value for name, value in row.items() if name != "step"}
         self.run.log(values | {"updates": row["step"]})
 
-    def finish(self) -> None:
-        self.run.finish()
+    def finish(self, failed: bool = False) -> None:
+        self.run.finish(exit_code=int(failed))
 
 
 def check_loggers(run: RunConfig) -> None:

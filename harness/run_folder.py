@@ -6,6 +6,7 @@ whole; a CSV row is whole or absent.
 
 import contextlib
 import json
+import math
 import os
 import secrets
 import sys
@@ -18,15 +19,19 @@ import torch
 from common.errors import UserError, one_line
 from common.files import locked, make_folder, remove_abandoned, replacing, write_text
 from common.untrusted import check_stored_zip
-from harness import run_files
+from envs.task import Task
+from harness import devices, run_files
 from harness.agent_tools import restore, state_of
 from harness.algorithms import Algorithm, load_algorithm
 from harness.config import MACHINE_OPTIONS, RunConfig, algorithm_name, config_to_yaml, flat, stored_config
-from harness.loggers import CsvLog
+from harness.loggers import CsvLog, open_loggers
 from harness.machine import add_stretch, describe_machine
+from harness.online import OnlinePhase
+from harness.plots import plot_learning_curve
 
 CHECKPOINT_FORMAT = 1  # raised when the layout of checkpoint.pt changes
 FIRST_HARNESS_VERSION = 1  # of the runs that do not record one
+SCORE_EVALUATIONS = 3  # result.json also has the mean score of the last three evaluations (FQL's protocol)
 HARNESS_VERSION = 2  # raised when the same config could give other numbers than before
 
 
@@ -144,6 +149,7 @@ class RunFolder:
         make_folder(self.path, "run_dir")
         self.train_log = CsvLog(self.path / run_files.TRAIN_LOG)
         self.eval_log = CsvLog(self.path / run_files.EVAL_LOG)
+        self.loggers: list = []  # beside those two
         self.lock = locked(
             self.path / run_files.LOCK, f"{self.path}: another process is running this; wait for it or stop it"
         )
@@ -154,6 +160,8 @@ class RunFolder:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        for logger in self.loggers:
+            logger.finish(failed=exception[0] is not None)
         self.lock.__exit__(*exception)
 
     def result(self) -> dict | None:
@@ -161,10 +169,10 @@ class RunFolder:
         result = read_result(self.path)
         return result if result and result["step"] >= self.run.offline_steps + self.run.online_steps else None
 
-    def describe(self, agent: torch.nn.Module, device: torch.device, step: int) -> dict:
-        """Writes config.yaml and environment.json, in which the machine of every stretch of updates is; returns that.
+    def describe(self, agent: torch.nn.Module, device: torch.device, step: int) -> None:
+        """Writes config.yaml and environment.json, in which the machine of every stretch of updates is; opens loggers.
 
-        Prints what the numbers after `step` may depend on that has changed.
+        Prints what has changed since an earlier stretch, if numbers may depend on it.
         """
         begun = (self.path / run_files.ENVIRONMENT).exists()
         before = read_environment(self.path) if begun else {"run_id": secrets.token_hex(8)}
@@ -188,7 +196,8 @@ class RunFolder:
         write_text(self.path / run_files.ENVIRONMENT, json.dumps(environment, indent=2) + "\n")
         (self.path / run_files.RESULT).unlink(missing_ok=True)
         write_text(self.path / run_files.CONFIG, config_to_yaml(self.run, self.config))
-        return environment
+        shown = flat(self.run, self.config) | environment
+        self.loggers = open_loggers(self.run, shown, environment["run_id"], self.path, step)
 
     def save_checkpoint(self, agent: torch.nn.Module, loop: dict) -> None:
         """Replaces checkpoint.pt: the agent's state and the loop's (`step`, generator of the batches, seconds)."""
@@ -220,12 +229,66 @@ class RunFolder:
         self.eval_log.keep_until(step)
         return checkpoint
 
-    def restore_agent(self, agent: torch.nn.Module, state: dict) -> None:
+    def resume(
+        self, agent: torch.nn.Module, device: torch.device, batches: torch.Generator, online: OnlinePhase
+    ) -> tuple[int, float]:
+        """Brings all of them to where the checkpoint is; returns its (updates, seconds), zeros without one."""
+        last, checkpoint = self.run.offline_steps + self.run.online_steps, self.load_checkpoint()
+        if checkpoint is None:
+            print(f"{self.path}: {last:,} updates", flush=True)
+            online.restore(0, None)
+            return 0, 0.0
+        state, loop, step = checkpoint["agent"], checkpoint["loop"], checkpoint["loop"]["step"]
+        print(f"{self.path}: continuing after {step} of {last} updates", flush=True)
+        if loop["device"] != device.type:
+            print(f"now on {device.type} instead of {loop['device']}: random streams start anew from (seed, step)")
+            seed = self.run.seed
+            loop["batches"] = devices.seeded_generator(device, seed, devices.NEW_BATCH_STREAM, step).get_state()
+            state["noise"] = devices.seeded_generator(device, seed, devices.NEW_NOISE_STREAM, step).get_state()
+        unfinished = loop.get("evaluation", {}).get("step", self.eval_log.last_step)  # earlier versions' checkpoints
+        if unfinished > self.eval_log.last_step:
+            print(f"the evaluation after {unfinished} updates had not ended; it is left out")
+        batches.set_state(loop["batches"])
         with networks_must_fit(self.path / run_files.CHECKPOINT):
             restore(agent, state)
+        online.restore(step, loop.get("online"))
+        return step, loop["seconds"]
 
-    def save_result(self, result: dict) -> None:
+    def log_training(self, row: dict) -> None:
+        self.train_log.append(row)
+        for logger in self.loggers:
+            logger.log("training", row)
+
+    def log_evaluation(self, row: dict) -> None:
+        self.eval_log.append(row)
+        for logger in self.loggers:
+            logger.log("evaluation", row)
+
+    def finish(self, task: Task, step: int, seconds: float) -> dict:
+        """Draws the learning curve and writes result.json, which marks the run as finished."""
+        scores = {int(row["step"]): float(row[task.score_name]) for row in self.eval_log.rows}
+        last = list(scores.values())[-SCORE_EVALUATIONS:]
+        if scores:
+            plot_learning_curve(
+                self.path / run_files.EVAL_LOG,
+                self.path / run_files.LEARNING_CURVE,
+                task.score_name,
+                task.reference_scores(),
+                online_from=self.run.offline_steps if self.run.online_steps else None,
+                title=f"{self.run.label}, seed {self.run.seed}",
+            )
+        result = {
+            "score_name": task.score_name,
+            "offline_score": scores.get(self.run.offline_steps),
+            "score": last[-1] if last else None,  # None: there is no environment
+            "score_last_evaluations": math.fsum(last) / len(last) if last else None,
+            "evaluations_averaged": len(last),
+            "episodes": self.run.eval_episodes,
+            "step": step,
+            "seconds": seconds,
+        }
         write_text(self.path / run_files.RESULT, json.dumps(result, indent=2) + "\n")
+        return result
 
 
 # ---- Loading a run ----

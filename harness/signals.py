@@ -11,7 +11,10 @@ class Stopped(BaseException):
 
 
 class StopSignals:
-    """Notes SIGINT and SIGTERM within its block; a second SIGINT raises KeyboardInterrupt at once."""
+    """Notes SIGINT and SIGTERM within its block; a second SIGINT raises KeyboardInterrupt at once.
+
+    If one arrived, the block ends with SystemExit(128 + its number), unless with another error.
+    """
 
     def __init__(self) -> None:
         self.received = 0
@@ -31,9 +34,11 @@ class StopSignals:
                 self.previous[number] = signal.signal(number, self._note)
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: type | None, *exception: object) -> None:
         for number, handler in self.previous.items():
             signal.signal(number, handler)
+        if self.received and kind in (None, Stopped):
+            raise SystemExit(128 + self.received) from None
 
     def raise_if_received(self) -> None:
         if self.received:
