@@ -33,7 +33,9 @@ from harness.run_folder import remove_run
 def parser() -> argparse.ArgumentParser:
     """The command's flags."""
     flags = CommandParser("python -m harness.compare", __doc__, advice="; --help lists the flags")
-    flags.add_argument("--config", metavar="FILE", required=True, help="the matrix, e.g. configs/compare/quickstart.yaml")
+    flags.add_argument(
+        "--config", metavar="FILE", required=True, help="the matrix, e.g. configs/compare/quickstart.yaml"
+    )
     flags.add_argument("--run_dir", metavar="FOLDER", help="in place of the matrix's; shared storage for many machines")
     flags.add_argument("--workers", type=int, help="runs at a time (default: as many as the cores or GPUs hold)")
     flags.add_argument(

@@ -52,7 +52,9 @@ def write_best(study, out: Path) -> None:
     lines = [
         f"{name}: {as_yaml(value)}"
         for name, value in flat(settings.run, config).items()
-        if name in values or name not in PLACE_FIELDS and (value != defaults[name] or settings.sources[name] != "default")
+        if name in values
+        or name not in PLACE_FIELDS
+        and (value != defaults[name] or settings.sources[name] != "default")
     ]
     finished, run = study.finished(), settings.run
     score = f"{study.task.score_name} {best.value:.4g}"

@@ -162,7 +162,9 @@ def test_a_category_is_the_mean_over_its_tasks(tmp_path):
 
 def test_one_table_holds_every_task_and_category_with_the_datas_own_row(tmp_path):
     data = [CUBE[0], *WALKER, CARTPOLE]
-    results = Results(made_up(tmp_path, data, 5, lambda run, cell: 0.25 if run.task == CUBE[0].task else 100.0 + run.seed))
+    results = Results(
+        made_up(tmp_path, data, 5, lambda run, cell: 0.25 if run.task == CUBE[0].task else 100.0 + run.seed)
+    )
     lines = summary(results)
     cells, bold = summary_cells(lines)
     assert list(cells.index) == ["data, mean episode", "data, best episode", "dipole, N = 1", "dipole, N = 32", "fql"]

@@ -310,7 +310,9 @@ class Reader:
         if bool(texts["algorithm"]) == bool(texts["evaluation_of"]):
             raise UserError(f"{where}: an entry has either `algorithm` or `evaluation_of`")
         if texts["evaluation_of"] and ("overrides" in keys or not texts["label"] or "act" not in keys):
-            raise UserError(f"{where}: an entry with evaluation_of trains nothing: it has a label and act, no overrides")
+            raise UserError(
+                f"{where}: an entry with evaluation_of trains nothing: it has a label and act, no overrides"
+            )
         path, variant = self.settings_of(keys)
         settings = (path or self.settings[0], variant or self.settings[1])
         nodes = {name: self.node_of_mapping(keys, name) for name in ("overrides", "act")}

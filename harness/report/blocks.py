@@ -17,6 +17,7 @@ MARK = "†"  # of rows whose runs do not share the table's protocol
 KIND_NAMES = {FINAL: "final", LAST: "last evaluations"}
 NORMALISED = "normalised score, %"
 
+
 class Bold(str):
     """A cell set in bold."""
 

@@ -178,9 +178,7 @@ def curves_of(runs: Sequence[RunResult]) -> tuple[np.ndarray, np.ndarray]:
     return np.array(steps), runs[0].scale.shown(scores)
 
 
-def plot_learning_curves(
-    results: Results, tasks: Sequence[str], folder: Path, name: str
-) -> tuple[str | None, str]:
+def plot_learning_curves(results: Results, tasks: Sequence[str], folder: Path, name: str) -> tuple[str | None, str]:
     """(file name, what it shows): a panel for each task, a line for each variant; no file without a finished run."""
     finished = {task: [run for run in results.runs_on(task) if run.finished] for task in tasks}
     finished = {task: runs for task, runs in finished.items() if runs}

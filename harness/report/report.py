@@ -112,7 +112,9 @@ def score_text(scores) -> list[str]:
             "of each task, never of episodes; std is the standard deviation over seeds."
         )
     if any(one.few for one in ones):
-        text[0] += f" Fewer than {FEWEST_SEEDS} seeds give no interval: each seed's score is shown, and nothing is bold."
+        text[0] += (
+            f" Fewer than {FEWEST_SEEDS} seeds give no interval: each seed's score is shown, and nothing is bold."
+        )
     if any(near_best_of(each) for each in found):
         text[0] += " Bold: within 95% of the best."
     if scores["num_candidates"].notna().any():

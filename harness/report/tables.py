@@ -357,7 +357,9 @@ def act_option_block(results: Results) -> Block | None:
     for (_, task), lines in results.scores.groupby(["variant", "task"], sort=False):
         policies = list(by_policy(lines).values())
         for other in policies[1:]:
-            first, second = (each.set_index("seed").pipe(lambda one: shown(one, FINAL)) for each in (policies[0], other))
+            first, second = (
+                each.set_index("seed").pipe(lambda one: shown(one, FINAL)) for each in (policies[0], other)
+            )
             seeds = (second - first).dropna().sort_index()
             if seeds.empty:
                 continue

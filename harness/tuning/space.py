@@ -28,7 +28,10 @@ def read_space(entries: Mapping[str, tuple[yaml.Node, str]], settings: Settings)
     kinds = {field.name: field.type for field in dataclasses.fields(config_class)}
     space: Space = {}
     for name, (node, where) in entries.items():
-        if name in {field.name for field in dataclasses.fields(RunConfig)} or form_of(kinds.get(name, str))[0] == "list":
+        if (
+            name in {field.name for field in dataclasses.fields(RunConfig)}
+            or form_of(kinds.get(name, str))[0] == "list"
+        ):
             raise UserError(f"{where}: {name} belongs to the run or is a list, search single values of the method's")
         if name not in kinds:
             raise unknown_field(where, name, config_class.__name__, kinds)
