@@ -14,6 +14,8 @@ from common.errors import UserError
 from harness.comparison.matrix import Row, Variant
 from harness.comparison.protocol import check_protocol
 from harness.comparison.results import Results, load_scores, scale_of
+from harness.episodes import add_episodes, read_episodes
+from harness.evaluation import EvaluationResult
 from harness.report.blocks import Block, Bold
 from harness.report.published import load_published
 from harness.report.report import escaped, to_markdown, write_report
@@ -30,8 +32,6 @@ from harness.report.tables import (
     summary_cells,
     to_latex,
 )
-from harness.episodes import add_episodes, read_episodes
-from harness.evaluation import EvaluationResult
 from harness.score_statistics import interval
 from tests.comparison_folders import LOCAL, Data, comparison_of, cube_double, fill, walker, write_run
 

@@ -94,12 +94,26 @@ class Row:
     label: str  # the variant's, or that of an entry with `evaluation_of`; rows that share it differ in N
     variant: Variant
     act: Cell
-    name: str = ""  # shown in tables and figures, without N; empty: the label
+    name: str = ""  # for tables and figures, without N; empty: the label with the other act options
+
+    @property
+    def suffix(self) -> str:
+        """N, where the row fixes it."""
+        return f", N = {self.act[CROSSED_OPTION]}" if CROSSED_OPTION in self.act else ""
 
     @property
     def policy(self) -> str:
-        """The label, with N where the row fixes it: differs between any two rows."""
-        return self.label + (f", N = {self.act[CROSSED_OPTION]}" if CROSSED_OPTION in self.act else "")
+        """Differs between any two rows."""
+        return self.label + self.suffix
+
+    @property
+    def shown_name(self) -> str:
+        options = (f"{name} {value}" for name, value in self.act.items() if name != CROSSED_OPTION)
+        return self.name or ", ".join([self.label, *options])
+
+    @property
+    def title(self) -> str:
+        return self.shown_name + self.suffix
 
     def cell(self, run: PlannedRun) -> Cell:
         """All act options of this row for one of its variant's runs."""
@@ -388,13 +402,12 @@ class Reader:
                 known = ", ".join(options) or "none"
                 raise UserError(f"{entry.where}: {name} is not an option of {algorithm.name}'s act, which has {known}")
         crossed = self.candidates if CROSSED_OPTION in options and CROSSED_OPTION not in act else ()
-        others = ", ".join(f"{name} {value}" for name, value in act.items() if name != CROSSED_OPTION)
-        name = entry.name or ", ".join(filter(None, [entry.label, others]))
         cells = [act | {CROSSED_OPTION: value} for value in crossed] or [act]
-        for cell in cells:
-            with self.named(f"{entry.where}: {name}"):
+        rows = [Row(entry.label, run.variant, cell, entry.name or "") for cell in cells]
+        for row in rows:
+            with self.named(f"{entry.where}: {row.title}"):
                 try:
-                    check_values(run.run, dataclasses.replace(run.config, **cell))
+                    check_values(run.run, dataclasses.replace(run.config, **row.act))
                 except ValueError as error:
                     raise UserError(str(error)) from error
-        return [Row(entry.label, run.variant, cell, name) for cell in cells]
+        return rows

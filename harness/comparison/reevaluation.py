@@ -24,7 +24,7 @@ from harness.agent_tools import network_evaluations
 from harness.devices import choose_device, set_up_torch
 from harness.episodes import add_episodes
 from harness.evaluation import EVALUATION_SEED, Evaluator
-from harness.run_folder import is_finished, load_agent, load_run, read_environment, check_identity
+from harness.run_folder import check_identity, is_finished, load_agent, load_run, read_environment
 
 Cell = dict[str, Any]  # act options with their values
 

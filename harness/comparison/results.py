@@ -94,7 +94,7 @@ class RunResult:
         return scale_of(self.result["score_name"], self.identity)
 
     def episode_scores(self, options: Cell) -> pd.Series:
-        """The shown scores of single episodes at these act options, by the episodes' seeds; empty where none were kept."""
+        """The shown scores of single episodes at these act options, by the episodes' seeds; empty without any."""
         scores = scores_by_episode(read_episodes(self.planned.folder), options, self.result["score_name"])
         return self.scale.shown(scores)
 
@@ -144,7 +144,7 @@ def score_line(row: Row, run: RunResult) -> dict[str, Any]:
     return {
         "policy": row.policy,
         "label": row.label,
-        "name": row.name or row.label,
+        "name": row.shown_name,
         "variant": planned.variant.label,
         "algorithm": planned.variant.algorithm,
         "category": planned.category,
