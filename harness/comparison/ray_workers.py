@@ -120,11 +120,11 @@ def check_answers(address: str) -> None:
 @contextlib.contextmanager
 def connected(address: str) -> Iterator[Any]:
     """ray, connected to the cluster at `address` (host:port, or auto for the one of this machine) within the block."""
+    check_answers(address)
     try:
         import ray
     except ImportError as error:
         raise UserError("ray is not installed; run: pip install -r requirements-ray.txt") from error
-    check_answers(address)
     environment = {"env_vars": {"PYTHONPATH": str(ROOT)}}  # the workers import this module from the same path as here
     try:
         ray.init(address=address, runtime_env=environment, log_to_driver=False, logging_level="WARNING")
