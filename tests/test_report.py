@@ -82,7 +82,7 @@ def task_block(results, data, marked=()):
 
 def test_five_seeds_give_mean_interval_and_standard_deviation(tmp_path):
     block = task_block(Results(made_up(tmp_path, [CARTPOLE], 5)), CARTPOLE)
-    best = line(block, "dipole", "32")
+    best = line(block, "DIPOLE", "32")
     seeds = np.array([100.0, 110.0, 120.0, 130.0, 140.0])
     low, high = interval([seeds])
     assert (best["final: mean"], best["final: std"], best["seeds"]) == ("120.0", f"{np.sqrt(250):.1f}", "5")
@@ -101,15 +101,15 @@ def test_bold_is_within_five_percent_of_the_best_of_its_own_column(tmp_path):
 
 def test_the_mean_of_the_last_evaluations_exists_for_the_acting_of_training_only(tmp_path):
     block = task_block(Results(made_up(tmp_path, [CARTPOLE], 5)), CARTPOLE)
-    assert line(block, "dipole", "1")["last 3: mean"] == "–"
-    assert line(block, "dipole", "32")["last 3: mean"] == "90.0"  # 3/4 of the final score's 120
-    assert line(block, "fql", "1")["last 3: mean"] == "67.5"
+    assert line(block, "DIPOLE", "1")["last 3: mean"] == "–"
+    assert line(block, "DIPOLE", "32")["last 3: mean"] == "90.0"  # 3/4 of the final score's 120
+    assert line(block, "FQL", "1")["last 3: mean"] == "67.5"
 
 
 def test_fewer_than_five_seeds_are_shown_one_by_one_without_bold_and_pairs(tmp_path):
     results = Results(made_up(tmp_path, [CARTPOLE], 4))
     block = task_block(results, CARTPOLE)
-    assert line(block, "dipole", "32")["final: each seed"] == "100.0, 110.0, 120.0, 130.0"
+    assert line(block, "DIPOLE", "32")["final: each seed"] == "100.0, 110.0, 120.0, 130.0"
     assert not any("interval" in title or "std" in title for title in block.header)
     assert not any(isinstance(cell, Bold) for row in block.rows for cell in row)
     assert improvement_block(*improvement_matrix(results.scores)) is None
@@ -117,7 +117,7 @@ def test_fewer_than_five_seeds_are_shown_one_by_one_without_bold_and_pairs(tmp_p
 
 def test_one_seed_is_its_own_mean(tmp_path):
     block = task_block(Results(made_up(tmp_path, [CARTPOLE], 1)), CARTPOLE)
-    shown = line(block, "dipole", "32")
+    shown = line(block, "DIPOLE", "32")
     assert (shown["final: mean"], shown["final: each seed"], shown["seeds"]) == ("100.0", "100.0", "1")
 
 
@@ -134,7 +134,7 @@ def test_failed_and_missing_runs_are_listed_and_lower_the_number_of_seeds(tmp_pa
         [absent.name, "not begun", "–"],
     ]
     block = task_block(results, CARTPOLE)
-    shown = line(block, "fql", "1")
+    shown = line(block, "FQL", "1")
     assert (shown["seeds"], shown["final: mean"]) == ("3 of 5", "80.0")
     assert shown["final: 95% interval, or each seed"] == "70.0, 80.0, 90.0"
     assert not any(isinstance(cell, Bold) for row in block.rows for cell in row)  # the best might be the one with 3
@@ -146,15 +146,15 @@ def test_a_run_without_its_re_evaluation_is_listed(tmp_path):
     comparison = made_up(tmp_path, [CARTPOLE], 2)
     (comparison.runs[0].folder / "reevaluation.csv").unlink()
     results = Results(comparison)
-    assert [row[1] for row in problem_block(results).rows] == ["finished, not evaluated for dipole, N = 1"]
-    assert line(task_block(results, CARTPOLE), "dipole", "1")["seeds"] == "1 of 2"
-    assert line(task_block(results, CARTPOLE), "dipole", "32")["seeds"] == "2"  # training's last evaluation is the same
+    assert [row[1] for row in problem_block(results).rows] == ["finished, not evaluated for DIPOLE, N = 1"]
+    assert line(task_block(results, CARTPOLE), "DIPOLE", "1")["seeds"] == "1 of 2"
+    assert line(task_block(results, CARTPOLE), "DIPOLE", "32")["seeds"] == "2"  # training's last evaluation is the same
 
 
 def test_a_category_is_the_mean_over_its_tasks(tmp_path):
     level = {WALKER[0].task: 0.0, WALKER[1].task: 200.0}
     results = Results(made_up(tmp_path, WALKER, 5, lambda run, cell: by_seed(run, cell) + level[run.task]))
-    shown = line(score_block(results, "walker", list(level), (), 3), "dipole", "32")
+    shown = line(score_block(results, "walker", list(level), (), 3), "DIPOLE", "32")
     assert (shown["final: mean"], shown["final: std"]) == ("220.0", f"{np.sqrt(250):.1f}")
     low, high = interval([np.arange(100.0, 150.0, 10), np.arange(300.0, 350.0, 10)])
     assert shown["final: 95% interval"] == f"{low:.1f} to {high:.1f}"
@@ -167,12 +167,12 @@ def test_one_table_holds_every_task_and_category_with_the_datas_own_row(tmp_path
     )
     lines = summary(results)
     cells, bold = summary_cells(lines)
-    assert list(cells.index) == ["data, mean episode", "data, best episode", "dipole, N = 1", "dipole, N = 32", "fql"]
-    assert cells.loc["fql", "cube-double-play-singletask-task1-v0 (success, %)"] == "25.0 ± 0.0 [25.0, 25.0]"
-    assert cells.loc["fql", "walker: mean (return)"].startswith("102.0 ± 1.6 [")
+    assert list(cells.index) == ["data, mean episode", "data, best episode", "DIPOLE, N = 1", "DIPOLE, N = 32", "FQL"]
+    assert cells.loc["FQL", "cube-double-play-singletask-task1-v0 (success, %)"] == "25.0 ± 0.0 [25.0, 25.0]"
+    assert cells.loc["FQL", "walker: mean (return)"].startswith("102.0 ± 1.6 [")
     assert cells.loc["data, mean episode", "cartpole_swingup (return)"] == "108.0"
     assert cells.loc["data, mean episode", "walker_walk (return)"] == "–"
-    assert bold.loc["fql"].all() and not bold.loc["data, mean episode"].any()
+    assert bold.loc["FQL"].all() and not bold.loc["data, mean episode"].any()
     more = summary_cells(summary(Results(made_up(tmp_path / "more", [*data, *CUBE[1:]], 1))))[0]
     assert list(more.columns) == list(cells.index)  # the longer side, here the tasks, runs down
     latex = to_latex(lines)
@@ -225,7 +225,7 @@ def test_one_task_has_no_aggregates(tmp_path):
 def test_probability_of_improvement_is_that_of_all_pairs_of_seeds(tmp_path):
     # DIPOLE N = 32: 100 to 140; FQL: 70 to 110. DIPOLE is higher in 22 of 25 pairs and equal in 2.
     titles, tasks, pairs = improvement_matrix(Results(made_up(tmp_path, [CARTPOLE], 5)).scores)
-    assert titles == ["dipole, N = 1", "dipole, N = 32", "fql"] and tasks == [CARTPOLE.task]
+    assert titles == ["DIPOLE, N = 1", "DIPOLE, N = 32", "FQL"] and tasks == [CARTPOLE.task]
     point, low, high = pairs[1, 2]
     assert point == pytest.approx((22 + 0.5 * 2) / 25) and low < point <= high
     assert pairs[2, 1] == pytest.approx((1 - point, 1 - high, 1 - low))
@@ -241,9 +241,9 @@ def test_published_scores_stand_beside_the_same_method_and_number_of_candidates(
     shown = [(row[0], row[1], row[-1]) for row in block.rows]
     assert block.header[-1] == "published [a]"
     assert shown == [
-        ("dipole", "1", "793±11"),
-        ("dipole", "32", "953±4"),
-        ("fql", "1", "801±4"),
+        ("DIPOLE", "1", "793±11"),
+        ("DIPOLE", "32", "953±4"),
+        ("FQL", "1", "801±4"),
         ("exp_weighted", "32", "–"),
     ]
     assert "released RND data" in block.notes[0] and "Ours have 1,000 updates" in block.notes[0]
@@ -268,7 +268,7 @@ def test_published_categories_need_all_five_tasks_and_foreign_protocols_are_mark
     assert "NOT COMPARABLE: 10 critics" in block.notes[2]
     four = score_block(results, "cube-double-play", tasks[:4], (), 3)
     assert not any("published" in title for title in four.header)
-    assert line(task_block(results, CUBE[0]), "fql", "1")["published [a]"] == "61"
+    assert line(task_block(results, CUBE[0]), "FQL", "1")["published [a]"] == "61"
 
 
 def test_published_categories_are_the_means_of_their_tasks():
@@ -379,7 +379,7 @@ def test_markdown_holds_every_part_and_its_figures(report):
         assert f"\n## {title}" in text
     figures = re.findall(r"\]\((figures/[^)]*\.png)\)", text)
     assert len(figures) == 5 and all((report / name).stat().st_size > 10_000 for name in figures)
-    assert "| fql † |" in text and "| dipole † |" not in text
+    assert "| FQL † |" in text and "| DIPOLE † |" not in text
 
 
 def test_html_is_one_file_that_loads_nothing_and_runs_nothing(report):
@@ -442,7 +442,7 @@ def test_options_of_one_training_are_compared_by_pairs(tmp_path):
             add_episodes(run.folder, cell, result, 1_000)
         own = EvaluationResult(returns, np.full(20, 10), None, 1.0)
         add_episodes(run.folder, run.own_cell(), own, 1_000)
-    shown = line(act_option_block(Results(comparison)), "cartpole_swingup", "dipole, N = 32", "dipole, N = 1")
+    shown = line(act_option_block(Results(comparison)), "cartpole_swingup", "DIPOLE, N = 32", "DIPOLE, N = 1")
     assert shown["difference: mean"] == "50.0" and shown["each seed"] == "50.0, 50.0"
     low, high = (float(text) for text in shown["95% interval over the episodes of these agents"].split(" to "))
     assert -50.0 < low < -45.0 < high < -40.0

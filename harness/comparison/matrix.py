@@ -94,7 +94,7 @@ class Row:
     label: str  # the variant's, or that of an entry with `evaluation_of`; rows that share it differ in N
     variant: Variant
     act: Cell
-    name: str = ""  # for tables and figures, without N; empty: the label with the other act options
+    name: str = ""  # for tables and figures, without N; empty: one that is made of label and act options
 
     @property
     def suffix(self) -> str:
@@ -108,8 +108,11 @@ class Row:
 
     @property
     def shown_name(self) -> str:
+        if self.name:
+            return self.name
+        own = load_algorithm(self.variant.algorithm).agent_class.__name__  # of the method as it is
         options = (f"{name} {value}" for name, value in self.act.items() if name != CROSSED_OPTION)
-        return self.name or ", ".join([self.label, *options])
+        return ", ".join([own if self.label == self.variant.algorithm else self.label, *options])
 
     @property
     def title(self) -> str:

@@ -94,7 +94,7 @@ def introduction(results: Results) -> Block:
     comparison = results.comparison
     finished = sum(run.finished for run in results.runs)
     counts = (
-        f"Policies: {len(comparison.rows)}. Tasks: {len(comparison.tasks)}. Seeds: {len(comparison.seeds)}. Finished "
+        f"Policies: {len(comparison.rows)}. Tasks: {results.scores['task'].nunique()}. Seeds: {len(comparison.seeds)}. Finished "
         f"runs: {finished} of {len(results.runs)}. scores.csv holds every number. The report is made again from the "
         f"run folders by python -m harness.compare --config {comparison.path} --report_only."
     )

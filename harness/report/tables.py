@@ -180,7 +180,7 @@ def summary_block(lines: pd.DataFrame) -> Block:
     block = Block("All final scores", level=3, header=["", *cells.columns])
     for name, line, marks in zip(cells.index, cells.to_numpy(), bold.to_numpy(), strict=True):
         block.rows.append([name, *(Bold(text) if mark else text for text, mark in zip(line, marks, strict=True))])
-    spread = "mean ± standard deviation over seeds" + (" [95% interval]" if lines["low"].notna().any() else "")
+    spread = "Mean ± standard deviation over seeds" + (" [95% interval]" if lines["low"].notna().any() else "")
     block.text = [f"{spread}. table.csv and table.tex hold the same."]
     return block
 
@@ -188,8 +188,10 @@ def summary_block(lines: pd.DataFrame) -> Block:
 def to_latex(lines: pd.DataFrame) -> str:
     """The table for a paper, with booktabs' rules."""
     cells, bold = summary_cells(lines, plus_minus=r"$\pm$")
-    escape = str.maketrans({"_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "ω": r"$\omega$", MARK: r"$\dagger$"})
-    cells = cells.rename(index=lambda name: name.translate(escape), columns=lambda name: name.translate(escape))
+    escape = str.maketrans({"_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "ω": r"$\omega$", "π": r"$\pi$", MARK: r"$\dagger$"})
+    cells = cells.replace(NONE, "--").rename(
+        index=lambda name: name.translate(escape), columns=lambda name: name.translate(escape)
+    )
     cells = cells.where(~bold.to_numpy(), r"\textbf{" + cells + "}").rename_axis(index=None, columns=None)
     return cells.style.to_latex(hrules=True, column_format="l" + "r" * cells.shape[1])
 
