@@ -35,6 +35,7 @@ from harness.score_statistics import (
 )
 
 POLICY_HEADER = ["policy", "N", "network evaluations per action"]
+LATEX_SYMBOLS = {"ω": r"$\omega$", "π": r"$\pi$", "β": r"$\beta$", MARK: r"$\dagger$"}
 DATA_SCORES = {"episode_return_mean": "mean episode", "episode_return_best": "best episode"}  # of a data set's identity
 
 
@@ -188,7 +189,7 @@ def summary_block(lines: pd.DataFrame) -> Block:
 def to_latex(lines: pd.DataFrame) -> str:
     """The table for a paper, with booktabs' rules."""
     cells, bold = summary_cells(lines, plus_minus=r"$\pm$")
-    escape = str.maketrans({"_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "ω": r"$\omega$", "π": r"$\pi$", MARK: r"$\dagger$"})
+    escape = str.maketrans({sign: "\\" + sign for sign in "_%&#"} | LATEX_SYMBOLS)
     cells = cells.replace(NONE, "--").rename(
         index=lambda name: name.translate(escape), columns=lambda name: name.translate(escape)
     )
