@@ -9,7 +9,7 @@ import functools
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Tuple
+from typing import Any, NamedTuple, Tuple
 
 import yaml
 
@@ -209,18 +209,17 @@ def read_matrix(path: str | Path, run_dir: str | None = None) -> tuple[Compariso
     return comparison, list(dict.fromkeys(reader.problems))
 
 
-@dataclasses.dataclass
-class Entry:
+class Entry(NamedTuple):
     """One item of `algorithms`: its texts, and the nodes of what is decoded with the algorithm's config."""
 
     label: str
     where: str
-    algorithm: str | None
-    evaluation_of: str | None
-    name: str | None
     settings: tuple[str | None, str | None]
-    overrides: yaml.MappingNode | None
-    act: yaml.MappingNode | None
+    algorithm: str | None = None
+    evaluation_of: str | None = None
+    name: str | None = None
+    overrides: yaml.MappingNode | None = None
+    act: yaml.MappingNode | None = None
 
 
 class Reader:
@@ -321,7 +320,7 @@ class Reader:
         where = self.where(node)
         if isinstance(node, yaml.ScalarNode):
             name = decode(node, str, f"{where}: an entry of algorithms")
-            return Entry(name, where, name, None, None, self.settings, None, None)
+            return Entry(name, where, self.settings, name)
         keys = self.mapping(node, ENTRY_KEYS, "an entry of algorithms")
         texts = {name: self.value(keys, name, str) for name in ("algorithm", "label", "name", "evaluation_of")}
         if bool(texts["algorithm"]) == bool(texts["evaluation_of"]):

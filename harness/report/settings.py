@@ -1,9 +1,9 @@
 """The tables of a report that say how its numbers came about: policies, protocol, tuning, time, data, versions."""
 
 import collections
-import statistics
 from collections.abc import Sequence
-from typing import Any
+
+import pandas as pd
 
 from harness.comparison.matrix import PlannedRun
 from harness.comparison.protocol import Mixture
@@ -134,25 +134,32 @@ def fields_block(results: Results) -> Block:
 # ---- Time, data, versions ----
 
 
-def time_block(results: Results) -> Block:
+def time_block(results: Results) -> Block | None:
     """Updates per second and the hours of a run, evaluations included."""
+    finished = [run for run in results.runs if run.finished]
+    if not finished:
+        return None
     block = Block("Time")
-    block.header = ["variant", "finished runs", "updates", "updates per second", "hours per run", "device", "threads"]
-    for variant in results.comparison.variants():
-        runs = [run for run in results.runs_of(variant.label) if run.finished]
-        if runs:
-            numbers = [
-                number(statistics.median(run.updates_per_second for run in runs)),
-                number(statistics.median(run.result["seconds"] for run in runs) / HOUR, 2),
-            ]
-            places = [joined(str(run.environment.get(name, NONE)) for run in runs) for name in ("device", "threads")]
-            steps = joined(f"{run.result['step']:,}" for run in runs)
-            block.rows.append([variant.label, str(len(runs)), steps, *numbers, *places])
-    if block.rows:
-        block.text = [
-            "Medians over the runs of a variant. Times depend on the machine and on what else ran on it: compare them "
-            "only where device and threads are the same and runs were alone."
-        ]
+    block.text = [
+        "Medians over the runs of a variant. Times depend on the machine and on what else ran on it: compare them "
+        "only where device and threads are the same and runs were alone."
+    ]
+    lines = pd.DataFrame(
+        {
+            "variant": run.planned.variant.label,
+            "updates": f"{run.result['step']:,}",
+            "updates per second": run.updates_per_second,
+            "hours per run": run.result["seconds"] / HOUR,
+            "device": str(run.environment.get("device", NONE)),
+            "threads": str(run.environment.get("threads", NONE)),
+        }
+        for run in finished
+    )
+    block.header = ["variant", "finished runs", *lines.columns[1:]]
+    for label, group in lines.groupby("variant", sort=False):
+        medians = group[["updates per second", "hours per run"]].median()
+        cells = [label, str(len(group)), joined(group["updates"]), number(medians.iloc[0]), number(medians.iloc[1], 2)]
+        block.rows.append([*cells, joined(group["device"]), joined(group["threads"])])
     return block
 
 
@@ -178,11 +185,9 @@ def data_block(results: Results) -> Block:
 def version_block(results: Results) -> Block:
     """Versions of Python, packages and system; several where the runs differ."""
     block = Block("Versions", header=["of", "version"])
-    versions: dict[str, set[Any]] = collections.defaultdict(set)
-    for run in begun(results):
-        for name, version in {**run.environment["versions"], "platform": run.environment.get("platform")}.items():
-            versions[name].add(str(version))
-    block.rows = [[name, joined(values)] for name, values in versions.items()]
+    environments = [run.environment for run in begun(results)]
+    versions = pd.DataFrame({**each["versions"], "platform": each.get("platform")} for each in environments)
+    block.rows = [[name, joined(versions[name].astype(str))] for name in versions]
     return block
 
 
