@@ -209,16 +209,17 @@ def panel_place(panel: str) -> Tuple[int, int]:
 def figure_of(results: Results, points: Sequence[Point]) -> Figure:
     """A column for each task; rows: score by omega, then by beta the score at each N, the weights' share, the spike."""
     panels = sorted({OMEGA, SHARE, SPIKE, *(point.panel for point in points)}, key=panel_place)
-    figure = Figure(figsize=(3.1 * len(categories(results)) + 2.4, 2.3 * len(panels) + 0.5), dpi=120, layout="constrained")
+    tasks = categories(results)
+    figure = Figure(figsize=(3.1 * len(tasks) + 2.4, 2.3 * len(panels) + 0.5), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(caption(points), fontsize=9)
     for panel, row in zip(panels, figure.subfigures(len(panels), 1), strict=True):
         row.suptitle(row_title(panel, results), fontsize=10, fontweight="bold")
         labelled = {}
-        for task, axes in zip(categories(results), row.subplots(1, len(categories(results)), squeeze=False)[0], strict=True):
+        for task, axes in zip(tasks, row.subplots(1, len(tasks), squeeze=False)[0], strict=True):
             style_axes(axes, panel, results, task)
             draw(axes, [point for point in points if (point.panel, point.task) == (panel, task)])
-            axes.set_title(task if panel == OMEGA else categories(results)[task], fontsize=7 if panel == OMEGA else 9)
+            axes.set_title(task if panel == OMEGA else tasks[task], fontsize=7 if panel == OMEGA else 9)
             handles, labels = axes.get_legend_handles_labels()
             labelled |= dict(zip(labels, handles, strict=True))
         labelled |= {label: labelled.pop(label) for label in (DATA_MEAN, DIVERGED) if label in labelled}  # to the end

@@ -45,6 +45,8 @@ class RunConfig:
         0  # if a local data set is missing, collect this many episodes; 0: print the command instead
     )
     in_memory: bool = True  # false: observations stay in the file, memory-mapped (exorl only)
+    normalize_observations: bool = False  # subtract the data's mean and divide by its standard deviation
+    max_episode_steps: Optional[int] = None  # end episodes after this many steps; null: the environment's own limit
     offline_steps: int = 1_000_000  # updates on the data set
     online_steps: int = 0  # environment steps after those, each followed by an update
     batch_size: int = 256  # transitions in a minibatch
@@ -72,11 +74,27 @@ MACHINE_OPTIONS = (
     *("label", "run_dir", "data_dir", "collect_episodes", "in_memory", "checkpoint_interval", "eval_workers", "sweep"),
     *("device", "threads", "cuda_graphs", "logger", "wandb_mode", "wandb_project"),
 )
-RETIRED = ("final_report",)  # fields of earlier versions' runs, read over in a stored config.yaml
+# Fields of earlier versions' runs, read over in a stored config.yaml: with which value (None: any) they mean what the
+# code does now.
+RETIRED = {
+    "final_report": None,
+    "composition": "score",
+    "resample_candidates": None,
+    "networks": "fql",
+    "fourier_features": None,
+}
 LOGGERS = ("csv", "tensorboard", "wandb")
 ANY = math.inf
 COUNTS = (  # at least 1
-    *("offline_steps", "batch_size", "replay_capacity", "log_interval", "checkpoint_interval", "eval_interval"),
+    *(
+        "offline_steps",
+        "max_episode_steps",
+        "batch_size",
+        "replay_capacity",
+        "log_interval",
+        "checkpoint_interval",
+        "eval_interval",
+    ),
     *("eval_episodes", "eval_environments", "actor_hidden_dims", "value_hidden_dims", "num_critics"),
     *("num_candidates", "target_candidates", "backup_candidates", "resample_candidates", "flow_steps"),
     *("diffusion_steps", "denoising_steps", "sampling_steps", "decay_interval", "ema_interval", "actor_interval"),
@@ -191,7 +209,9 @@ def stored_config(path: Path, config_class: type) -> tuple[RunConfig, Any]:
     """Both configs of a run folder's config.yaml, one of an earlier version too. Raises UserError."""
     kinds, values = field_types(config_class), {}
     for name, (node, where) in places_by_key(path, read_mapping(path)).items():
-        if name in RETIRED:
+        if name in RETIRED and name not in kinds:
+            if RETIRED[name] not in (None, node.value):
+                raise UserError(f"{where}: {name} {node.value} is no longer here, use the version that made this run")
             continue
         if name == "wandb_mode" and node.value == "disabled":  # earlier versions' way to leave W&B out
             continue

@@ -198,7 +198,7 @@ def test_runs_are_grouped_by_comparison_in_wandb(tmp_path):
 def test_runs_of_one_task_that_differ_in_updates_are_refused_unless_allowed(tmp_path):
     comparison = toy_comparison(tmp_path, "dipole", "{algorithm: iql, overrides: {offline_steps: 30}}")
     (problem,) = planned_problems(comparison, allow_mixed=False)
-    assert "toy/point: offline_steps differs: 20 in dipole; 30 in iql, so no table holds them all" in problem
+    assert "toy/point: offline_steps differs: 20 in dipole; 30 in iql, so no table holds them" in problem
     assert planned_problems(comparison, allow_mixed=True) == []
 
 

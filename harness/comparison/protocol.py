@@ -49,7 +49,7 @@ def planned_problems(comparison: Comparison, allow_mixed: bool) -> list[str]:
     first = [run for run in comparison.runs if run.seed == comparison.seeds[0]]
     planned = ((run.task, run.variant.label, guarded(run.run)) for run in first)
     return [
-        f"{comparison.path}: {mixture}, so no table holds them all; give all the same, or add --allow_mixed to mark them"
+        f"{comparison.path}: {mixture}, so no table holds them; give all the same, or add --allow_mixed to mark them"
         for mixture in ([] if allow_mixed else mixtures(planned))
     ]
 

@@ -93,10 +93,11 @@ def report_blocks(results: Results, found: Sequence[Mixture], figures: Path) -> 
 def introduction(results: Results) -> Block:
     comparison = results.comparison
     finished = sum(run.finished for run in results.runs)
+    tasks = results.scores["task"].nunique()
     counts = (
-        f"Policies: {len(comparison.rows)}. Tasks: {results.scores['task'].nunique()}. Seeds: {len(comparison.seeds)}. Finished "
-        f"runs: {finished} of {len(results.runs)}. scores.csv holds every number. The report is made again from the "
-        f"run folders by python -m harness.compare --config {comparison.path} --report_only."
+        f"Policies: {len(comparison.rows)}. Tasks: {tasks}. Seeds: {len(comparison.seeds)}. Finished runs: {finished} of "
+        f"{len(results.runs)}. scores.csv holds every number. The report is made again from the run folders by python -m "
+        f"harness.compare --config {comparison.path} --report_only."
     )
     return Block(comparison.name, level=1, text=[text for text in (comparison.description, counts) if text])
 
