@@ -30,12 +30,12 @@ import torch
 
 from common.errors import CommandParser, UserError, exit_on_user_error
 from common.files import make_folder, write_text
-from envs import load_task
 from harness.algorithms import load_algorithm
 from harness.command_line import parse_command
 from harness.config import RunConfig, flat, search_space
 from harness.config_file import as_yaml, places_by_key, read_mapping
 from harness.evaluation import TUNING_SEED
+from harness.run_folder import load_run_task
 from harness.tuning.record import record_path
 
 
@@ -134,7 +134,9 @@ def tune(argv: Sequence[str]) -> Path:
     if out.suffix != ".yaml" or out.resolve() in [path.resolve() for path in settings.files]:
         raise UserError(f"--out {out}: must end in .yaml and be none of the files that the trials begin from")
     make_folder(folder, "--folder")
-    task = load_task(run.task, run.data_dir, run.collect_episodes, run.in_memory)
+    task = load_run_task(run)
+    if task.make_env is None:
+        raise UserError(f"{task.name}: has no environment, so that there is no score to tune by")
     study = Study(algorithm, settings, space, task, folder, arguments.sampler_seed, arguments.training_seeds)
     if len(study.finished()) > arguments.trials:
         count = len(study.finished())

@@ -1,5 +1,6 @@
 """Comparisons: the checks before the first run, runs in processes of their own, re-evaluations, places, tables."""
 
+import dataclasses
 import json
 import os
 import re
@@ -59,7 +60,7 @@ def complete_run(run, cells):
 @pytest.fixture
 def toy_data(monkeypatch):
     """The toy task under every name."""
-    monkeypatch.setattr(preparation, "load_task", lambda *arguments: toy_task())
+    monkeypatch.setattr(preparation, "load_run_task", lambda run: toy_task())
 
 
 @pytest.fixture
@@ -125,7 +126,7 @@ def test_a_newer_checkpoint_makes_all_cells_missing(finished):
 def test_the_evaluation_command_names_its_cells_by_assignments(finished, monkeypatch):
     run, cells = finished
     (run.folder / "reevaluation.csv").unlink()
-    monkeypatch.setattr(reevaluation, "load_task", lambda *arguments: toy_task())
+    monkeypatch.setattr(reevaluation, "load_trained_task", lambda folder, run: toy_task())
     command = run.commands(cells[:2])[1]
     monkeypatch.setattr("sys.argv", command[2:])
     reevaluation.main()
@@ -207,6 +208,14 @@ def test_a_folder_of_another_config_is_a_problem(finished, tmp_path):
     found = inspect_data(comparison.runs[0], comparison.runs, [], 1, time.time())
     assert [re.search(r"another (\w+)", problem)[1] for problem in found.problems] == ["discount"]
     assert "toy/point: locally generated" in found.described
+
+
+def test_a_task_without_an_environment_is_a_problem(tmp_path, monkeypatch):
+    task = dataclasses.replace(toy_task(), make_env=None)
+    monkeypatch.setattr(preparation, "load_run_task", lambda run: task)
+    (run,) = toy_comparison(tmp_path, "iql").runs
+    (problem,) = inspect_data(run, [], [], 1, time.time()).problems
+    assert problem == "toy/point: has no environment, so that there is no score to compare by"
 
 
 def test_every_variant_is_measured(tmp_path, toy_data, monkeypatch):

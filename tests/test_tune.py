@@ -53,7 +53,7 @@ search:
 def toy(tmp_path, monkeypatch):
     """A settings file in tmp_path, DIPOLE on the toy task; returns the function that runs the command."""
     tmp_path.joinpath("small.yaml").write_text(SETTINGS)
-    monkeypatch.setattr(tune_module, "load_task", lambda *arguments: toy_task())
+    monkeypatch.setattr(tune_module, "load_run_task", lambda run: toy_task())
 
     def run(folder: str, trials: int, *flags: str) -> Path:
         arguments = ["--algorithm", "dipole", "--config", str(tmp_path / "small.yaml"), "--trials", str(trials)]

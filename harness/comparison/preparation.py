@@ -16,7 +16,6 @@ import torch
 from tqdm import tqdm
 
 from common.errors import UserError
-from envs import load_task
 from envs.task import Task
 from harness.algorithms import load_algorithm
 from harness.comparison.matrix import Cell, Comparison, PlannedRun, collecting
@@ -24,7 +23,7 @@ from harness.comparison.progress import duration, read_progress
 from harness.comparison.reevaluation import is_complete, missing_cells
 from harness.devices import choose_device, seeded_generator, set_up_torch
 from harness.measurement.rates import rate, waiting_for
-from harness.run_folder import check_folder
+from harness.run_folder import check_folder, load_run_task
 
 MEASURED_SECONDS = 0.5  # of updates of one variant, and of each kind of action
 
@@ -96,9 +95,10 @@ def inspect_data(
     submitted: time.time() when the process was asked for, so that the cost of its start can be told.
     """
     torch.set_num_threads(threads)
-    run = first.run
     try:
-        task = load_task(run.task, run.data_dir, run.collect_episodes, run.in_memory)
+        task = load_run_task(first.run)
+        if task.make_env is None:
+            raise UserError(f"{task.name}: has no environment, so that there is no score to compare by")
     except UserError as error:
         return DataCheck([str(error)], "", {})
     start, problems = time.time() - submitted, []

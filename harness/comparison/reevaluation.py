@@ -12,19 +12,18 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from common.errors import CommandParser, exit_on_user_error
 from common.files import locked, write_rows_csv
-from envs import load_task
+from envs.task import Task
 from harness import run_files
 from harness.act_options import parse_grid
 from harness.agent_tools import network_evaluations
 from harness.devices import choose_device, set_up_torch
 from harness.episodes import add_episodes
 from harness.evaluation import EVALUATION_SEED, Evaluator
-from harness.run_folder import check_identity, is_finished, load_agent, load_run, read_environment
+from harness.run_folder import is_finished, load_agent, load_run, load_trained_task
 
 Cell = dict[str, Any]  # act options with their values
 
@@ -62,7 +61,7 @@ def is_complete(folder: Path, cells: list[Cell]) -> bool:
     return is_finished(folder) and not missing_cells(folder, cells)
 
 
-def reevaluate(folder: Path, cells: list[Cell], task: Any = None) -> None:
+def reevaluate(folder: Path, cells: list[Cell], task: Task | None = None) -> None:
     """Evaluates the final checkpoint at the missing cells, on the episodes of training's own evaluations.
 
     So the cell of the run's own options repeats the run's last evaluation, and two cells differ by their options, not
@@ -75,13 +74,10 @@ def reevaluate(folder: Path, cells: list[Cell], task: Any = None) -> None:
         print(f"{folder}: every cell is evaluated")
         return
     set_up_torch(run)
-    task = task or load_task(run.task, run.data_dir, run.collect_episodes, run.in_memory)
-    check_identity(read_environment(folder)["data"], task.identity, f"since {folder} was trained; restore it")
+    task = task or load_trained_task(folder, run)
     with locked(folder / run_files.LOCK, f"{folder}: another process is running this; wait for it or stop it"):
         lines = current_lines(folder)
         agent = load_agent(algorithm.agent_class, folder, algorithm.name).to(choose_device(run.device))
-        like = next(agent.parameters())
-        example = torch.zeros(1, task.observation_dim, dtype=like.dtype, device=like.device)
         environments = min(run.eval_environments, run.eval_episodes)
         with Evaluator(task.make_env, environments, run.eval_workers) as evaluator:
             for cell in tqdm(cells, desc="re-evaluation", unit="cell", disable=None):
@@ -89,7 +85,7 @@ def reevaluate(folder: Path, cells: list[Cell], task: Any = None) -> None:
                 scores = result.scores(task.score_name)
                 line = cell | {"score": f"{scores.mean():.9g}", "score_std": f"{scores.std():.9g}"}
                 line |= {"episodes": run.eval_episodes}
-                line["network_evaluations"] = f"{network_evaluations(agent, example, **cell):g}"
+                line["network_evaluations"] = network_evaluations(agent, **cell)
                 lines.append(line)
                 add_episodes(folder, cell, result, EVALUATION_SEED)
                 write_rows_csv(lines, folder / run_files.REEVALUATION)

@@ -95,9 +95,9 @@ def introduction(results: Results) -> Block:
     finished = sum(run.finished for run in results.runs)
     tasks = results.scores["task"].nunique()
     counts = (
-        f"Policies: {len(comparison.rows)}. Tasks: {tasks}. Seeds: {len(comparison.seeds)}. Finished runs: {finished} of "
-        f"{len(results.runs)}. scores.csv holds every number. The report is made again from the run folders by python -m "
-        f"harness.compare --config {comparison.path} --report_only."
+        f"Policies: {len(comparison.rows)}. Tasks: {tasks}. Seeds: {len(comparison.seeds)}. Finished runs: {finished} "
+        f"of {len(results.runs)}. scores.csv holds every number. The report is made again from the run folders by "
+        f"python -m harness.compare --config {comparison.path} --report_only."
     )
     return Block(comparison.name, level=1, text=[text for text in (comparison.description, counts) if text])
 
