@@ -6,10 +6,11 @@ report.html is one file: it holds the figures and loads nothing. docs/statistics
 
 import base64
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import jinja2
+import pandas as pd
 from markdown_it import MarkdownIt
 from markupsafe import Markup
 
@@ -38,8 +39,10 @@ def write_report(comparison: Comparison, folder: Path, allow_mixed: bool = False
     found = check_protocol(results, allow_mixed)
     figures = folder / FIGURES
     make_folder(figures, "run_dir")
-    summary = tables.summary(results)
-    blocks = report_blocks(results, found, figures)
+    odd_runs = {name for mixture in found for name in mixture.deviating}
+    marked = {name for name, lines in by_policy(results.scores).items() if not odd_runs.isdisjoint(lines["run"])}
+    summary = tables.summary(results, marked)
+    blocks = report_blocks(results, found, marked, summary, figures)
     texts = {
         "report.md": to_markdown(blocks),
         "report.html": to_html(comparison.name, blocks, figures),
@@ -55,11 +58,11 @@ def write_report(comparison: Comparison, folder: Path, allow_mixed: bool = False
 # ---- The parts ----
 
 
-def report_blocks(results: Results, found: Sequence[Mixture], figures: Path) -> list[Block]:
-    """The report's parts in order; their figures are written into `figures`."""
+def report_blocks(
+    results: Results, found: Sequence[Mixture], marked: Collection[str], summary: pd.DataFrame, figures: Path
+) -> list[Block]:
+    """The report's parts in order; their figures are written into `figures`. marked: policies with odd runs."""
     scores = results.scores
-    odd_runs = {name for mixture in found for name in mixture.deviating}
-    marked = {policy for policy, lines in by_policy(scores).items() if not odd_runs.isdisjoint(lines["run"])}
     aggregates = tables.aggregate_block(scores, marked)
     if aggregates is not None:
         aggregates.figure = plots.plot_aggregates(scores, figures)
@@ -72,7 +75,7 @@ def report_blocks(results: Results, found: Sequence[Mixture], figures: Path) -> 
         settings.problem_block(results),
         settings.mixture_block(found),
         Block("Scores", text=score_text(scores), figure=plots.plot_scores(scores, figures)),
-        tables.summary_block(tables.summary(results, marked)) if scores["final"].notna().any() else None,
+        tables.summary_block(summary) if len(summary) else None,
         *tables.score_blocks(results, marked),
         tables.act_option_block(results),
         tables.online_block(results),
@@ -102,7 +105,7 @@ def introduction(results: Results) -> Block:
     return Block(comparison.name, level=1, text=[text for text in (comparison.description, counts) if text])
 
 
-def score_text(scores) -> list[str]:
+def score_text(scores: pd.DataFrame) -> list[str]:
     """How to read the score tables: what they hold, and nothing else."""
     found = [tables.estimates(scores, tasks, "final") for tasks in tables.categories_of(scores).values()]
     ones = [one for each in found for one in each.values() if one.seeds]

@@ -149,13 +149,16 @@ def summary(results: Results, marked: Collection[str] = ()) -> pd.DataFrame:
             column = f"{name.rpartition('/')[2]} ({unit})" if len(group) == 1 else f"{name}: mean ({unit})"
             own = data_scores(results, name) if len(group) == 1 else {}
             lines += [{"policy": f"data, {label}", "column": column, "mean": value} for label, value in own.items()]
-            found = estimates(scores, group, FINAL)
+            found, policies = estimates(scores, group, FINAL), by_policy(scores)
+            best = near_best_of(found)
             for policy, one in found.items():
-                title = title_of(by_policy(scores)[policy]) + (f" {MARK}" if policy in marked else "")
+                if not one.seeds:
+                    continue
+                title = title_of(policies[policy]) + (f" {MARK}" if policy in marked else "")
                 low, high = one.interval
                 std = standard_deviation(one.seed_means)
                 numbers = {"mean": one.mean, "std": std, "low": low, "high": high, "seeds": one.seeds}
-                lines.append({"policy": title, "column": column, **numbers, "near_best": policy in near_best_of(found)})
+                lines.append({"policy": title, "column": column, **numbers, "near_best": policy in best})
     return pd.DataFrame(lines)
 
 
