@@ -81,8 +81,8 @@ def measure(
     for precision in precisions:
         torch.set_float32_matmul_precision(precision)
         ways = {"eager": False, "graph": True} if device.type == "cuda" else {"eager": False}
-        ours = {name: warm_up(build_updates("dipole", size, dataset, graph, 1)) for name, graph in ways.items()}
-        config = ours["eager"].agents[0].config
+        ours = {name: warm_up(build_updates("dipole", size, dataset, graph)) for name, graph in ways.items()}
+        config = ours["eager"].agent.config
         theirs = JaxUpdates(config, dataset, jax_device, JAX_PRECISIONS[precision])
         speeds: Dict[str, List[float]] = {name: [] for name in (*ways, "jax")}
         for _ in tqdm(range(rounds), desc=f"{size_name} {precision}", leave=False, disable=None):
@@ -90,7 +90,7 @@ def measure(
                 speeds[name].append(update_rate(updates, seconds, waiting_for(device), clock))
             theirs_per_second = rate(lambda: theirs.advance(per_call), seconds, theirs.wait, clock)  # noqa: B023
             speeds["jax"].append(theirs_per_second * per_call)
-        flops = count_flops(ours["eager"].agents[0], ours["eager"].samplers[0]())
+        flops = count_flops(ours["eager"].agent, ours["eager"].next_batch())
         for name in ways:
             ratios = [mine / other for mine, other in zip(speeds[name], speeds["jax"], strict=True)]
             rows.append(

@@ -45,8 +45,6 @@ run_all() {
     step golden measure tests.golden tests/golden/*.npz
     step updates measure harness.throughput --size $sizes --precision highest high --seconds "$seconds" \
         --csv "$OUT/throughput.csv" --plot "$OUT/time_split.png"
-    step seeds measure harness.throughput --algorithm dipole --size $sizes --precision highest high --seeds 1 8 \
-        --seconds "$seconds" --csv "$OUT/seeds.csv"
     step million measure benchmarks.training_run --algorithm dipole --size ${sizes%% *} --precision high highest \
         --updates "$long" --csv "$OUT/million.csv"
     step waiting measure benchmarks.training_run --size ${sizes%% *} --updates "$short" --csv "$OUT/waiting.csv"
@@ -59,7 +57,7 @@ run_all() {
         failed+=("jax (not installed)")
     fi
     if [ "$device" = cuda ]; then # bit for bit, graphs against updates one by one
-        step captured "$python" -m pytest -n 0 tests/test_seeds.py tests/test_dipole.py -k "captured or cuda_graph"
+        step captured "$python" -m pytest -n 0 tests/test_updates.py tests/test_dipole.py -k "captured or cuda_graph"
     fi
     step precision measure benchmarks.precision --rounded tf32 --csv "$OUT/precision.csv" # and how good the emulation is
     echo "== done after $SECONDS s; failed: ${failed[*]:-none}"

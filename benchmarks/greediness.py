@@ -29,9 +29,8 @@ from common.errors import CommandParser, UserError, exit_on_user_error
 from common.files import make_folder, replacing, write_rows_csv
 from harness import run_files
 from harness.compare import compare
-from harness.comparison.matrix import Comparison
-from harness.comparison.matrix_file import load_comparison
-from harness.comparison.results import Results, RunResult, Score
+from harness.comparison.matrix import Comparison, PlannedRun, load_comparison
+from harness.comparison.results import Results, RunResult, shown
 from harness.loggers import read_rows
 from harness.plots import COLOURS
 from harness.score_statistics import CONFIDENCE, FEWEST_SEEDS, interval
@@ -94,13 +93,14 @@ class Point:
 # ---- From run folders to points ----
 
 
-def weights_of(config: Any) -> str:
-    """Which weights a config trains with, as a line's name. Raises UserError for weights that the figure has not."""
+def weights_of(planned: PlannedRun) -> str:
+    """Which weights a run trains with, as a line's name. Raises UserError for weights that the figure has not."""
+    config, label = planned.config, planned.variant.label
     if config.weighting == "sigmoid":
         return SIGMOID
     if config.weighting == "exponential":
         return UNCLIPPED if config.max_weight is None else CLIPPED
-    raise UserError(f"{config.label}: weighting is {config.weighting}; the figure is of sigmoid and exponential ones")
+    raise UserError(f"{label}: weighting is {config.weighting}; the figure is of sigmoid and exponential ones")
 
 
 def second_half(run: RunResult) -> Dict[str, np.ndarray]:
@@ -108,7 +108,7 @@ def second_half(run: RunResult) -> Dict[str, np.ndarray]:
     rows = [
         row
         for row in read_rows(run.planned.folder / run_files.TRAIN_LOG)
-        if 2 * int(row["step"]) > run.planned.config.offline_steps
+        if 2 * int(row["step"]) > run.planned.run.offline_steps
     ]
     return {name: np.array([float(row.get(name) or "nan") for row in rows]) for name in NEEDED_METRICS}
 
@@ -123,27 +123,26 @@ def loss_spike(columns: Dict[str, np.ndarray]) -> float:
     return float(losses.max() / np.median(losses))
 
 
-def widest_beta(scores: Sequence[Score]) -> float:
+def widest_beta(results: Results) -> float:
     """The beta at which sigmoid weights were evaluated with the most values of omega: where the figure shows omega."""
     omegas = collections.defaultdict(set)
-    for score in scores:
-        config = score.run.planned.config
-        if weights_of(config) == SIGMOID:
-            omegas[config.inverse_temperature].add(score.options["greediness"])
+    planned = {run.planned.name: run.planned for run in results.runs}
+    for line in results.scores.itertuples():
+        if weights_of(planned[line.run]) == SIGMOID:
+            omegas[planned[line.run].config.inverse_temperature].add(line.greediness)
     if not omegas:
         raise UserError("the comparison has no variant with sigmoid weights, which the figure of omega needs")
     return max(omegas, key=lambda beta: len(omegas[beta]))
 
 
-def score_keys(score: Score, omega_beta: float) -> Iterator[Key]:
-    """The points that a run's score at some act options belongs to."""
-    planned, omega, candidates = score.run.planned, score.options["greediness"], score.options["num_candidates"]
-    beta, weights = planned.config.inverse_temperature, weights_of(planned.config)
+def score_keys(line: Any, planned: PlannedRun, omega_beta: float) -> Iterator[Key]:
+    """The points that a line of the table of scores belongs to."""
+    beta, weights, candidates = planned.config.inverse_temperature, weights_of(planned), f"N = {line.num_candidates:g}"
     if weights == SIGMOID and beta == omega_beta:
-        yield OMEGA, planned.task, f"N = {candidates}", omega
-    line = OMEGAS_BY_BETA.get(omega) if weights == SIGMOID else weights
-    if line is not None:
-        yield f"score at N = {candidates}", planned.task, line, beta
+        yield OMEGA, line.task, candidates, line.greediness
+    place = OMEGAS_BY_BETA.get(line.greediness) if weights == SIGMOID else weights
+    if place is not None:
+        yield f"score at {candidates}", line.task, place, beta
 
 
 def points_of(results: Results) -> List[Point]:
@@ -152,7 +151,7 @@ def points_of(results: Results) -> List[Point]:
     Runs that are not finished are left out; a run that diverged counts where its value would be.
     """
     check(results.comparison)
-    omega_beta = widest_beta(results.scores)
+    omega_beta = widest_beta(results)
     values: Dict[Key, List[float]] = collections.defaultdict(list)
     diverged: Dict[Key, int] = collections.Counter()
 
@@ -162,18 +161,18 @@ def points_of(results: Results) -> List[Point]:
         elif (run.planned.folder / run_files.DIVERGENCE).exists():
             diverged[key] += 1
 
-    for score in results.scores:
-        shown = results.scale(score.run.planned.task).shown(score.final)
-        for key in score_keys(score, omega_beta):
-            add(key, score.run, shown)
+    by_name = {run.planned.name: run for run in results.runs}
+    for line, score in zip(results.scores.itertuples(), shown(results.scores, "final"), strict=True):
+        for key in score_keys(line, by_name[line.run].planned, omega_beta):
+            add(key, by_name[line.run], score)
     for run in results.runs:
         columns = second_half(run) if run.finished else {}
-        place = run.planned.task, weights_of(run.planned.config), run.planned.config.inverse_temperature
+        place = run.planned.task, weights_of(run.planned), run.planned.config.inverse_temperature
         add((SHARE, *place), run, effective_share(columns) if columns else float("nan"))
         add((SPIKE, *place), run, loss_spike(columns) if columns else float("nan"))
     if not values:
         raise UserError(f"{results.comparison.out}: holds no finished run yet; run the command without --report_only")
-    tasks = list(results.tasks)
+    tasks = list(categories(results))
     keys = sorted({*values, *diverged}, key=lambda key: (panel_place(key[0]), tasks.index(key[1]), *key[2:]))
     return [Point(*key, tuple(values.get(key, ())), diverged.get(key, 0)) for key in keys]
 
@@ -187,6 +186,11 @@ def check(comparison: Comparison) -> None:
                 f"{comparison.path}: {run.variant.label}: {run.variant.algorithm} has no {missing[0]}; the greediness "
                 "figure is of DIPOLE's variants only"
             )
+
+
+def categories(results: Results) -> Dict[str, str]:
+    """The category of each task."""
+    return dict(zip(results.scores["task"], results.scores["category"], strict=True))
 
 
 def candidates_of(panel: str) -> int:
@@ -205,16 +209,17 @@ def panel_place(panel: str) -> Tuple[int, int]:
 def figure_of(results: Results, points: Sequence[Point]) -> Figure:
     """A column for each task; rows: score by omega, then by beta the score at each N, the weights' share, the spike."""
     panels = sorted({OMEGA, SHARE, SPIKE, *(point.panel for point in points)}, key=panel_place)
-    figure = Figure(figsize=(3.1 * len(results.tasks) + 2.4, 2.3 * len(panels) + 0.5), dpi=120, layout="constrained")
+    tasks = categories(results)
+    figure = Figure(figsize=(3.1 * len(tasks) + 2.4, 2.3 * len(panels) + 0.5), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(caption(points), fontsize=9)
     for panel, row in zip(panels, figure.subfigures(len(panels), 1), strict=True):
         row.suptitle(row_title(panel, results), fontsize=10, fontweight="bold")
         labelled = {}
-        for task, axes in zip(results.tasks, row.subplots(1, len(results.tasks), squeeze=False)[0], strict=True):
+        for task, axes in zip(tasks, row.subplots(1, len(tasks), squeeze=False)[0], strict=True):
             style_axes(axes, panel, results, task)
             draw(axes, [point for point in points if (point.panel, point.task) == (panel, task)])
-            axes.set_title(task if panel == OMEGA else results.tasks[task], fontsize=7 if panel == OMEGA else 9)
+            axes.set_title(task if panel == OMEGA else tasks[task], fontsize=7 if panel == OMEGA else 9)
             handles, labels = axes.get_legend_handles_labels()
             labelled |= dict(zip(labels, handles, strict=True))
         labelled |= {label: labelled.pop(label) for label in (DATA_MEAN, DIVERGED) if label in labelled}  # to the end
@@ -234,7 +239,7 @@ def caption(points: Sequence[Point]) -> str:
 
 def row_title(panel: str, results: Results) -> str:
     if panel == OMEGA:
-        return f"Score against greediness ω (sigmoid weights, β = {widest_beta(results.scores):g})"
+        return f"Score against greediness ω (sigmoid weights, β = {widest_beta(results):g})"
     if panel == SHARE:
         return "Effective share of a minibatch (1: all weights are equal)"
     if panel == SPIKE:
@@ -277,7 +282,8 @@ def style_axes(axes: Axes, panel: str, results: Results, task: str) -> None:
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter(NullFormatter())
     else:
-        axes.set_ylabel(results.scale(task).unit, fontsize=8)
+        units = results.scores.loc[(results.scores["task"] == task) & (results.scores["unit"] != ""), "unit"]
+        axes.set_ylabel(next(iter(units), "score"), fontsize=8)
         mean = results.identity(task).get("episode_return_mean")
         if mean is not None:
             axes.axhline(mean, color="0.5", lw=1.0, ls=(0, (2, 2)), label=DATA_MEAN)

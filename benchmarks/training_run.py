@@ -62,7 +62,7 @@ def measure(
     """A row: the speed of `count` updates after those of warm-up, and the loss that must fall before and after."""
     torch.set_float32_matmul_precision(precision)
     size = SIZES[size_name]
-    updates = build_updates(name, size, learnable_dataset(size, device), captured, seeds=1)
+    updates = build_updates(name, size, learnable_dataset(size, device), captured)
     (metrics,) = updates.advance(1)
     loss = next(metric for metric in LOSSES if metric in metrics)
     first = metrics[loss].item()

@@ -10,11 +10,12 @@ LOCK = "lock"  # of the process that works on the run
 DIVERGENCE = "divergence.json"  # the update with which training diverged
 SWEEP, GREEDINESS_SWEEP, GREEDINESS_FIGURE = "evaluation.csv", "greediness.csv", "greediness.png"
 REEVALUATION = "reevaluation.csv"  # of a comparison: one line for each cell of act options
+EPISODES = "episodes.csv"  # of evaluations after training: one line for each episode
 LOG, ERROR = "log.txt", "error.txt"  # of a comparison's process: what it printed, its last lines where it failed
 
 ALL = (
     *(CONFIG, ENVIRONMENT, TRAIN_LOG, EVAL_LOG, CHECKPOINT, RESULT, LOCK, DIVERGENCE, LEARNING_CURVE),
-    *(SWEEP, GREEDINESS_SWEEP, GREEDINESS_FIGURE, REEVALUATION, LOG, ERROR),
+    *(SWEEP, GREEDINESS_SWEEP, GREEDINESS_FIGURE, REEVALUATION, EPISODES, LOG, ERROR),
 )  # but those in folders
 # Of an online phase: part_<step>.npz holds the transitions up to that step's checkpoint since the one before.
 REPLAY_FOLDER, REPLAY_PARTS = "replay", "replay/part_*.npz"

@@ -406,5 +406,5 @@ def test_the_script_of_all_gpu_figures_runs_on_a_cpu(tmp_path):
     done = subprocess.run([ROOT / "benchmarks" / "gpu.sh"], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "failed: none" in done.stdout
-    tables = {"throughput", "seeds", "million", "waiting", "waiting_eager", "against_jax", "precision"}
+    tables = {"throughput", "million", "waiting", "waiting_eager", "against_jax", "precision"}
     assert {path.stem for path in tmp_path.glob("*.csv")} == tables

@@ -9,8 +9,7 @@ import pytest
 from benchmarks.greediness import OMEGA, OMEGA_GAP, SHARE, SPIKE, check, figure_of, points_of, run, write
 from common.errors import UserError
 from common.files import write_rows_csv
-from harness.comparison.matrix import Row, Variant
-from harness.comparison.matrix_file import load_comparison
+from harness.comparison.matrix import Row, Variant, load_comparison
 from harness.comparison.results import Results
 from harness.score_statistics import interval
 from tests.comparison_folders import LOCAL, Data, comparison_of, cube_double, fill
@@ -105,7 +104,7 @@ def test_a_seed_that_diverged_is_counted_and_one_that_is_not_finished_is_left_ou
         return None if run.variant.label == "unclipped" and run.seed > 0 else score(run, cell)
 
     made_up(plan, [CARTPOLE, CUBE], some)
-    gone = plan.run_named(f"unclipped/{CARTPOLE.task}/seed_1").folder
+    gone = next(run.folder for run in plan.runs if run.name == f"unclipped/{CARTPOLE.task}/seed_1")
     gone.mkdir(parents=True)
     (gone / "divergence.json").write_text(json.dumps({"update": 3}))
     (gone / "error.txt").write_text("it diverged")
@@ -133,7 +132,7 @@ def test_the_figure_shows_the_points(tmp_path):
 def test_the_command_writes_the_figure_and_the_numbers_behind_it(tmp_path):
     path = tmp_path / "small.yaml"
     path.write_text(
-        f"name: small\nconfig: configs/{{algorithm}}/quickstart.yaml\nrun_dir: {tmp_path}\nseeds: [0, 1]\n"
+        f"name: small\nrun_dir: {tmp_path}\nseeds: [0, 1]\n"
         f"tasks: {{cartpole: [{CARTPOLE.task}]}}\nnum_candidates: [1, 16]\n"
         "overrides: {offline_steps: 1_000, greediness: 0.0}\nalgorithms:\n"
         "  - dipole\n  - {label: greedy, evaluation_of: dipole, act: {greediness: 1.0}}\n"
