@@ -13,7 +13,6 @@ table and writes to the run's folder, named by the first option with several val
 """
 
 import argparse
-import csv
 import dataclasses
 import itertools
 import sys
@@ -33,6 +32,7 @@ from harness.command_line import decode_flag
 from harness.config import RunConfig, check_values
 from harness.config_file import nearest_field
 from harness.devices import choose_device, set_up_torch
+from harness.episodes import add_episodes
 from harness.evaluation import GRID_SEED, EvaluationResult, Evaluator
 from harness.graphics import check_graphics, choose_graphics
 from harness.plots import plot_sweep
@@ -224,30 +224,13 @@ def format_table(cells: Sequence[Cell], task: Task, label: str) -> str:
     return "\n".join([common, *lines])
 
 
-def write_episodes(cells: Sequence[Cell], path: Path, keep: bool) -> None:
-    """Writes a line for each episode; `keep` leaves the file's lines of other options or seeds."""
-    rows = []
-    for cell in cells:
-        result = cell.result
-        for index, (episode_return, length) in enumerate(zip(result.returns, result.lengths, strict=True)):
-            success = {} if result.successes is None else {"success": float(result.successes[index])}
-            row = cell.options | {"seed": cell.seed + index, "return": float(episode_return)} | success
-            rows.append(row | {"length": int(length)})
-    key = [*cells[0].options, "seed"]
-    new = {tuple(str(row[name]) for name in key) for row in rows}
-    if keep and path.exists():
-        with open(path, newline="", encoding="utf-8") as file:
-            old = [row for row in csv.DictReader(file) if list(row) == list(rows[0])]
-        rows = [row for row in old if tuple(row[name] for name in key) not in new] + rows
-    write_rows_csv(rows, path)
-
-
-def show_and_write(cells: Sequence[Cell], task: Task, run: RunConfig, folder: Path, keep_episodes: bool) -> None:
+def show_and_write(cells: Sequence[Cell], task: Task, run: RunConfig, folder: Path) -> None:
     """Prints the table of a sweep and writes its files to `folder`."""
     rows, swept = rows_of(cells, task), swept_option(cells)
     paths = [folder / (f"{swept}.csv" if swept else run_files.SWEEP), folder / run_files.EPISODES]
     write_rows_csv(rows, paths[0])
-    write_episodes(cells, paths[1], keep_episodes)
+    for cell in cells:
+        add_episodes(folder, cell.options, cell.result, cell.seed)
     if swept is not None:
         paths.append(folder / f"{swept}.png")
         others = [name for name in cells[0].options if name != swept]
@@ -265,14 +248,8 @@ def sweep_after_training(agent: Any, run: RunConfig, config: Any, task: Task, fo
     cells = sweep(agent, task, run, grid)
     updates = f"{run.offline_steps:,} updates" + (f", {run.online_steps:,} online" if run.online_steps else "")
     print(f"\n{run.task} ({task.identity['source']}), {updates}, seed {run.seed}")
-    show_and_write(cells, task, run, folder, has_episodes_of_checkpoint(folder))
+    show_and_write(cells, task, run, folder)
     return cells
-
-
-def has_episodes_of_checkpoint(run_dir: Path) -> bool:
-    """Whether the run's episodes.csv is newer than its checkpoint, so that its lines are of this agent."""
-    episodes, checkpoint = run_dir / run_files.EPISODES, run_dir / run_files.CHECKPOINT
-    return episodes.exists() and checkpoint.exists() and episodes.stat().st_mtime_ns >= checkpoint.stat().st_mtime_ns
 
 
 # ---- The command ----
@@ -330,6 +307,8 @@ def evaluate_command(argv: Sequence[str]) -> None:
     set_up_torch(run)
     folder = arguments.out or run_dir
     make_folder(folder, "--out")
+    if arguments.out:
+        (folder / run_files.EPISODES).unlink(missing_ok=True)  # it may be another run's
     agent = load_agent(algorithm.agent_class, run_dir, algorithm.name).to(choose_device(arguments.device))
     if arguments.video_episodes:
         choose_graphics()  # before the task imports MuJoCo, which reads the choice then
@@ -338,7 +317,7 @@ def evaluate_command(argv: Sequence[str]) -> None:
         check_graphics()  # before the sweep, which may take long
     cells = sweep(agent, task, run, grid, arguments.episodes, arguments.environments, arguments.workers)
     print(f"{algorithm.name} on {run.task}, {run_dir}")
-    show_and_write(cells, task, run, folder, keep_episodes=folder == run_dir and has_episodes_of_checkpoint(run_dir))
+    show_and_write(cells, task, run, folder)
     if arguments.video_episodes:
         options = cells[0].options
         paths, _ = record(agent, task.make_env, arguments.video_episodes, folder / "videos", **options)
