@@ -56,9 +56,7 @@ def parse_grid(assignments: Sequence[str], agent_class: type, config: Any) -> di
         if not equals or name in grid:
             raise UserError(f"act option {assignment!r}: write each option once, as {name}=value,value")
         try:
-            grid[name] = list(
-                dict.fromkeys(decode_flag(type(config), name, text.strip()) for text in values.split(","))
-            )
+            decoded = [decode_flag(type(config), name, text.strip()) for text in values.split(",")]
         except UserError as error:
             raise UserError(f"act option {assignment}: {str(error).removeprefix('command line: --')}") from error
         grid[name] = list(dict.fromkeys(decoded))
