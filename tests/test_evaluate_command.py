@@ -51,13 +51,13 @@ class Toy(nn.Module):
 
     def __init__(self, config=None):
         super().__init__()
-        self.noise, self.network = Noise(0), nn.Linear(2, 1)
+        self.noise, self.network = Noise(0), nn.Linear(1, 1)
         self.config, self.calls = config or ToyConfig(), []
 
     @torch.no_grad()
-    def act(self, observations, greediness, num_candidates, flow_steps):
+    def act(self, observations, greediness=0.0, num_candidates=4, flow_steps=10):
         self.calls.append((greediness, num_candidates, flow_steps))
-        self.network(observations.repeat(num_candidates * flow_steps, 1))
+        self.network(observations[:, :1].repeat(num_candidates * flow_steps, 1))
         return torch.full((len(observations), 1), float(greediness)) + 0.1 * self.noise.normal(len(observations), 1)
 
     @classmethod
@@ -72,7 +72,7 @@ class Plain(Toy):
     act_options = ()
 
     def act(self, observations, explore=False):
-        self.network(observations)
+        self.network(observations[:, :1])
         return 0.1 * self.noise.normal(len(observations), 1)
 
 
