@@ -247,6 +247,8 @@ def sweep_after_training(agent: Any, run: RunConfig, config: Any, task: Task, fo
     updates = f"{run.offline_steps:,} updates" + (f", {run.online_steps:,} online" if run.online_steps else "")
     print(f"\n{run.task} ({task.identity['source']}), {updates}, seed {run.seed}")
     show_and_write(cells, task, run, folder)
+    if (folder / run_files.LEARNING_CURVE).exists():
+        print(f"learning curve: {folder / run_files.LEARNING_CURVE}")
     return cells
 
 
@@ -254,8 +256,10 @@ def sweep_after_training(agent: Any, run: RunConfig, config: Any, task: Task, fo
 
 
 def load_run_task(run_dir: Path, run: RunConfig, data_dir: str | None) -> Task:
-    """The task that a run was trained on. Raises UserError if its data have changed."""
+    """The task that a run was trained on. Raises UserError if its data have changed or it has no environment."""
     task = load_task(run.task, data_dir or run.data_dir, 0, run.in_memory)
+    if task.make_env is None:
+        raise UserError(f"{run.task}: has no environment to evaluate in")
     stored = read_environment(run_dir)["data"]
     check_identity(stored, task.identity, f"since the run in {run_dir} was trained; restore it, or give --data_dir")
     return task

@@ -18,11 +18,13 @@ LOG, ERROR = "log.txt", "error.txt"  # of a comparison's process: what it printe
 ALL = (
     *(CONFIG, ENVIRONMENT, TRAIN_LOG, EVAL_LOG, CHECKPOINT, RESULT, LOCK, DIVERGENCE, LEARNING_CURVE),
     *(SWEEP, EPISODES, REEVALUATION, LOG, ERROR),
-)  # but those of the replay
+)  # but those of sweeps and those in folders
 # Of an online phase: part_<step>.npz holds the transitions up to that step's checkpoint since the one before.
 REPLAY_FOLDER, REPLAY_PARTS = "replay", "replay/part_*.npz"
+TENSORBOARD_FOLDER = "tensorboard"
+PATTERNS = (REPLAY_PARTS, "tensorboard/events.*")  # those in folders
 
 
-def sweep_files(act_options: Sequence[str]) -> tuple[str, ...]:
-    """The files that sweeps of these act options may have written."""
-    return tuple(f"{name}.{kind}" for name in act_options for kind in ("csv", "png"))
+def sweep_files(names: Sequence[str]) -> tuple[str, ...]:
+    """The files that sweeps of act options of these names write."""
+    return tuple(f"{name}.{kind}" for name in names for kind in ("csv", "png"))

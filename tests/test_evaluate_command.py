@@ -23,6 +23,7 @@ from harness.config import RunConfig, config_to_yaml
 from harness.evaluate import Cell, format_table, parse_grid, remark, rows_of, show_and_write, sweep
 from harness.evaluation import GRID_SEED, EvaluationResult
 from harness.plots import plot_learning_curve, plot_sweep
+from harness.run_folder import remove_run
 from harness.score_statistics import interval
 from tests.toy import toy_checkpoint
 
@@ -244,6 +245,14 @@ def test_table_is_aligned_and_begins_with_the_data():
     assert lines[4].split()[:6] == ["mine", "0.5", "1234.5", "[1234.3,", "1234.7]", "+1231.2"]
 
 
+def test_a_task_with_reference_returns_has_its_normalized_return():
+    cells, task = [cell_of([40.0, 60.0])], toy_task(reference_returns={"min": 10.0, "max": 90.0})
+    assert [row["normalized_return"] for row in rows_of(cells, task)] == [50.0]
+    lines = format_table(cells, task, "toy").splitlines()
+    assert "return  normalized return" in lines[1] and "50.0               50.0" in lines[-1]
+    assert "normalized" not in format_table(cells, toy_task(), "toy")
+
+
 def test_episodes_and_rows_of_every_sweep_are_kept_until_the_checkpoint_changes(run_dir, monkeypatch, capsys):
     folder = run_dir.folder
     command(monkeypatch, folder, "--greediness", "0", "0.5", "--num_candidates", "1", "2", "--data_dir", "here")
@@ -280,6 +289,16 @@ def test_command_writes_elsewhere_and_serves_agents_without_options(run_dir, tmp
     assert sorted(path.name for path in out.iterdir()) == ["episodes.csv", "evaluation.csv"]
     assert len(rows_in(out / "episodes.csv")) == 2, "of the last run only, which may be another"
     assert sorted(run_dir.folder.iterdir()) == before
+
+
+def test_a_restarted_run_leaves_no_sweep_of_the_old_one(tmp_path):
+    run, folder = dataclasses.replace(RUN, run_dir=str(tmp_path)), tmp_path / "toy" / "toy" / "target" / "seed_0"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(config_to_yaml(run, ToyConfig()))
+    (folder / "notes.csv").write_text("the user's own")
+    show_and_write([cell_of(spread(1.0), 0), cell_of(spread(2.0), 1)], toy_task(), run, folder)
+    remove_run(run)
+    assert [path.name for path in folder.iterdir()] == ["notes.csv"]
 
 
 def test_a_sweep_after_training_says_what_it_does(tmp_path, capsys):

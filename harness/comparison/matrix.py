@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
 from common.errors import UserError
-from harness.act_options import act_options
 from harness.algorithms import Algorithm, load_algorithm
 from harness.config_file import nearest_field
 from harness.run_folder import run_path
@@ -54,8 +53,7 @@ class PlannedRun:
 @functools.lru_cache(maxsize=None)
 def act_options_of(algorithm: str) -> Tuple[str, ...]:
     """Names of the act options of an algorithm."""
-    found = load_algorithm(algorithm)
-    return act_options(found.agent_class, found.config_class())
+    return load_algorithm(algorithm).agent_class.act_options
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import hashlib
 import io
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,8 +14,9 @@ from envs.dataset import Dataset
 from envs.replay import Replay
 from envs.task import Task
 from harness import run_files
+from harness.config import RunConfig
+from harness.devices import EPISODE_STREAM
 
-EPISODE_STREAM = 4  # of the episodes' seeds, beside the streams of harness/training/one_run.py
 FIRST_SEED = 1 << 31  # evaluations' seeds are smaller
 
 
@@ -27,18 +28,18 @@ class OnlinePhase:
     `restore` plays the interrupted episode again from its seed with its recorded actions, and so continues exactly.
     """
 
-    def __init__(self, config: Any, task: Task, dataset: Dataset, run_path: Path):
-        self.config, self.task, self.folder = config, task, run_path / run_files.REPLAY_FOLDER
-        room = None if config.keep_offline else max(config.replay_capacity - len(dataset), 0)
-        capacity = min(config.replay_capacity, config.online_steps)
-        self.replay = Replay(dataset, capacity, room, config.balanced_sampling)
+    def __init__(self, run: RunConfig, task: Task, dataset: Dataset, folder: Path):
+        self.run, self.task, self.folder = run, task, folder / run_files.REPLAY_FOLDER
+        room = None if run.keep_offline else max(run.replay_capacity - len(dataset), 0)
+        capacity = min(run.replay_capacity, run.online_steps)
+        self.replay = Replay(dataset, capacity, room, run.balanced_sampling)
         self.device = dataset.observations.device
         self.environment: Any = None  # built when the phase begins
-        self.observation: Optional[np.ndarray] = None  # [O]; None between two episodes
+        self.observation: np.ndarray | None = None  # [O]; None between two episodes
         self.episode = 0  # number of the episode that is played or comes next
         self.steps, self.episode_return = 0, 0.0  # of that episode so far
-        self.last_episode: Dict[str, float] = {}  # what train.csv says of the last whole episode
-        self.parts: List[list] = []  # [step, number of the first transition, transitions, sha256] of each file
+        self.last_episode: dict[str, float] = {}  # what train.csv says of the last whole episode
+        self.parts: list[list] = []  # [step, number of the first transition, transitions, sha256] of each file
 
     def __enter__(self) -> "OnlinePhase":
         return self
@@ -63,12 +64,12 @@ class OnlinePhase:
     def _begin_episode(self) -> None:
         if self.environment is None:
             self.environment = self.task.make_env()
-        seed = np.random.SeedSequence((self.config.seed, EPISODE_STREAM, self.episode)).generate_state(1)[0]
+        seed = np.random.SeedSequence((self.run.seed, EPISODE_STREAM, self.episode)).generate_state(1)[0]
         observation, _ = self.environment.reset(seed=int(seed) | FIRST_SEED)
         self.observation = np.asarray(observation, dtype=np.float32)
         self.steps, self.episode_return = 0, 0.0
 
-    def _play(self, action: np.ndarray) -> Dict[str, np.ndarray]:
+    def _play(self, action: np.ndarray) -> dict[str, np.ndarray]:
         """Steps the environment; returns the transition by the replay's columns, with the task's reward and mask."""
         observation, episode = self.observation, self.episode
         next_observation, reward, terminated, truncated, info = self.environment.step(action)
@@ -92,7 +93,7 @@ class OnlinePhase:
             "episodes": np.int64(episode),
         }
 
-    def metrics(self) -> Dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """Columns of train.csv: the return, length and success of the last whole episode, and the episodes ended."""
         return {**self.last_episode, "exploration/episodes": self.episode} if self.replay.added else {}
 
@@ -118,7 +119,7 @@ class OnlinePhase:
             "last_episode": self.last_episode,
         }
 
-    def restore(self, step: int, state: Optional[dict]) -> None:
+    def restore(self, step: int, state: dict | None) -> None:
         """Returns to the `state` of a checkpoint after `step` updates; removes files that were written after it.
 
         Where the environment does not repeat the interrupted episode, its rest is lost: a new one begins, and this is
@@ -126,7 +127,7 @@ class OnlinePhase:
         where the state is not of that step (None is that of the offline phase).
         """
         added = state["added"] if state else 0
-        if added != max(0, step - self.config.offline_steps):
+        if added != max(0, step - self.run.offline_steps):
             raise UserError(
                 f"{self.folder.parent / run_files.CHECKPOINT}: is of update {step}, but of {added} environment steps; "
                 "put the right one back, or add --restart"
@@ -151,7 +152,7 @@ class OnlinePhase:
     def _part(self, step: int) -> Path:
         return self.folder / f"part_{step:09}.npz"
 
-    def _read(self, part: list) -> Dict[str, torch.Tensor]:
+    def _read(self, part: list) -> dict[str, torch.Tensor]:
         """The transitions of one file. Raises UserError unless it is, byte for byte, the one that was written."""
         path = self._part(part[0])
         try:

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM, noted so that training ends between two updates."""
+"""Notes SIGINT and SIGTERM, so that training stops between two updates or within an evaluation."""
 
 import contextlib
 import signal
@@ -7,14 +7,14 @@ from typing import Any, Iterator
 
 
 class Stopped(BaseException):
-    """SIGINT or SIGTERM came while an evaluation ran; the evaluation is run again when the run continues.
-
-    A BaseException, as KeyboardInterrupt is: it passes through the environments' own handling of errors.
-    """
+    """SIGINT or SIGTERM arrived. A BaseException, so that it passes through the environments' own error handling."""
 
 
 class StopSignals:
-    """Notes SIGINT and SIGTERM, so that a run ends between two updates; a second SIGINT ends it at once."""
+    """Notes SIGINT and SIGTERM within its block; a second SIGINT raises KeyboardInterrupt at once.
+
+    If one arrived, the block ends with SystemExit(128 + its number), unless with another error.
+    """
 
     def __init__(self) -> None:
         self.received = 0
@@ -29,22 +29,27 @@ class StopSignals:
 
     def __enter__(self) -> "StopSignals":
         self.previous = {}
-        if threading.current_thread() is threading.main_thread():  # elsewhere (Ray) the caller owns the signals
+        if threading.current_thread() is threading.main_thread():  # elsewhere the caller owns the signals
             for number in (signal.SIGINT, signal.SIGTERM):
                 self.previous[number] = signal.signal(number, self._note)
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: type | None, *exception: object) -> None:
         for number, handler in self.previous.items():
             signal.signal(number, handler)
+        if self.received and kind in (None, Stopped):
+            raise SystemExit(128 + self.received) from None
+
+    def raise_if_received(self) -> None:
+        if self.received:
+            raise Stopped
 
     @contextlib.contextmanager
     def may_interrupt(self) -> Iterator[None]:
-        """Within it a signal raises Stopped at once."""
+        """Within the block a signal raises Stopped at once, also one that arrived before."""
         self.interruptible = True
         try:
-            if self.received:
-                raise Stopped
+            self.raise_if_received()
             yield
         finally:
             self.interruptible = False
