@@ -242,7 +242,8 @@ def sweep_after_training(agent: Any, run: RunConfig, config: Any, task: Task, fo
     """Sweeps the act options that `run.sweep` names with the trained agent; prints the table, writes to the folder."""
     grid = parse_grid(run.sweep, type(agent), config)
     asked = "; ".join(f"{name} {', '.join(map(str, values))}" for name, values in grid.items())
-    print(f"evaluating the trained agent at {asked}: {run.eval_episodes} episodes each, no training", flush=True)
+    count = len(cells_of(grid))
+    print(f"evaluating {run.label} at {count} settings, {run.eval_episodes} episodes each: {asked}", flush=True)
     cells = sweep(agent, task, run, grid)
     updates = f"{run.offline_steps:,} updates" + (f", {run.online_steps:,} online" if run.online_steps else "")
     print(f"\n{run.task} ({task.identity['source']}), {updates}, seed {run.seed}")

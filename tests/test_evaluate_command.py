@@ -305,9 +305,7 @@ def test_a_sweep_after_training_says_what_it_does(tmp_path, capsys):
     run = dataclasses.replace(RUN, sweep=("num_candidates=1,2", "greediness=0,1"), offline_steps=2_000)
     harness.evaluate.sweep_after_training(Toy(), run, ToyConfig(), toy_task(), tmp_path)
     asked, _, about, *table = capsys.readouterr().out.splitlines()
-    assert asked == (
-        "evaluating the trained agent at num_candidates 1, 2; greediness 0.0, 1.0: 4 episodes each, no training"
-    )
+    assert asked == "evaluating toy at 4 settings, 4 episodes each: num_candidates 1, 2; greediness 0.0, 1.0"
     assert about == "toy/target (made up), 2,000 updates, seed 0"
     assert table[2].split()[:4] == ["data:", "mean", "episode", "1.500"]
     assert table[-1].startswith("written: ") and "greediness.png" in table[-1]
