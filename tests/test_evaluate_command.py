@@ -213,6 +213,12 @@ def test_a_clear_difference_on_the_same_episodes_is_never_called_unclear():
     assert "+0.300 [0.1" in format_table(cells, toy_task(), "toy")
 
 
+def test_a_difference_is_from_the_first_value_at_the_same_other_options():
+    means = {(0, 1): 1.0, (1, 1): 2.0, (0, 32): 5.0, (1, 32): 5.5}
+    rows = rows_of([cell_of(spread(mean), *options) for options, mean in means.items()], toy_task())
+    assert [row["difference"] for row in rows] == pytest.approx([0, 1, 0, 0.5])
+
+
 def test_remark_tells_where_the_swept_option_makes_no_difference():
     same = [cell_of(np.roll(spread(1.0), shift), omega) for omega, shift in ((0, 0), (1, 10), (2, 25))]
     different = [cell_of(spread(mean), omega, 32) for omega, mean in ((0, 1.0), (1, 2.0))]
