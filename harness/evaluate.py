@@ -24,7 +24,6 @@ from tqdm import tqdm
 
 from common.errors import CommandParser, UserError, exit_on_user_error
 from common.files import make_folder, write_rows_csv
-from envs import load_task
 from envs.task import Task
 from harness import run_files
 from harness.agent_tools import network_evaluations
@@ -36,7 +35,7 @@ from harness.episodes import add_episodes
 from harness.evaluation import GRID_SEED, EvaluationResult, Evaluator
 from harness.graphics import check_graphics, choose_graphics
 from harness.plots import plot_sweep
-from harness.run_folder import check_identity, load_agent, load_run, read_environment
+from harness.run_folder import load_agent, load_run, load_trained_task
 from harness.score_statistics import CONFIDENCE, interval, paired_interval
 from harness.video import log_videos, record
 
@@ -109,18 +108,15 @@ def sweep(
     own = {name: getattr(agent.config, name) for name in agent.act_options}
     with Evaluator(task.make_env, min(environments, episodes), workers) as evaluator:
         return [
-            evaluate_cell(agent, task, evaluator, own | cell, episodes)
+            evaluate_cell(agent, evaluator, own | cell, episodes)
             for cell in tqdm(cells_of(grid), desc="grid", leave=False, disable=None)
         ]
 
 
-def evaluate_cell(
-    agent: Any, task: Task, evaluator: Evaluator, options: dict, episodes: int, seed: int = GRID_SEED
-) -> Cell:
+def evaluate_cell(agent: Any, evaluator: Evaluator, options: dict, episodes: int, seed: int = GRID_SEED) -> Cell:
     """One cell, with all of the agent's act options."""
     result = evaluator.evaluate(agent, episodes, seed, **options)
-    observation = next(agent.parameters()).new_zeros(1, task.observation_dim)
-    return Cell(options, seed, result, network_evaluations(agent, observation, **options))
+    return Cell(options, seed, result, network_evaluations(agent, **options))
 
 
 def swept_option(cells: Sequence[Cell]) -> str | None:
@@ -256,16 +252,6 @@ def sweep_after_training(agent: Any, run: RunConfig, config: Any, task: Task, fo
 # ---- The command ----
 
 
-def load_run_task(run_dir: Path, run: RunConfig, data_dir: str | None) -> Task:
-    """The task that a run was trained on. Raises UserError if its data have changed or it has no environment."""
-    task = load_task(run.task, data_dir or run.data_dir, 0, run.in_memory)
-    if task.make_env is None:
-        raise UserError(f"{run.task}: has no environment to evaluate in")
-    stored = read_environment(run_dir)["data"]
-    check_identity(stored, task.identity, f"since the run in {run_dir} was trained; restore it, or give --data_dir")
-    return task
-
-
 def _parser(options: Sequence[str] = ()) -> argparse.ArgumentParser:
     parser = CommandParser("python -m harness.evaluate", __doc__)
     parser.add_argument("run_dir", metavar="RUN_DIR", help="a run folder; with --help, its agent's options are listed")
@@ -278,7 +264,7 @@ def _parser(options: Sequence[str] = ()) -> argparse.ArgumentParser:
         "--video_episodes", type=int, default=0, help="mp4 files to record, at the first value of every act option"
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--data_dir", help="folder of the data sets (default: the run's)")
+    parser.add_argument("--data_dir", help="folder of the data, if the environment is in it (default: the run's)")
     parser.add_argument("--out", type=Path, help="folder for the results (default: RUN_DIR)")
     return parser
 
@@ -308,20 +294,23 @@ def evaluate_command(argv: Sequence[str]) -> None:
     grid = parse_grid(assignments, algorithm.agent_class, config)
 
     set_up_torch(run)
+    agent = load_agent(algorithm.agent_class, run_dir, algorithm.name).to(choose_device(arguments.device))
+    draws = arguments.video_episodes > 0
+    if draws:
+        choose_graphics()  # before the task imports MuJoCo, which reads the choice then
+    task = load_trained_task(run_dir, run, arguments.data_dir, draws)
+    if task.make_env is None:
+        raise UserError(f"{run.task}: has no environment to evaluate in")
+    if draws:
+        check_graphics()  # before the sweep, which may take long
     folder = arguments.out or run_dir
     make_folder(folder, "--out")
     if arguments.out:
         (folder / run_files.EPISODES).unlink(missing_ok=True)  # it may be another run's
-    agent = load_agent(algorithm.agent_class, run_dir, algorithm.name).to(choose_device(arguments.device))
-    if arguments.video_episodes:
-        choose_graphics()  # before the task imports MuJoCo, which reads the choice then
-    task = load_run_task(run_dir, run, arguments.data_dir)
-    if arguments.video_episodes:
-        check_graphics()  # before the sweep, which may take long
     cells = sweep(agent, task, run, grid, arguments.episodes, arguments.environments, arguments.workers)
     print(f"{algorithm.name} on {run.task}, {run_dir}")
     show_and_write(cells, task, run, folder)
-    if arguments.video_episodes:
+    if draws:
         options = cells[0].options
         paths, _ = record(agent, task.make_env, arguments.video_episodes, folder / "videos", **options)
         print(f"videos of {_shown(options) or 'the agent'}: {', '.join(map(str, paths))}")

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import os
+import shutil
 from types import SimpleNamespace
 
 import gymnasium
@@ -15,19 +16,22 @@ from torch import nn
 
 import harness.evaluate
 import harness.run_folder
-from algorithms.dipole import Noise
+from algorithms.dipole import DIPOLE, Noise
 from common.errors import UserError
 from common.files import write_rows_csv
 from envs.task import Task
 from harness.config import RunConfig, config_to_yaml
 from harness.evaluate import Cell, format_table, parse_grid, remark, rows_of, show_and_write, sweep
-from harness.evaluation import GRID_SEED, EvaluationResult
+from harness.evaluation import GRID_SEED, EvaluationResult, evaluate
 from harness.plots import plot_learning_curve, plot_sweep
-from harness.run_folder import remove_run
+from harness.run_folder import load_policy, load_run_task, load_trained_task, remove_run, run_path
 from harness.score_statistics import interval
+from harness.train import train_run
+from tests.test_arrays import pendulum
 from tests.toy import toy_checkpoint
+from tests.toy_run import toy_settings
 
-RUN = RunConfig(task="toy/target", label="toy", data_dir="data", threads=1, eval_episodes=4, eval_environments=3)
+TOY_RUN = RunConfig(task="toy/target", label="toy", data_dir="data", threads=1, eval_episodes=4, eval_environments=3)
 IDENTITY = {"sha256": "0", "source": "made up", "episode_return_mean": 1.5, "episode_return_best": 3.0}
 
 
@@ -49,6 +53,7 @@ class Toy(nn.Module):
     """Acts by its greediness: the return grows with it."""
 
     act_options = ("greediness", "num_candidates", "flow_steps")
+    observation_dim = 2
 
     def __init__(self, config=None):
         super().__init__()
@@ -112,13 +117,16 @@ def spread(mean, count=50):
 def run_dir(tmp_path, monkeypatch):
     folder = tmp_path / "seed_0"
     folder.mkdir()
-    (folder / "config.yaml").write_text(config_to_yaml(RUN, ToyConfig()))
-    (folder / "environment.json").write_text(json.dumps({"algorithm": "toy", "run_id": "1", "data": IDENTITY}))
+    (folder / "config.yaml").write_text(config_to_yaml(TOY_RUN, ToyConfig()))
+    record = {"algorithm": "toy", "run_id": "1", "data": IDENTITY, "environment": toy_task().record()}
+    (folder / "environment.json").write_text(json.dumps(record))
     torch.save(toy_checkpoint("toy"), folder / "checkpoint.pt")
     algorithm = SimpleNamespace(name="toy", config_class=ToyConfig, agent_class=Toy)
     made = SimpleNamespace(folder=folder, algorithm=algorithm, loaded=[], task=toy_task())
     monkeypatch.setattr(harness.run_folder, "load_algorithm", lambda name: {"toy": algorithm}[name])
-    monkeypatch.setattr(harness.evaluate, "load_task", lambda *arguments: made.loaded.append(arguments) or made.task)
+    monkeypatch.setattr(
+        harness.run_folder, "load_environment", lambda *arguments: made.loaded.append(arguments) or made.task
+    )
     return made
 
 
@@ -171,7 +179,7 @@ def test_wrong_grids_are_explained(assignments, agent, config, message):
 def test_sweep_runs_every_cell_on_the_same_seeds():
     Target.seeds.clear()
     agent = Toy()
-    cells = sweep(agent, toy_task(), RUN, {"greediness": [0.0, 1.0], "num_candidates": [1, 2]}, episodes=5)
+    cells = sweep(agent, toy_task(), TOY_RUN, {"greediness": [0.0, 1.0], "num_candidates": [1, 2]}, episodes=5)
     rows = rows_of(cells, toy_task())
     settings = [(0.0, 1, 10), (0.0, 2, 10), (1.0, 1, 10), (1.0, 2, 10)]
     assert [(row["greediness"], row["num_candidates"], row["flow_steps"]) for row in rows] == settings
@@ -184,10 +192,10 @@ def test_sweep_runs_every_cell_on_the_same_seeds():
         assert (row["episodes"], row["length"]) == (5, 2.0)
         difference = 2.0 * row["greediness"]  # the same noise in every cell, so that nothing else differs
         assert [row[f"difference{end}"] for end in ("", "_low", "_high")] == pytest.approx([difference] * 3, abs=1e-5)
-    successes = sweep(agent, toy_task("success"), RUN, {"greediness": [0.0, 1.0]})
+    successes = sweep(agent, toy_task("success"), TOY_RUN, {"greediness": [0.0, 1.0]})
     rows = rows_of(successes, toy_task("success"))
     assert [(row["success"], row["success_low"], row["success_high"]) for row in rows] == [(0, 0, 0), (1, 1, 1)]
-    assert rows[0]["episodes"] == RUN.eval_episodes
+    assert rows[0]["episodes"] == TOY_RUN.eval_episodes
 
 
 def test_interval_covers_the_mean_as_a_normal_interval_does():
@@ -269,7 +277,7 @@ def test_episodes_and_rows_of_every_sweep_are_kept_until_the_checkpoint_changes(
     assert [(row["greediness"], row["num_candidates"]) for row in rows] == settings
     assert {row["episodes"] for row in rows} == {"4"}
     assert matplotlib.image.imread(folder / "greediness.png").shape[2] == 4
-    assert run_dir.loaded == [("toy/target", "here", 0, True)]
+    assert run_dir.loaded == [("toy/target", toy_task().record(), IDENTITY, "here", False)]
     episodes = rows_in(folder / "episodes.csv")
     assert list(episodes[0]) == ["greediness", "num_candidates", "flow_steps", "seed", "return", "success", "length"]
     assert [int(row["seed"]) for row in episodes] == 4 * [GRID_SEED + episode for episode in range(4)]
@@ -298,7 +306,7 @@ def test_command_writes_elsewhere_and_serves_agents_without_options(run_dir, tmp
 
 
 def test_a_restarted_run_leaves_no_sweep_of_the_old_one(tmp_path):
-    run, folder = dataclasses.replace(RUN, run_dir=str(tmp_path)), tmp_path / "toy" / "toy" / "target" / "seed_0"
+    run, folder = dataclasses.replace(TOY_RUN, run_dir=str(tmp_path)), tmp_path / "toy" / "toy" / "target" / "seed_0"
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(config_to_yaml(run, ToyConfig()))
     (folder / "notes.csv").write_text("the user's own")
@@ -308,7 +316,7 @@ def test_a_restarted_run_leaves_no_sweep_of_the_old_one(tmp_path):
 
 
 def test_a_sweep_after_training_says_what_it_does(tmp_path, capsys):
-    run = dataclasses.replace(RUN, sweep=("num_candidates=1,2", "greediness=0,1"), offline_steps=2_000)
+    run = dataclasses.replace(TOY_RUN, sweep=("num_candidates=1,2", "greediness=0,1"), offline_steps=2_000)
     harness.evaluate.sweep_after_training(Toy(), run, ToyConfig(), toy_task(), tmp_path)
     asked, _, about, *table = capsys.readouterr().out.splitlines()
     assert asked == "evaluating toy at 4 settings, 4 episodes each: num_candidates 1, 2; greediness 0.0, 1.0"
@@ -362,11 +370,11 @@ def test_broken_run_folders_are_explained(run_dir, damage, message):
         harness.evaluate.evaluate_command([str(run_dir.folder)])
 
 
-def test_data_that_have_changed_since_training_are_refused(run_dir):
-    run_dir.task = toy_task(sha256="1")
-    with pytest.raises(UserError, match=f"has changed since the run in {run_dir.folder} was trained"):
-        harness.evaluate.evaluate_command([str(run_dir.folder)])
-    assert not (run_dir.folder / "evaluation.csv").exists()
+def test_a_task_without_an_environment_is_refused(run_dir):
+    run_dir.task = toy_task(make_env=None)
+    with pytest.raises(UserError, match="^toy/target: has no environment to evaluate in$"):
+        harness.evaluate.evaluate_command([str(run_dir.folder), "--out", str(run_dir.folder / "out")])
+    assert not (run_dir.folder / "out").exists()
 
 
 def test_command_without_a_folder_and_help(run_dir, monkeypatch, capsys):
@@ -379,6 +387,64 @@ def test_command_without_a_folder_and_help(run_dir, monkeypatch, capsys):
             command(monkeypatch, *arguments)
         assert stop.value.code == 0
         assert ("--num_candidates VALUE" in capsys.readouterr().out) == lists_options
+
+
+# ---- What a run has kept is enough ----
+
+
+@pytest.fixture(scope="module")
+def pendulum_run(tmp_path_factory):
+    """(folder, task) of a run on normalised data of Pendulum, whose actions are in [-2, 2]; the data are deleted."""
+    folder = tmp_path_factory.mktemp("pendulum")
+    np.savez(folder / "a.npz", **pendulum(steps=40))
+    changes = {"task": "arrays/a.npz@Pendulum-v1", "data_dir": str(folder), "normalize_observations": True}
+    run, config = toy_settings(folder, offline_steps=20, max_episode_steps=50, **changes)
+    task = load_run_task(run)
+    train_run(DIPOLE, run, config)
+    (folder / "a.npz").unlink()
+    return run_path(run), task
+
+
+def test_evaluation_needs_no_data(pendulum_run, capsys):
+    folder, task = pendulum_run
+    before = evaluate(DIPOLE.load(folder), task.make_env, 3, GRID_SEED)
+    assert set(before.lengths) == {50}
+    harness.evaluate.evaluate_command([str(folder), "--episodes", "3"])
+    with open(folder / "evaluation.csv", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert float(row["return"]) == before.returns.mean()
+
+
+def test_a_run_folder_acts_in_the_units_of_its_simulator(pendulum_run):
+    """In the whole box, with the normalisation of the data: as the agent does in its own environment."""
+    folder, task = pendulum_run
+    policy, agent = load_policy(folder, num_candidates=1), DIPOLE.load(folder)
+    simulator, own = gymnasium.make("Pendulum-v1"), task.make_env()
+    observation, seen = simulator.reset(seed=3)[0], own.reset(seed=3)[0]
+    forces = []
+    for _ in range(20):
+        action = policy(observation)
+        observation = simulator.step(action.astype(np.float32))[0]
+        seen = own.step(agent.act(torch.as_tensor(seen)[None], num_candidates=1)[0].numpy())[0]
+        forces.append(float(action[0]))
+    np.testing.assert_allclose((observation - own.mean) / own.std, seen, rtol=1e-4, atol=1e-4)
+    assert 1 < np.abs(forces).max() <= 2
+
+
+def test_runs_of_earlier_versions_need_their_data(pendulum_run, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(pendulum_run[0], folder)
+    environment = json.loads((folder / "environment.json").read_text())
+    del environment["environment"]
+    (folder / "environment.json").write_text(json.dumps(environment))
+    np.savez(tmp_path / "a.npz", **pendulum(steps=40))
+    run = RunConfig(task="arrays/a.npz@Pendulum-v1", data_dir=str(tmp_path))
+    assert load_trained_task(folder, run).make_env is not None
+    np.savez(tmp_path / "a.npz", **pendulum(steps=41))
+    with pytest.raises(UserError, match=f"a.npz: the data set has changed since {folder} was trained"):
+        load_trained_task(folder, run)
+    with pytest.raises(UserError, match="an earlier version trained this run"):
+        load_policy(folder)
 
 
 # ---- Figures ----
@@ -424,5 +490,5 @@ def test_sweep_figure_differs_with_every_part_of_its_data(tmp_path):
 def test_the_figure_of_a_run_names_task_and_label(tmp_path, monkeypatch):
     titles = []
     monkeypatch.setattr(harness.evaluate, "plot_sweep", lambda *arguments: titles.append(arguments[-1]))
-    show_and_write([cell_of(spread(1.0), 0), cell_of(spread(2.0), 1)], toy_task(), RUN, tmp_path)
+    show_and_write([cell_of(spread(1.0), 0), cell_of(spread(2.0), 1)], toy_task(), TOY_RUN, tmp_path)
     assert titles == ["toy on toy/target, seed 0"]

@@ -27,7 +27,7 @@ from harness.playground.session import LoadedRun, Session
 from harness.playground.watch import Progress, watch
 from harness.video import build_for_pictures
 from tests.conftest import small_config
-from tests.test_evaluate_command import RUN, Plain, Target, Toy, ToyConfig, cell_of, toy_task
+from tests.test_evaluate_command import TOY_RUN, Plain, Target, Toy, ToyConfig, cell_of, toy_task
 from tests.test_video import Swing, read_mp4
 from tests.toy_run import toy_run
 
@@ -102,7 +102,7 @@ def open_session(tmp_path):
         agent = agent or Toy(config)
         algorithm = SimpleNamespace(name="toy", config_class=type(config), agent_class=type(agent))
         task = task or toy_task(make_env=make_env)
-        run = LoadedRun(tmp_path, algorithm, RUN, config, agent, task)
+        run = LoadedRun(tmp_path, algorithm, TOY_RUN, config, agent, task)
         opened.append(Session(run, tmp_path, no_pictures))
         return opened[-1]
 
@@ -130,7 +130,7 @@ def test_a_setting_scores_as_in_harness_evaluate(open_session):
     for greediness in (0.0, 1.0):
         press_run(session, greediness=greediness, num_candidates=2, flow_steps=10)
     assert (session.error, session.status) == (None, "ready")
-    cells = sweep(Toy(), toy_task(), RUN, {"greediness": [0.0, 1.0], "num_candidates": [2]}, episodes=3)
+    cells = sweep(Toy(), toy_task(), TOY_RUN, {"greediness": [0.0, 1.0], "num_candidates": [2]}, episodes=3)
     assert [one.row for one in session.tried] == [row for cell in cells for row in rows_of([cell], toy_task())]
     assert session.curve.read_bytes()[:4] == PNG
     assert session.tried[0].picture is None
@@ -313,7 +313,7 @@ def run_dir(tmp_path_factory):
 
 
 def test_opening_a_run_gives_its_trained_agent_and_says_what_cannot_be_drawn(run_dir, monkeypatch):
-    monkeypatch.setattr(command, "load_run_task", lambda folder, run, data_dir: SimpleNamespace(name=run.task))
+    monkeypatch.setattr(command, "load_trained_task", lambda folder, run, *_, **__: SimpleNamespace(name=run.task))
     monkeypatch.setattr(command, "choose_graphics", lambda: None)
     monkeypatch.setitem(sys.modules, "mujoco", SimpleNamespace())
     monkeypatch.setattr("harness.graphics.drawing_error", lambda backend: "no device")

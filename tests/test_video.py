@@ -280,7 +280,7 @@ def calls(run_dir, monkeypatch):  # noqa: F811
     """What the command did for a run whose environment is Swing."""
     made = []
     task = toy_task(make_env=Swing)
-    monkeypatch.setattr(harness.evaluate, "load_task", lambda *arguments: made.append("load_task") or task)
+    monkeypatch.setattr(harness.evaluate, "load_trained_task", lambda *arguments: made.append("load_task") or task)
     for name in ("choose_graphics", "check_graphics"):
         monkeypatch.setattr(harness.evaluate, name, lambda name=name: made.append(name))
     monkeypatch.setattr(harness.evaluate, "log_videos", lambda run, folder, paths: made.append(paths))

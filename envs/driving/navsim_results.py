@@ -22,7 +22,7 @@ ONLY_IN_PDMS = ("comfort",)
 def read_result(path: Path) -> Tuple[str, float, int, int]:
     """(metric, score in [0, 1], scenes, scenes that failed) of a result file. Raises UserError for another file."""
     try:
-        with open(path, newline="", encoding="utf-8") as file:
+        with open(path, newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read ({error}); give a csv of run_pdm_score.py") from error

@@ -19,10 +19,9 @@ from pathlib import Path
 
 from common.errors import CommandParser, UserError, exit_on_user_error
 from harness.devices import choose_device
-from harness.evaluate import load_run_task
 from harness.graphics import NoPictures, check_graphics, choose_graphics
 from harness.playground.session import LoadedRun, Session
-from harness.run_folder import load_agent, load_run
+from harness.run_folder import load_agent, load_run, load_trained_task
 
 PORT = 8090
 LARGEST_PORT = 65535
@@ -65,7 +64,7 @@ def open_run(run_dir: Path, device: str, data_dir: str | None) -> tuple[LoadedRu
     algorithm, run, config = load_run(run_dir)
     agent = load_agent(algorithm.agent_class, run_dir, algorithm.name).to(choose_device(device))
     choose_graphics()  # before the task imports MuJoCo, which reads the choice then
-    task = load_run_task(run_dir, run, data_dir)
+    task = load_trained_task(run_dir, run, data_dir, draws=True)
     no_pictures = None
     try:
         check_graphics()

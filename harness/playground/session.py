@@ -106,7 +106,7 @@ class Session:
     def _evaluate(self, options: dict, seed: int, episodes: int) -> None:
         agent, task = self.run.agent, self.run.task
         self.progress.begin("evaluating", episodes)
-        self.tried.append(tried_of(evaluate_cell(agent, task, self.evaluator, options, episodes, seed), task))
+        self.tried.append(tried_of(evaluate_cell(agent, self.evaluator, options, episodes, seed), task))
         if options:
             path = self.media / f"curve_{len(self.tried)}.png"  # a new name, so that the browser fetches it
             draw_curve(self.tried, path, task.score_name, task.reference_scores())
