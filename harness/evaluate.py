@@ -89,7 +89,7 @@ class Cell:
     options: dict[str, Any]
     seed: int
     result: EvaluationResult
-    network_evaluations: float  # per action
+    network_evaluations: int  # per action
 
 
 def sweep(

@@ -74,24 +74,11 @@ def plot_sweep(
     settings = list(dict.fromkeys(tuple(row[name] for name in varying) for row in rows))
     figure, axes = _figure(option, score_name)
     for index, setting in enumerate(settings):
-        line = sorted(
-            (row for row in rows if tuple(row[name] for name in varying) == setting), key=lambda row: row[option]
-        )
-        scores = _column(line, score_name)
-        bounds = [scores - _column(line, f"{score_name}_low"), _column(line, f"{score_name}_high") - scores]
-        axes.errorbar(
-            _column(line, option) + gap * (index - (len(settings) - 1) / 2),
-            scores,
-            yerr=np.nan_to_num(np.maximum(bounds, 0.0)),
-            label=", ".join(f"{name} {value}" for name, value in zip(varying, setting, strict=True)) or "agent",
-            color=COLOURS[index % len(COLOURS)],
-            marker=MARKERS[index % len(MARKERS)],
-            ls="-" if index < len(COLOURS) else "--",
-            markersize=5,
-            capsize=3,
-            lw=1.4,
-            clip_on=False,  # a success rate of 1 has its whole marker
-        )
+        line = [row for row in rows if tuple(row[name] for name in varying) == setting]
+        line.sort(key=lambda row: float(row[option]))
+        x = _column(line, option) + gap * (index - (len(settings) - 1) / 2)
+        label = ", ".join(f"{name} {value}" for name, value in zip(varying, setting, strict=True)) or "agent"
+        _plot_line(axes, index, label, x, *(_column(line, f"{score_name}{part}") for part in ("", "_low", "_high")))
     axes.set_xticks(values, [f"{value:g}" for value in values])
     about = f"mean of {rows[0]['episodes']} episodes, bars: 95% bootstrap intervals"
     axes.set_title(f"{title}\n{about}" if title else about, fontsize=9)
@@ -109,13 +96,28 @@ def plot_lines(
     """Plots lines by label, at each x a mean with the ends of its interval, drawn as bars where they are finite."""
     figure, axes = _figure(x_label, y_label)
     for index, (label, points) in enumerate(lines.items()):
-        means, low, high = np.array(points, dtype=np.float64).T
-        style = {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)], "markersize": 4}
-        line_style = "-" if index < len(COLOURS) else "--"
-        errors = np.nan_to_num(np.maximum([means - low, high - means], 0.0))
-        axes.errorbar(x, means, yerr=errors, capsize=2, lw=1.2, ls=line_style, label=label, **style)
+        _plot_line(axes, index, label, x, *np.array(points, dtype=np.float64).T)
     axes.set_xticks(x, [f"{value:g}" for value in x])
     _finish(figure, axes, png_path, reference_lines)
+
+
+def _plot_line(
+    axes: Axes, index: int, label: str, x: Sequence[float], means: np.ndarray, low: np.ndarray, high: np.ndarray
+) -> None:
+    """The line of that number through `means`, with bars from `low` to `high` where these are finite, [n] each."""
+    axes.errorbar(
+        x,
+        means,
+        yerr=np.nan_to_num(np.maximum([means - low, high - means], 0.0)),  # a mean may be a rounding error outside
+        label=label,
+        color=COLOURS[index % len(COLOURS)],
+        marker=MARKERS[index % len(MARKERS)],
+        ls="-" if index < len(COLOURS) else "--",
+        markersize=5,
+        capsize=3,
+        lw=1.3,
+        clip_on=False,  # a success rate of 1 has its whole marker
+    )
 
 
 def plot_time_split(rows: Sequence[Mapping], parts: Sequence[str], png_path: str | Path) -> None:
