@@ -55,7 +55,10 @@ def remove_run(run: RunConfig) -> None:
     """Says what the run's folder holds and deletes the files that a run writes, and no others."""
     path = run_path(run)
     parts = [part for pattern in run_files.PATTERNS for part in sorted(path.glob(pattern))]
-    files = [path / name for name in run_files.ALL if (path / name).exists()] + parts
+    config = path / run_files.CONFIG
+    fields = [line.partition(":")[0] for line in config.read_text().splitlines()] if config.exists() else []
+    names = (*run_files.ALL, *run_files.sweep_files(fields))
+    files = [path / name for name in names if (path / name).exists()] + parts
     if not files:
         print(f"restart: {path} holds no run")
         return

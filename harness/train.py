@@ -11,16 +11,15 @@ from tqdm import tqdm
 from common.errors import UserError, one_line
 from envs.task import Task
 from harness import devices
-from harness.act_options import parse_grid
 from harness.agent_tools import validation_metrics
 from harness.config import RunConfig, algorithm_name
 from harness.divergence import refuse_divergence
+from harness.evaluate import parse_grid, sweep_after_training
 from harness.evaluation import EVALUATION_SEED, Evaluator
 from harness.loggers import check_loggers
 from harness.online import OnlinePhase
 from harness.run_folder import RunFolder, check_folder, load_agent, load_run_task, remove_run
 from harness.signals import Stopped, StopSignals
-from harness.sweep_report import sweep_and_report
 from harness.updates import Updates
 
 
@@ -32,7 +31,7 @@ def train_run(agent_class: type, run: RunConfig, config: Any, restart: bool = Fa
     """
     devices.set_up_torch(run)
     device = devices.choose_device(run.device)
-    grid = parse_grid(run.sweep, agent_class, config)
+    parse_grid(run.sweep, agent_class, config)  # refuses a wrong one now instead of after the training
     check_loggers(run)
     task = task or load_run_task(run)
     try:
@@ -47,7 +46,7 @@ def train_run(agent_class: type, run: RunConfig, config: Any, restart: bool = Fa
         result = folder.finished_before() or train(agent, device, run, task, folder)
     if run.sweep:
         agent = load_agent(agent_class, folder.path, algorithm_name(type(config))).to(device)
-        sweep_and_report(agent, task, run, grid, folder.path)
+        sweep_after_training(agent, run, config, task, folder.path)
     elif result["score"] is not None:
         before = f"{result['offline_score']:.4g} offline, " if run.online_steps else ""
         print(f"{folder.path}: {task.score_name} {before}{result['score']:.4g} after {result['step']} updates")

@@ -17,7 +17,7 @@ import pytest
 
 from algorithms.dipole import DIPOLE, DIPOLEConfig
 from harness.algorithms import ROOT
-from harness.command_line import parse_command
+from harness.config import load_settings
 from harness.graphics import drawing_error
 from harness.run_folder import run_path
 from harness.train import train_run
@@ -45,12 +45,11 @@ CONTROL_C = 130  # exit code
 def run_dir(tmp_path_factory):
     """The quick start, cut to a minute."""
     folder = tmp_path_factory.mktemp("playground")
-    flags = {
-        **{"data_dir": folder / "data", "run_dir": folder / "runs"},
-        **{"collect_episodes": 4, "offline_steps": 50, "eval_episodes": 1, "sweep": "[]", "device": "cpu"},
+    changes = {
+        **{"data_dir": str(folder / "data"), "run_dir": str(folder / "runs"), "device": "cpu", "sweep": ()},
+        **{"collect_episodes": 4, "offline_steps": 50, "eval_episodes": 1},
     }
-    arguments = [part for name, text in flags.items() for part in (f"--{name}", str(text))]
-    settings = parse_command(DIPOLEConfig, arguments).settings
+    settings = load_settings(DIPOLEConfig, changes)
     train_run(DIPOLE, settings.run, settings.config)
     return run_path(settings.run)
 

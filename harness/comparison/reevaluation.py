@@ -18,10 +18,10 @@ from common.errors import CommandParser, exit_on_user_error
 from common.files import locked, write_rows_csv
 from envs.task import Task
 from harness import run_files
-from harness.act_options import parse_grid
 from harness.agent_tools import network_evaluations
 from harness.devices import choose_device, set_up_torch
 from harness.episodes import add_episodes
+from harness.evaluate import parse_grid
 from harness.evaluation import EVALUATION_SEED, Evaluator
 from harness.run_folder import is_finished, load_agent, load_run, load_trained_task
 
