@@ -102,7 +102,7 @@ def test_states_and_area_flags_of_320_plans_are_navsims(scoring, scored):
         assert states_difference(scores.states, scoring["states"][index]) < 1e-8
         motion = Motion(scene, scores.states)
         assert np.array_equal(motion.off_road, scoring["off_road"][index])
-        assert np.array_equal(motion.multi_lane, scoring["multi_lane"][index])
+        assert np.array_equal(scene.road.several_lanes(motion.corners), scoring["multi_lane"][index])
 
 
 @pytest.mark.parametrize(

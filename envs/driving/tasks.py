@@ -20,7 +20,7 @@ from envs.dataset import Dataset
 from envs.driving.bandit import DrivingBandit, load_data
 from envs.driving.closed_loop import DrivingClosedLoop
 from envs.driving.collect import collect, collect_command, data_folder, missing_logs, read_sidecar
-from envs.driving.observation import OBSERVATION_DIM
+from envs.driving.navsim_export import EXPORTER_VERSION
 from envs.task import Task
 
 CLOSED_LOOP = "closed loop"
@@ -30,10 +30,10 @@ TASKS = {  # name: (kind of the encoding, split of the evaluation)
     "bandit-validation": ("basis", "validation"),
     "bandit-zscore-validation": ("zscore", "validation"),
     "closed_loop": ("basis", CLOSED_LOOP),
-    "navsim": ("basis", "test"),
-    "navsim-zscore": ("zscore", "test"),
-    "navsim-validation": ("basis", "validation"),
-    "navsim-zscore-validation": ("zscore", "validation"),
+    "navsim": ("navsim-basis", "test"),
+    "navsim-zscore": ("navsim-zscore", "test"),
+    "navsim-validation": ("navsim-basis", "validation"),
+    "navsim-zscore-validation": ("navsim-zscore", "validation"),
 }
 EXPORT_COMMAND = "python -m envs.driving.navsim_export"
 EXPORTED_DATA_DIR = "~/.driving/navsim"
@@ -87,7 +87,7 @@ def load(name: str, data_dir: Optional[str] = None, collect_episodes: int = 0) -
         dataset=sets["train"],
         validation=sets["validation"],
         make_env=make_env,
-        observation_dim=OBSERVATION_DIM,
+        observation_dim=data.observations["train"].shape[1],
         action_dim=data.encoding.action_dim,
         score_name="return",
         identity=identity,
@@ -111,6 +111,8 @@ def _exported(name: str, folder: Path, collect_episodes: int) -> dict:
     sidecar = read_sidecar(folder)
     if "metric" not in sidecar:
         raise UserError(f"{folder}: its scenes are not NAVSIM's, use task driving/{name.replace('navsim', 'bandit')}")
+    if sidecar["generator_version"] != EXPORTER_VERSION:
+        raise UserError(f"{folder}: exported by an older version, which let a policy see the future: export it again")
     missing = missing_logs(folder, sidecar["logs"])
     if missing:
         raise UserError(

@@ -21,6 +21,7 @@ from envs.driving.curate import score_matrix
 from envs.driving.planner import constant_velocity
 from envs.driving.scene_files import SCORE_NAMES, SPLITS
 from envs.driving.score import score
+from harness.driving.policies import Policy, sample_plans
 
 TITLES = ("NC", "DAC", "TTC", "C", "EP", "PDMS")  # of SCORE_NAMES
 BASELINES: dict[str, Callable[[SceneSet], np.ndarray]] = {
@@ -52,8 +53,6 @@ def rows(
         scores = scores_of(scenes, plans(scenes), label)
         yield label, scores.mean(axis=(0, 1))
     yield f"data: best of {scores.shape[1]}", best_of(scores).mean(axis=(0, 1))
-    from harness.driving.policies import Policy, sample_plans  # here: torch is not needed for the rows above
-
     for run in runs:
         policy = Policy(run)
         settings: list[dict] = [{}]
