@@ -113,7 +113,9 @@ def report(rows):
     print("largest difference of the reference progress:", np.abs(np.subtract(*rows["reference"].T)).max())
     for index, name in enumerate(NAMES):
         means = f"mean {mine[:, index].mean():.6f}, NAVSIM's {theirs[:, index].mean():.6f}"
-        print(f"{name}: {(difference[:, index] > 1e-6).sum()} > 1e-6, largest {difference[:, index].max():.3g}, {means}")
+        print(
+            f"{name}: {(difference[:, index] > 1e-6).sum()} > 1e-6, largest {difference[:, index].max():.3g}, {means}"
+        )
     for name in KINDS:
         chosen = kind == name
         print(f"{name}: {chosen.sum()} plans, PDMS {mine[chosen, 5].mean():.4f}, {theirs[chosen, 5].mean():.4f}")

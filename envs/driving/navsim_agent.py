@@ -16,6 +16,7 @@ NAVSIM's scripts catch exceptions, score what is left and print its average. So 
 the policy's process, end the script: one sentence and exit code 2.
 """
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -57,7 +58,7 @@ class NavsimAgent(AbstractAgent):
             super().__init__(requires_scene=True)
         with exit_on_user_error():
             if checkpoint_path is None:
-                raise UserError("agent.checkpoint_path is not set: give RUN_DIR/checkpoint.pt of a run of driving/navsim")
+                raise UserError("agent.checkpoint_path is not set: give checkpoint.pt of a run of driving/navsim")
         self._checkpoint, self._metric_cache_path = Path(checkpoint_path).absolute(), Path(metric_cache_path)
         self._command = [python or sys.executable, "-m", "harness.driving.navsim_policy"]
         self._command += ["--checkpoint", str(self._checkpoint)]
@@ -93,10 +94,8 @@ class NavsimAgent(AbstractAgent):
             token, log_name = scene.scene_metadata.initial_token, scene.scene_metadata.log_name
             now = scene_of(read_cache(self._caches, token), agent_input, scene, steps=1, kinds=ROAD)
             noise = np.array(log_name if self._extended else token)
-            try:
+            with contextlib.suppress(BrokenPipeError):  # where it has ended, its code or what it said is the answer
                 send(self._process.stdin, noise=noise, **scene_to_arrays(now))
-            except BrokenPipeError:
-                pass  # what it said before it ended, or its exit code, is the answer
             plan = self._answer()["plan"].astype(np.float32)
         return navsim_module("navsim.common.dataclasses").Trajectory(plan)
 
