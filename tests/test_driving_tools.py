@@ -17,6 +17,7 @@ from envs.driving.scene_files import SCORE_NAMES
 from envs.driving.vehicle import simulate
 from harness.comparison.matrix_file import load_comparison
 from harness.comparison.planned_run import complete_run
+from harness.driving import closed_loop as closed_loop_table
 from harness.driving import results, show, table
 from harness.driving.policies import Policy, sample_plans
 from harness.run_folder import run_path
@@ -114,8 +115,8 @@ def test_driving_straight_into_a_roundabout_leaves_the_road_and_ends_the_episode
 
 
 def test_the_closed_loop_reports_planners_and_runs(folder, run, drive, capsys, monkeypatch):
-    monkeypatch.setattr(closed_loop, "MAX_PLANS", 2)
-    closed_loop.main(["--data_dir", str(folder), "--episodes", "2", "--run", str(run)])
+    monkeypatch.setattr(closed_loop_table, "MAX_PLANS", 2)
+    closed_loop_table.main(["--data_dir", str(folder), "--episodes", "2", "--run", str(run)])
     lines = capsys.readouterr().out.splitlines()
     labels = [line.split("|")[1].strip() for line in lines[2:]]
     assert labels == ["constant velocity", "PDM-Closed-like planner", str(run)]

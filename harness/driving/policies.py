@@ -27,9 +27,7 @@ class Policy:
         self.run_dir, self.kind = run_dir, TASKS[name][0]
         trained = self.data_identity.get("encoding", self.kind)
         if trained != self.kind:
-            raise UserError(
-                f"{run_dir}: was trained with the encoding {trained}, {name} has {self.kind}: train it anew"
-            )
+            raise UserError(f"{run_dir}: was trained with the encoding {trained}, {name} has {self.kind}: train anew")
         self.agent = load_agent(self.algorithm.agent_class, run_dir, self.algorithm.name)
 
     def check_scenes(self, folder: Path) -> None:
