@@ -1,7 +1,6 @@
 """The options of an agent's `act`, such as DIPOLE's greediness, and grids of their values."""
 
 import dataclasses
-import inspect
 import itertools
 from typing import Any, Sequence
 
@@ -10,23 +9,16 @@ from harness.command_line import decode_flag
 from harness.config_file import nearest_field
 
 
-def act_options(agent: Any, config: Any) -> tuple[str, ...]:
-    """Names of the options of `agent.act` (agent or agent class): its parameters that are also fields of the config."""
-    fields = {field.name for field in dataclasses.fields(config)}
-    return tuple(name for name in inspect.signature(agent.act).parameters if name in fields)
-
-
 def parse_grid(assignments: Sequence[str], agent: Any, config: Any) -> dict[str, list]:
     """{option: values} of assignments such as ("greediness=0,1", "num_candidates=1,16"), typed as in the config.
 
     Raises UserError for an option that the agent has not, a value of the wrong type and one that the config refuses.
     """
-    options = act_options(agent, config)
     grid: dict[str, list] = {}
     for assignment in assignments:
         name, equals, values = assignment.partition("=")
-        if name not in options:
-            raise unknown_option(name, options)
+        if name not in agent.act_options:
+            raise unknown_option(name, agent.act_options)
         if not equals or name in grid:
             raise UserError(f"act option {assignment!r}: write each option once, as {name}=value,value")
         grid[name] = list(dict.fromkeys(_decode(name, value.strip(), config) for value in values.split(",")))

@@ -4,7 +4,6 @@ import dataclasses
 import difflib
 import importlib
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Sequence, Tuple
 
 from common.errors import UserError
 
@@ -14,21 +13,20 @@ PACKAGES = ("algorithms", "algorithms.baselines")
 
 @dataclasses.dataclass(frozen=True)
 class Algorithm:
-    """One algorithm file: its name, its config and agent classes and its `train(configs)`."""
+    """One algorithm file: its name, and its config and agent classes."""
 
     name: str
     config_class: type
     agent_class: type
-    train: Callable[[Sequence[Any]], List[dict]]
 
 
-def algorithm_names(root: Path = ROOT) -> Tuple[str, ...]:
-    """Return the names of all algorithms below the repository root, sorted."""
+def algorithm_names(root: Path = ROOT) -> tuple[str, ...]:
+    """The names of all algorithms below the repository root, sorted."""
     return tuple(sorted(_modules(root)))
 
 
 def load_algorithm(name: str, root: Path = ROOT) -> Algorithm:
-    """Import the algorithm's file and return what the tools need of it; `root` must be on `sys.path`.
+    """Imports the algorithm's file; `root` must be on `sys.path`.
 
     Raises UserError for an unknown name, TypeError where the file does not define exactly one dataclass <Agent>Config.
     """
@@ -49,10 +47,10 @@ def load_algorithm(name: str, root: Path = ROOT) -> Algorithm:
     if len(config_classes) != 1:
         raise TypeError(f"{module.__file__} must define one dataclass <Agent>Config, not {len(config_classes)}")
     agent_class = getattr(module, config_classes[0].__name__.removesuffix("Config"))
-    return Algorithm(name, config_classes[0], agent_class, module.train)
+    return Algorithm(name, config_classes[0], agent_class)
 
 
-def _modules(root: Path) -> Dict[str, str]:
+def _modules(root: Path) -> dict[str, str]:
     """Module name by algorithm name."""
     return {
         path.stem: f"{package}.{path.stem}"

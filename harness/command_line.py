@@ -1,131 +1,202 @@
-"""The command line of every algorithm: `--config FILE`, `--field value` for each field, `--seeds 0 1 2`, `--restart`.
+"""The command line of every algorithm: settings by task, a flag for each field, several seeds.
 
-pyrallis (0.3.1) makes the flags and the help from a flat frozen dataclass whose fields all have defaults. Values are
-decoded by harness/config_file.py, because pyrallis truncates 0.7 to 0, takes "false" for True and null for the text
-"None", and makes (5, 1, 2) of "512". A flag overrides the file, and a file must be valid by itself.
+pyrallis (0.3.1) makes the flags and the help from the two config classes; harness/config_file.py decodes the values.
 """
 
 import argparse
-import dataclasses
+import os
+import signal
+import subprocess
 import sys
-from typing import Any, Callable, Dict, List, Optional, Tuple
+import threading
+from dataclasses import dataclass
+from typing import Any
 
 import pyrallis.argparsing
 import pyrallis.help_formatter
 import pyrallis.utils
 import yaml
+from pyrallis.wrappers import DataclassWrapper
 
-from common.errors import UserError, exit_on_user_error, one_line
-from harness.config_file import (
-    STRING,
-    as_yaml,
-    compose,
-    decode,
-    field_types,
-    form_of,
-    load_config,
-    unknown_field,
-)
+from common.errors import UserError, exit_on_user_error
+from harness.config import RunConfig, Settings, field_types, load_settings
+from harness.config_file import STRING, as_yaml, compose, decode, form_of, unknown_field
+
+GIGABYTES_PER_RUN = 3.0  # of a GPU, for the seeds that run at a time
+OWN_FLAGS = {  # of the command itself; all others are fields
+    "config": "settings file in place of configs/<algorithm>/<suite>.yaml",
+    "variant": "take the entries of this name in the settings files too, e.g. online",
+    "seeds": "train these seeds, each in a process of its own, as many at a time as fit",
+    "show": "print every field with the source of its value, and stop",
+    "restart": "remove the existing run of these settings, then train",
+}
 
 
-def run_command(config_class: type, train: Callable[[List[Any], bool], Any]) -> None:
-    """Train with the configs of `sys.argv`; `train(configs, restart)` removes earlier runs of them where asked to."""
+@dataclass(frozen=True)
+class Command:
+    """A parsed command line."""
+
+    settings: Settings
+    seeds: tuple[int, ...]  # of --seeds
+    show: bool
+    restart: bool
+
+
+def main(agent_class: type, config_class: type) -> None:
+    """Trains the run, or the runs, that the command line asks for."""
     with exit_on_user_error():
-        from harness.run_fields import check_run_fields  # here: heavy imports come after the flags are right
+        command = parse_command(config_class, sys.argv[1:])
+        if command.show:
+            print(command.settings.shown())
+            return
+        files = ", ".join(os.path.relpath(path) for path in command.settings.files)
+        print(f"settings of {command.settings.run.task}: {files or 'the defaults, no settings file is for them'}")
+        if command.seeds:
+            raise SystemExit(train_seeds(sys.argv, command))
+        from harness.train import train_run  # here: torch and the environments are not needed before
 
-        configs, restart = parse_configs(config_class, sys.argv[1:])
-        for config in configs:
-            check_run_fields(config)
-        train(configs, restart)
+        train_run(agent_class, command.settings.run, command.settings.config, command.restart)
 
 
-def parse_config(config_class: type, argv: List[str]) -> Any:
-    """Return the one config of a command line (program name left out). Raises as `parse_configs`."""
-    (config,), _ = parse_configs(config_class, argv)
-    return config
-
-
-def parse_configs(config_class: type, argv: List[str]) -> Tuple[List[Any], bool]:
-    """Return a command line's configs, one for each of `--seeds`, and whether `--restart` was given.
-
-    Raises UserError, TypeError for a field of a type that configs must not use, SystemExit(0) after printing the help.
-    """
-    field_types(config_class)
+def parse_command(config_class: type, argv: list[str]) -> Command:
+    """The command line `argv` (program name left out). Raises UserError, SystemExit(0) after printing the help."""
     parser = _parser(config_class)
     if "-h" in argv or "--help" in argv:
         parser.print_help()
         raise SystemExit(0)
     given = _parse_flags(parser, config_class, argv)
-    restart = given.pop("restart", False)
-    path = given.pop("config", None)
-    seeds = _decode_seeds(given.pop("seeds", None), given)
-    config = config_class() if path is None else load_config(config_class, path)
+    own = {name: given.pop(name, None) for name in OWN_FLAGS}
     overrides = {name: decode_flag(config_class, name, text) for name, text in given.items()}
-    try:
-        config = dataclasses.replace(config, **overrides)
-    except ValueError as error:
-        dashes = "--" if str(error).split(" ")[0] in overrides else ""
-        raise UserError(f"command line: {dashes}{one_line(error, None)}") from error
-    return [dataclasses.replace(config, seed=seed) for seed in seeds] if seeds else [config], restart
-
-
-def _decode_seeds(texts: Optional[List[str]], given: Dict[str, Any]) -> List[int]:
-    """The values of `--seeds`, none where it is not among the flags. Raises UserError."""
-    if texts is None:
-        return []
-    seeds = [decode(_flag_node(text, int, "--seeds"), int, "command line: --seeds") for text in texts]
-    if "seed" in given:
+    seeds = _decode_seeds(own["seeds"] or [])
+    if seeds and "seed" in overrides:
         raise UserError("command line: --seed and --seeds are both given, keep one")
+    settings = load_settings(config_class, overrides, own["config"], own["variant"])
+    return Command(settings, seeds, bool(own["show"]), bool(own["restart"]))
+
+
+def decode_flag(config_class: type, name: str, text: str) -> Any:
+    """The value of the field `name` that `--name text` gives. Raises UserError."""
+    kind = field_types(config_class)[name]
+    return decode(_flag_node(text, kind, f"--{name}"), kind, f"command line: --{name}")
+
+
+def _decode_seeds(texts: list[str]) -> tuple[int, ...]:
+    seeds = tuple(decode(_flag_node(text, int, "--seeds"), int, "command line: --seeds") for text in texts)
     if len(set(seeds)) < len(seeds):
         raise UserError("command line: --seeds has a seed twice, give each once")
     return seeds
 
 
-def decode_flag(config_class: type, name: str, text: str) -> Any:
-    """The value of the config's field `name` that `--name text` gives. Raises UserError."""
-    kind = field_types(config_class)[name]
-    return decode(_flag_node(text, kind, f"--{name}"), kind, f"command line: --{name}")
+def _flag_node(text: str, kind: Any, flag: str) -> yaml.Node:
+    form, item = form_of(kind)
+    is_text = form == "choice" or item is str and form != "list" and text != "null"
+    node = None if is_text else compose(text, f"command line: {flag}")
+    return node or yaml.ScalarNode(STRING, text)
+
+
+# ---- Several seeds ----
+
+
+def train_seeds(argv: list[str], command: Command) -> int:
+    """Runs the command once for each seed, as many processes at a time as fit; returns the largest exit code."""
+    run = command.settings.run
+    place = argv.index("--seeds")
+    shared = argv[:place] + argv[place + 1 + len(command.seeds) :]
+    width = max(1, min(len(command.seeds), _runs_at_a_time(run)))
+    environment = os.environ | ({} if run.threads else {"OMP_NUM_THREADS": str(max(1, len(_cores()) // width))})
+    room, codes, processes = threading.Semaphore(width), [], []
+    stopped = threading.Event()
+
+    def train_one(seed: int) -> None:
+        with room:
+            if stopped.is_set():
+                return
+            arguments = [sys.executable, "-u", *shared, "--seed", str(seed)]
+            process = subprocess.Popen(
+                arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            )
+            processes.append(process)
+            for line in process.stdout:
+                print(f"seed {seed}: {line}", end="", flush=True)
+            codes.append(process.wait())
+
+    def stop(number: int, frame: Any) -> None:
+        stopped.set()
+        for process in processes:
+            if process.poll() is None:
+                process.send_signal(number)
+
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    threads = [threading.Thread(target=train_one, args=(seed,)) for seed in command.seeds]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for number, handler in previous.items():
+        signal.signal(number, handler)
+    return max((code if code >= 0 else 128 - code for code in codes), default=0)
+
+
+def _cores() -> set[int]:
+    return os.sched_getaffinity(0)
+
+
+def _runs_at_a_time(run: RunConfig) -> int:
+    """As many as have cores; on a GPU as many of those as its free memory holds."""
+    import torch  # here: flags and help need no torch
+
+    runs = max(1, len(_cores()) // max(1, run.threads))
+    if run.device != "cpu" and torch.cuda.is_available():
+        runs = min(runs, max(1, int(torch.cuda.mem_get_info()[0] / 1e9 / GIGABYTES_PER_RUN)))
+    return runs
+
+
+# ---- Flags ----
 
 
 class _HelpFormatter(pyrallis.help_formatter.SimpleHelpFormatter):
-    """Shows types and defaults as they are written in YAML, and a field's comment even where it holds a `%`."""
+    """Shows types and defaults as they are written in YAML, and a field's comment even if it holds a `%`."""
 
     def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
         if action.nargs == 0:
             return ""
-        if action.dest == "config":
-            return "FILE"
-        if action.dest == "seeds":
-            return "SEED ..."
+        if action.dest in OWN_FLAGS:
+            return {"config": "FILE", "variant": "NAME", "seeds": "SEED ..."}[action.dest]
         form, item = form_of(action.type)
+        if form == "choice":
+            return "|".join(item)
         return {"scalar": "{}", "optional": "{}|null", "list": "[{}, ...]"}[form].format(item.__name__)
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help
-        if action.dest not in ("help", "config", "seeds", "restart"):
+        if action.dest not in (*OWN_FLAGS, "help"):
             text = f"{text.strip()} (default: {as_yaml(action.default)})".strip()
         return text.replace("%", "%%")
 
 
 class _Parser(pyrallis.argparsing.ArgumentParser):
-    """pyrallis' parser, which hands back the flags' texts by name; its own decoding is described above."""
+    """pyrallis' parser, which hands back the flags' texts by name."""
 
-    def _postprocessing(self, parsed_args: argparse.Namespace) -> Dict[str, Any]:
+    def _postprocessing(self, parsed_args: argparse.Namespace) -> dict[str, Any]:
         return vars(parsed_args)
 
 
 def _parser(config_class: type) -> _Parser:
+    field_types(config_class)  # raises TypeError for a type that no config may use
     pyrallis.utils.CONFIG_ARG = "config"  # read when a parser is made; pyrallis' own name is config_path
-    usage = "%(prog)s [--config FILE] [--field value ...] [--seeds SEED ...] [--restart]"
-    parser = _Parser(config_class, formatter_class=_HelpFormatter, usage=usage, allow_abbrev=False, exit_on_error=False)
-    help_text = "train these seeds side by side in one process, each in its own run folder"
-    parser.add_argument("--seeds", nargs="+", metavar="SEED", default=argparse.SUPPRESS, help=help_text)
-    parser.add_argument("--restart", action="store_true", help="remove the existing run of this config, then train")
+    usage = "%(prog)s [--config FILE] [--variant NAME] [--field value ...] [--seeds SEED ...] [--show] [--restart]"
+    parser = _Parser(RunConfig, formatter_class=_HelpFormatter, usage=usage, allow_abbrev=False, exit_on_error=False)
+    DataclassWrapper(config_class).add_arguments(parser)
+    next(action for action in parser._actions if action.dest == "config").help = OWN_FLAGS["config"]
+    parser.add_argument("--variant", default=argparse.SUPPRESS, help=OWN_FLAGS["variant"])
+    parser.add_argument("--seeds", nargs="+", default=argparse.SUPPRESS, help=OWN_FLAGS["seeds"])
+    for name in ("show", "restart"):
+        parser.add_argument(f"--{name}", action="store_true", help=OWN_FLAGS[name])
     return parser
 
 
-def _parse_flags(parser: _Parser, config_class: type, argv: List[str]) -> Dict[str, Any]:
-    """Return the given flags' texts (True for --restart) by name."""
+def _parse_flags(parser: _Parser, config_class: type, argv: list[str]) -> dict[str, Any]:
+    """The given flags' texts (True for --show and --restart) by name."""
     flags = [argument.split("=")[0] for argument in argv if argument.startswith("--")]
     for flag in flags:
         if flags.count(flag) > 1:
@@ -137,15 +208,9 @@ def _parse_flags(parser: _Parser, config_class: type, argv: List[str]) -> Dict[s
         raise UserError(f"command line: {error.argument_name}: {error.message}, {advice}") from error
     if unknown and unknown[0].startswith("-"):
         name = unknown[0].lstrip("-").split("=")[0]
-        known = (*field_types(config_class), "config", "seeds", "restart")
-        raise unknown_field("command line", "--", name, config_class, known)
+        known = (*field_types(config_class), *OWN_FLAGS)
+        raise unknown_field("command line", f"--{name}", config_class.__name__, known)
     if unknown:
         advice = 'write --field value, a list as one argument in quotes: --field "[512, 512]"'
         raise UserError(f"command line: {unknown[0]!r} belongs to no flag, {advice}")
     return given
-
-
-def _flag_node(text: str, kind: Any, flag: str) -> yaml.Node:
-    is_text = kind in (str, Optional[str]) and text != "null"
-    node = None if is_text else compose(text, f"command line: {flag}")
-    return node or yaml.ScalarNode(STRING, text)

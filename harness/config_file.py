@@ -1,27 +1,29 @@
-"""Configs as YAML files: reading one into its flat frozen dataclass, writing it, and naming what is wrong with it.
+"""YAML values as the fields of a config, and what is wrong with them.
 
-Values are decoded here, from the nodes of PyYAML's SafeLoader and by the same rules for file and command line:
+Values are decoded here, from the nodes of PyYAML's SafeLoader and by the same rules for file and command line, because
+pyrallis 0.3.1 truncates 0.7 to 0, takes "false" for True and null for the text "None", and makes (5, 1, 2) of "512":
 
-    str               text, quoted in YAML where it would read as something else (a flag's value: as it stands)
+    str               text, quoted in YAML if it would read as something else (a flag's value: as it stands)
     int               a number without a fraction: 5000, 1_000_000, and 1e6 or 2.0, which are exact; not true or 010
     float             a finite number: 1, 0.5, 3e-4 (which YAML 1.1 takes for text); not nan, inf or anything quoted
     bool              true or false; not yes, on, 1 or anything quoted
+    Literal["a", "b"] one of these texts
     Optional[X]       null, or an X (the text None is refused: null was meant)
     Tuple[X, ...]     a list: [512, 512], on the command line as one argument
 
 What is wrong is a `UserError` of one sentence that names the file and line (or `command line`), the field and the fix.
 """
 
-import dataclasses
 import difflib
 import math
 import re
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any, Collection, Dict, Optional, Tuple, Union, get_args
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
 
-from common.errors import UserError, one_line
+from common.errors import UserError
 
 # What papers and their released code call a field; the first name that the config has is suggested.
 SYNONYMS = {
@@ -37,6 +39,7 @@ SYNONYMS = {
     "env_name": ("task",),
     "eta": ("q_weight",),
     "eval_freq": ("eval_interval",),
+    "final_report": ("sweep",),
     "gamma": ("discount",),
     "inv_temp": ("score_weight",),
     "k": ("shift",),
@@ -64,19 +67,7 @@ EXPECTED = {  # type: (description, example)
 }
 
 
-def load_config(config_class: type, path: Union[str, Path]) -> Any:
-    """Return the config of a YAML file: the dataclass' defaults with the file's fields in their place.
-
-    Raises UserError.
-    """
-    values = decode_fields(config_class, path, read_mapping(path))
-    try:
-        return config_class(**values)
-    except ValueError as error:
-        raise UserError(f"{path}: {one_line(error, None)}") from error
-
-
-def read_mapping(path: Union[str, Path]) -> yaml.MappingNode:
+def read_mapping(path: str | Path) -> yaml.MappingNode:
     """The node of a YAML file that holds one mapping. Raises UserError where it cannot be read or holds another."""
     try:
         if Path(path).stat().st_size > LARGEST_FILE:
@@ -94,9 +85,9 @@ def read_mapping(path: Union[str, Path]) -> yaml.MappingNode:
     return root
 
 
-def places_by_key(path: Union[str, Path], mapping: yaml.MappingNode) -> Dict[str, Tuple[yaml.Node, str]]:
+def places_by_key(path: str | Path, mapping: yaml.MappingNode) -> dict[str, tuple[yaml.Node, str]]:
     """{key: (node of its value, "<path>: line <n>")} of a mapping. Raises UserError for a key that is given twice."""
-    places: Dict[str, Tuple[yaml.Node, str]] = {}
+    places: dict[str, tuple[yaml.Node, str]] = {}
     for key, node in mapping.value:
         where = f"{path}: line {key.start_mark.line + 1}"
         name = key.value if isinstance(key, yaml.ScalarNode) else shown(key)
@@ -106,36 +97,15 @@ def places_by_key(path: Union[str, Path], mapping: yaml.MappingNode) -> Dict[str
     return places
 
 
-def decode_fields(config_class: type, path: Union[str, Path], mapping: yaml.MappingNode) -> Dict[str, Any]:
-    """The decoded values of the config's fields in a mapping of the file `path`. Raises UserError."""
-    places = places_by_key(path, mapping)
-    return {name: decode_field(config_class, name, *place) for name, place in places.items()}
-
-
-def decode_field(config_class: type, name: str, node: yaml.Node, where: str) -> Any:
-    """The value of a YAML node as the config's field `name`; `where` begins the text of the UserError.
-
-    Raises UserError for a name that is no field and for a value of another type.
-    """
-    kinds = field_types(config_class)
-    if name not in kinds:
-        raise unknown_field(where, "", name, config_class, kinds)
-    return decode(node, kinds[name], f"{where}: {name}")
-
-
-def config_to_yaml(config: Any) -> str:
-    """Return every field of the config as YAML in the fields' order; `load_config` reads it back to an equal config."""
-    return "".join(f"{name}: {as_yaml(getattr(config, name))}\n" for name in field_types(config))
-
-
-def unknown_field(where: str, dashes: str, name: str, config_class: type, known: Collection[str]) -> UserError:
-    """What to say of a name that is not among the `known` ones; `dashes` stand before a flag."""
-    nearest = nearest_field(name, known)
+def unknown_field(where: str, name: str, owner: str, known: Collection[str]) -> UserError:
+    """What to say of a name that is not among the `known` fields of `owner`."""
+    nearest = nearest_field(name.lstrip("-"), known)
+    dashes = "--" if name.startswith("--") else ""
     advice = f"did you mean {dashes}{nearest}?" if nearest else "--help lists the fields"
-    return UserError(f"{where}: {dashes}{name} is not a field of {config_class.__name__}, {advice}")
+    return UserError(f"{where}: {name} is not a field of {owner}, {advice}")
 
 
-def nearest_field(name: str, known: Collection[str]) -> Optional[str]:
+def nearest_field(name: str, known: Collection[str]) -> str | None:
     """What was probably meant by `name`: what papers call one of `known`, or the closest spelling; None for neither."""
     for meant in SYNONYMS.get(name, ()):
         if meant in known:
@@ -144,15 +114,7 @@ def nearest_field(name: str, known: Collection[str]) -> Optional[str]:
     return close[0] if close else None
 
 
-def field_types(config_class: type) -> Dict[str, Any]:
-    """Types of the config's fields by name, in order; raises TypeError for one that a config must not use."""
-    kinds = {field.name: field.type for field in dataclasses.fields(config_class)}
-    for kind in kinds.values():
-        form_of(kind)
-    return kinds
-
-
-def compose(text: str, where: str) -> Optional[yaml.Node]:
+def compose(text: str, where: str) -> yaml.Node | None:
     """Return the root node of a YAML text, None where it holds nothing but comments."""
     try:
         return yaml.compose(text, Loader=yaml.SafeLoader)
@@ -184,10 +146,14 @@ def _convert(node: yaml.Node, kind: Any) -> Any:
         if not isinstance(node, yaml.SequenceNode):
             raise ValueError
         return tuple(_convert(element, item) for element in node.value)
+    if form == "choice":
+        if _convert_scalar(node, str) not in item:
+            raise ValueError
+        return node.value
     return _convert_scalar(node, kind)
 
 
-def _convert_scalar(node: yaml.Node, kind: type) -> Union[str, int, float, bool]:
+def _convert_scalar(node: yaml.Node, kind: type) -> str | int | float | bool:
     text, plain = node.value, isinstance(node, yaml.ScalarNode) and node.style is None
     if kind is str and node.tag == STRING:
         return text
@@ -205,9 +171,14 @@ def _convert_scalar(node: yaml.Node, kind: type) -> Union[str, int, float, bool]
     raise ValueError
 
 
-def form_of(kind: Any) -> Tuple[str, type]:
-    """Return "scalar", "optional" (Optional[X]) or "list" (Tuple[X, ...]) and X."""
+def form_of(kind: Any) -> tuple[str, Any]:
+    """Return "scalar", "optional" (Optional[X]) or "list" (Tuple[X, ...]) and X; or "choice" and the Literal's texts.
+
+    Raises TypeError for a type that a config must not use.
+    """
     arguments = get_args(kind)
+    if get_origin(kind) is Literal:
+        return "choice", arguments
     if arguments[1:] == (type(None),):
         return "optional", arguments[0]
     if arguments[1:] == (...,):
@@ -221,6 +192,8 @@ def _expected(kind: Any) -> str:
     form, item = form_of(kind)
     if form == "optional":
         return f"{_expected(item)}, or null"
+    if form == "choice":
+        return f"one of {', '.join(item)}"
     if form == "list":
         return f"a list such as [{EXPECTED[item][1]}, {EXPECTED[item][1]}]"
     return f"{EXPECTED[kind][0]} such as {EXPECTED[kind][1]}"

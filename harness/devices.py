@@ -1,6 +1,5 @@
-"""Devices by the name that a config gives them, how torch computes on them, and generators on them."""
+"""Devices by the name that a config gives them, how torch computes on them, and the random streams of a run."""
 
-import os
 import warnings
 from typing import Any
 
@@ -9,9 +8,13 @@ import torch
 
 from common.errors import UserError
 
+# Random streams of a run besides the agent's, which is seeded with the run's seed itself.
+BATCH_STREAM = 0x5EED
+VALIDATION_STREAM, NEW_BATCH_STREAM, NEW_NOISE_STREAM, EPISODE_STREAM = 1, 2, 3, 4
+
 
 def choose_device(name: str) -> torch.device:
-    """The device of the config's `device` field. Raises UserError for another name and for an absent GPU."""
+    """The device of the run's `device` field. Raises UserError for another name and for an absent GPU."""
     if name not in ("auto", "cpu", "cuda"):
         raise UserError(f"config: device is {name!r}, choose one of auto, cpu, cuda")
     if name == "cuda" and not torch.cuda.is_available():
@@ -19,23 +22,15 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def set_up_torch(config: Any) -> None:
-    """Sets this process's number of CPU threads and the precision of its float32 products as the config says."""
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    torch.set_float32_matmul_precision(config.matmul_precision)
-    # Of a capturable Adam's steps outside a graph, which some of a run's are on purpose.
+def set_up_torch(run: Any) -> None:
+    """Sets this process's number of CPU threads and the precision of its float32 products as the RunConfig says."""
+    if run.threads:
+        torch.set_num_threads(run.threads)
+    torch.set_float32_matmul_precision(run.matmul_precision)
+    # torch warns when a capturable Adam steps outside a graph; some of our steps do so on purpose.
     warnings.filterwarnings("ignore", message="This instance was constructed with capturable=True")
 
 
-def leaves_cores(config: Any) -> bool:
-    """Whether a second process with as many threads as the config sets finds cores of its own on this machine.
-
-    Two processes with all threads each are slower than one after the other, so that 0 (torch's choice) leaves none.
-    """
-    return 0 < 2 * config.threads <= (os.cpu_count() or 1)
-
-
 def seeded_generator(device: torch.device, *key: int) -> torch.Generator:
-    """A generator whose stream depends on the whole key; keys must not differ in zeros at their end only."""
+    """A generator whose stream depends on the whole key; trailing zeros of `key` do not change the stream."""
     return torch.Generator(device).manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))

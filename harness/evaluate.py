@@ -16,12 +16,11 @@ from typing import Sequence
 from common.errors import CommandParser, UserError, exit_on_user_error
 from common.files import make_folder
 from envs import load_task
-from harness.act_options import act_options, parse_grid, unknown_option
+from harness.act_options import parse_grid, unknown_option
 from harness.devices import choose_device, set_up_torch
 from harness.graphics import check_graphics, choose_graphics
-from harness.run_folder import load_agent, load_run
-from harness.sweep import sweep
-from harness.sweep_report import write_sweep_report
+from harness.run_folder import check_identity, load_agent, load_run, read_environment
+from harness.sweep_report import sweep_and_report
 from harness.video import log_videos, record
 
 
@@ -60,31 +59,33 @@ def evaluate_command(argv: Sequence[str]) -> None:
     if not argv or argv[0].startswith("-"):
         _parser().parse_args(argv[:1] if argv[:1] in (["-h"], ["--help"]) else [])
     run_dir = Path(argv[0])
-    algorithm, config = load_run(run_dir)
-    options = act_options(algorithm.agent_class, config)
+    algorithm, run, config = load_run(run_dir)
+    options = algorithm.agent_class.act_options
     arguments = _parse(argv, options)
     values = {name: getattr(arguments, name) for name in options}
     assignments = [f"{name}={','.join(given)}" for name, given in values.items() if given]
     grid = parse_grid(assignments, algorithm.agent_class, config)
 
-    set_up_torch(config)
-    folder = arguments.out or run_dir
-    make_folder(folder, "--out")
+    set_up_torch(run)
     agent = load_agent(algorithm.agent_class, run_dir, algorithm.name).to(choose_device(arguments.device))
     if arguments.video_episodes:
         choose_graphics()  # before the task imports MuJoCo, which reads the choice then
-    task = load_task(config.task, arguments.data_dir or config.data_dir, 0, config.in_memory)
+    task = load_task(run.task, arguments.data_dir or run.data_dir, 0, run.in_memory)
+    if task.make_env is None:
+        raise UserError(f"{run.task}: has no environment to evaluate in")
+    advice = f"since {run_dir} was trained, so its scores would not be comparable; restore it"
+    check_identity(read_environment(run_dir)["data"], task.identity, advice)
     if arguments.video_episodes:
         check_graphics()  # before the sweep, which may take long
-    episodes = arguments.episodes or config.eval_episodes
-    rows = sweep(agent, task, config, grid, episodes, arguments.environments, arguments.workers)
-    print(f"{algorithm.name} on {config.task}, {run_dir}")
-    print(write_sweep_report(rows, folder, task))
+    folder = arguments.out or run_dir
+    make_folder(folder, "--out")
+    sizes = arguments.episodes, arguments.environments, arguments.workers
+    rows = sweep_and_report(agent, task, run, grid, folder, *sizes)
     if arguments.video_episodes:
         first_cell = {name: rows[0][name] for name in options}
         paths, _ = record(agent, task.make_env, arguments.video_episodes, folder / "videos", **first_cell)
         print(f"videos of {first_cell or 'the agent'}: {', '.join(map(str, paths))}")
-        log_videos(config, run_dir, paths)
+        log_videos(run, run_dir, paths)
 
 
 def main() -> None:

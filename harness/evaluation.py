@@ -13,7 +13,7 @@ import contextlib
 import time
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Callable, Iterator, Optional, Sequence
+from typing import Any, Callable, Optional, Sequence
 
 import gymnasium
 import numpy as np
@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from common.errors import UserError, one_line
+from envs.task import Task
+from harness.agent_tools import noise_of
 from harness.environment_processes import LESS_MEMORY, SECONDS_TO_ANSWER, EnvironmentProcesses
 from harness.environment_rows import EnvironmentRows, global_numpy_preserved
 
@@ -56,6 +58,12 @@ class EvaluationResult:
         if self.successes is not None:
             summary["success"] = float(self.successes.mean())
         return summary
+
+    def row(self, task: Task) -> dict[str, float]:
+        """The summary and, where the task has D4RL's references, the normalized return: columns of eval.csv."""
+        self.scores(task.score_name)  # raises where there is none
+        normalized = task.normalized_return(float(self.returns.mean()))
+        return self.summary() | ({} if normalized is None else {"normalized_return": normalized})
 
     def scores(self, score_name: str) -> np.ndarray:
         """The task's score of each episode [n]: "return" or "success"."""
@@ -100,17 +108,11 @@ def _tensor_of(agent: Any) -> Tensor:
     return next(iter(tensors), torch.empty(0))
 
 
-@contextlib.contextmanager
-def _episode_noise(agent: Any, seeds: Sequence[int]) -> Iterator[None]:
-    """Replaces agent.noise; an agent without that attribute (a scripted policy) has no noise to replace."""
+def _episode_noise(agent: Any, seeds: Sequence[int]) -> contextlib.AbstractContextManager:
+    """Replaces agent.noise within its block; an agent without that attribute (a scripted policy) has none."""
     if not hasattr(agent, "noise"):
-        yield
-        return
-    training_noise, agent.noise = agent.noise, EpisodeNoise(seeds, _tensor_of(agent))
-    try:
-        yield
-    finally:
-        agent.noise = training_noise
+        return contextlib.nullcontext()
+    return noise_of(agent, EpisodeNoise(seeds, _tensor_of(agent)))
 
 
 class Evaluator:

@@ -15,6 +15,8 @@ LOG, ERROR = "log.txt", "error.txt"  # of a comparison's process: what it printe
 ALL = (
     *(CONFIG, ENVIRONMENT, TRAIN_LOG, EVAL_LOG, CHECKPOINT, RESULT, LOCK, DIVERGENCE, LEARNING_CURVE),
     *(SWEEP, GREEDINESS_SWEEP, GREEDINESS_FIGURE, REEVALUATION, LOG, ERROR),
-)  # but those of the replay
+)  # but those in folders
 # Of an online phase: part_<step>.npz holds the transitions up to that step's checkpoint since the one before.
 REPLAY_FOLDER, REPLAY_PARTS = "replay", "replay/part_*.npz"
+TENSORBOARD_FOLDER = "tensorboard"
+PATTERNS = (REPLAY_PARTS, "tensorboard/events.*")  # those in folders

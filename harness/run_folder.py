@@ -1,51 +1,42 @@
-"""A run's folder: opening it for training, what it keeps of the run, and loading the run from it.
+"""A run's folder: checking and opening it for training, what it keeps of the run, and loading the run from it.
 
 `<run_dir>/<label>/<task>/seed_<n>/` holds the files of harness/run_files.py. Every file but the CSVs is replaced as a
 whole; a CSV row is whole or absent.
 """
 
 import contextlib
-import dataclasses
-import importlib.metadata
-import inspect
 import json
+import math
 import os
-import platform
 import secrets
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Iterator, Optional, Sequence, Tuple
+from typing import Any
 
 import torch
 
 from common.errors import UserError, one_line
 from common.files import locked, make_folder, remove_abandoned, replacing, write_text
 from common.untrusted import check_stored_zip
-from harness import run_files
+from envs.task import Task
+from harness import devices, run_files
+from harness.agent_tools import restore, state_of
 from harness.algorithms import Algorithm, load_algorithm
-from harness.config_file import config_to_yaml, load_config
-from harness.csv_log import CsvLog
-from harness.run_fields import FREE_FIELDS
+from harness.config import MACHINE_OPTIONS, RunConfig, algorithm_name, config_to_yaml, flat, stored_config
+from harness.loggers import CsvLog, open_loggers
+from harness.machine import add_stretch, describe_machine
+from harness.online import OnlinePhase
+from harness.plots import plot_learning_curve
 
 CHECKPOINT_FORMAT = 1  # raised when the layout of checkpoint.pt changes
 FIRST_HARNESS_VERSION = 1  # of the runs that do not record one
+SCORE_EVALUATIONS = 3  # result.json also has the mean score of the last three evaluations (FQL's protocol)
 HARNESS_VERSION = 2  # raised when the same config could give other numbers than before
-DATA_HASHES = ("sha256", "validation_sha256")  # of a data set's identity; the second only where there is such a file
-PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "dm_control", "ogbench", "pyrallis")
 
 
-def algorithm_name(config: Any) -> str:
-    """The name of the file that defines the config's class: `dipole` of algorithms/dipole.py."""
-    return Path(inspect.getfile(type(config))).stem
-
-
-def label_of(config: Any) -> str:
-    """The run's name in folders and tables."""
-    return config.label or algorithm_name(config)
-
-
-def run_path(config: Any) -> Path:
-    return Path(config.run_dir).expanduser() / label_of(config) / config.task / f"seed_{config.seed}"
+def run_path(run: RunConfig) -> Path:
+    return Path(run.run_dir).expanduser() / run.label / run.task / f"seed_{run.seed}"
 
 
 def is_finished(folder: Path) -> bool:
@@ -53,10 +44,15 @@ def is_finished(folder: Path) -> bool:
     return (folder / run_files.RESULT).exists()
 
 
-def remove_run(config: Any) -> None:
-    """Says what the folder of this config's run holds and deletes the files that a run writes, and no others."""
-    path = run_path(config)
-    parts = sorted(path.glob(run_files.REPLAY_PARTS))
+def read_result(folder: Path) -> dict | None:
+    """What result.json holds, None while the run is not finished. Raises UserError for a damaged one."""
+    return read_json(folder / run_files.RESULT, needed=("score", "step")) if is_finished(folder) else None
+
+
+def remove_run(run: RunConfig) -> None:
+    """Says what the run's folder holds and deletes the files that a run writes, and no others."""
+    path = run_path(run)
+    parts = [part for pattern in run_files.PATTERNS for part in sorted(path.glob(pattern))]
     files = [path / name for name in run_files.ALL if (path / name).exists()] + parts
     if not files:
         print(f"restart: {path} holds no run")
@@ -65,107 +61,153 @@ def remove_run(config: Any) -> None:
     print(f"restart: deleting {', '.join(file.name for file in files)} ({size / 1e6:.1f} MB) in {path}")
     for file in files:
         file.unlink()
-    if parts and not any((path / run_files.REPLAY_FOLDER).iterdir()):
-        (path / run_files.REPLAY_FOLDER).rmdir()
+    for folder in {part.parent for part in parts}:
+        if not any(folder.iterdir()):
+            folder.rmdir()
+
+
+# ---- Whether a run may use its folder ----
+
+
+def check_folder(run: RunConfig, config: Any, identity: dict, act_options: Sequence[str] = ()) -> None:
+    """Raises UserError where the run's folder cannot be written to or holds another run; writes nothing.
+
+    identity: of the task's data; act_options: of the agent, for advice.
+    """
+    path = run_path(run)
+    existing = next(each for each in (path, *path.parents) if each.exists())
+    if not os.access(existing, os.W_OK):
+        raise UserError(f"{existing}: cannot be written to; change its permissions or set run_dir elsewhere")
+    if not (path / run_files.CONFIG).exists():
+        begun = [name for name in (run_files.CHECKPOINT, run_files.RESULT) if (path / name).exists()]
+        if begun:
+            raise UserError(f"{path}: holds {begun[0]} without config.yaml; put that back, or add --restart")
+        return
+    try:
+        stored = flat(*stored_config(path / run_files.CONFIG, type(config)))
+    except UserError as error:
+        raise UserError(f"{error}; or add --restart to begin this run anew") from error
+    _check_fields(path, stored, flat(run, config), act_options)
+    environment = read_environment(path)
+    advice = "restore it, choose another run_dir or label, or add --restart"
+    check_identity(environment["data"], identity, f"since this run began in {path}; {advice}")
+    version, result = environment.get("harness_version", FIRST_HARNESS_VERSION), read_result(path)
+    if version != HARNESS_VERSION and (result is None or result["step"] < run.offline_steps + run.online_steps):
+        raise UserError(
+            f"{path}: this run began under harness version {version}, and this code is version {HARNESS_VERSION}, "
+            "which may give other numbers; finish it with that code, or add --restart"
+        )
+
+
+def _check_fields(path: Path, stored: dict, asked: dict, act_options: Sequence[str]) -> None:
+    """Raises UserError for fields that must agree and do not. More updates may be asked, of the run's last phase."""
+    grows = ("online_steps",) if stored["online_steps"] else ("offline_steps", "online_steps")
+    differing = [
+        name
+        for name in asked
+        if name not in MACHINE_OPTIONS
+        and stored[name] != asked[name]
+        and not (name in grows and asked[name] > stored[name])
+    ]
+    if not differing:
+        return
+    shown = ", ".join(f"{name} ({stored[name]} there, {asked[name]} asked)" for name in differing)
+    if is_finished(path) and set(differing) <= set(act_options):
+        options = " ".join(f"--{name} {asked[name]}" for name in differing)
+        raise UserError(
+            f"{path}: is finished, with another {shown}; that needs no training: "
+            f"python -m harness.evaluate {path} {options}"
+        )
+    raise UserError(
+        f"{path / run_files.CONFIG}: this run has another {shown}; choose another run_dir or label, or add --restart"
+    )
+
+
+def check_identity(stored: dict, identity: dict, advice: str) -> None:
+    """Raises UserError unless both are of the same data: a hash (a key that ends with sha256) of one is the other's.
+
+    A hash that an earlier version did not record is not compared, but for that of a validation file.
+    """
+    hashes = {name for name in stored if name.endswith("sha256")} | ({"sha256", "validation_sha256"} & identity.keys())
+    if any(stored.get(name) != identity.get(name) for name in hashes):
+        raise UserError(f"{identity.get('path')}: the data set has changed {advice}")
+
+
+# ---- The folder of a run in training ----
 
 
 class RunFolder:
-    """The files of one run. Raises UserError where the folder is another run's or its checkpoint is unreadable."""
+    """The files of one run, opened for training: a context manager that keeps other processes from it.
 
-    def __init__(self, config: Any, identity: dict):
-        """Opens the folder of `config`, new or begun, for data of that identity."""
-        self.config, self.identity = config, identity
-        self.path = run_path(config)
+    Entering raises UserError where another process has the run; a process that ended, however it did, has none.
+    """
+
+    def __init__(self, run: RunConfig, config: Any, identity: dict):
+        """Opens the folder, new or checked by `check_folder`. Raises UserError for a damaged log."""
+        self.run, self.config, self.identity = run, config, identity
+        self.path = run_path(run)
         make_folder(self.path, "run_dir")
-        if not os.access(self.path, os.W_OK):
-            raise UserError(f"{self.path}: cannot be written to; change its permissions or set run_dir elsewhere")
-        self._refuse_other_run()
         self.train_log = CsvLog(self.path / run_files.TRAIN_LOG)
         self.eval_log = CsvLog(self.path / run_files.EVAL_LOG)
+        self.loggers: list = []  # beside those two
+        self.lock = locked(
+            self.path / run_files.LOCK, f"{self.path}: another process is running this; wait for it or stop it"
+        )
 
-    @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """Keeps other processes from this run. Raises UserError where one has it; a process that ended holds none."""
-        refusal = f"{self.path}: another process is running this; wait for it or stop it"
-        with locked(self.path / run_files.LOCK, refusal):
-            remove_abandoned(self.path)
-            yield
+    def __enter__(self) -> "RunFolder":
+        self.lock.__enter__()
+        remove_abandoned(self.path)
+        return self
 
-    def _refuse_other_run(self) -> None:
-        config_path = self.path / run_files.CONFIG
-        if not config_path.exists():
-            begun = [name for name in (run_files.CHECKPOINT, run_files.RESULT) if (self.path / name).exists()]
-            if begun:
-                raise UserError(f"{self.path}: holds {begun[0]} without config.yaml; put that back, or add --restart")
-            return
-        try:
-            stored = dataclasses.asdict(load_config(type(self.config), config_path))
-        except UserError as error:
-            raise UserError(f"{error}; or add --restart to begin this run anew") from error
-        asked = dataclasses.asdict(self.config)
-        differing = [
-            f"{name} ({stored[name]} there, {asked[name]} asked)"
-            for name in asked
-            if name not in FREE_FIELDS and stored[name] != asked[name]
-        ]
-        if differing:
-            raise UserError(
-                f"{config_path}: this run has another {', '.join(differing)}; "
-                "choose another run_dir or label, or add --restart"
-            )
-        stored_data = self.stored_environment()["data"]
-        if any(stored_data.get(name) != self.identity.get(name) for name in DATA_HASHES):
-            raise UserError(
-                f"{self.identity.get('path')}: the data set has changed since this run began in {self.path}; "
-                "restore it, choose another run_dir or label, or add --restart"
-            )
-        version = self.stored_environment().get("harness_version", FIRST_HARNESS_VERSION)
-        if version != HARNESS_VERSION and self.result() is None:
-            raise UserError(
-                f"{self.path}: this run began under harness version {version}, and this code is version "
-                f"{HARNESS_VERSION}, which may give other numbers; finish it with that code, or add --restart"
-            )
+    def __exit__(self, *exception: object) -> None:
+        for logger in self.loggers:
+            logger.finish(failed=exception[0] is not None)
+        self.lock.__exit__(*exception)
 
-    def stored_environment(self) -> dict:
-        """What environment.json holds. Raises UserError where it is damaged or absent."""
-        return read_json(self.path / run_files.ENVIRONMENT, needed=("data", "run_id"))
+    def result(self) -> dict | None:
+        """What result.json holds, once the run has made all updates that are asked for."""
+        result = read_result(self.path)
+        return result if result and result["step"] >= self.run.offline_steps + self.run.online_steps else None
 
-    def result(self) -> Optional[dict]:
-        """What result.json holds, None while the run is not finished."""
-        path = self.path / run_files.RESULT
-        return read_json(path, needed=("score", "step")) if is_finished(self.path) else None
+    def describe(self, agent: torch.nn.Module, device: torch.device, step: int) -> None:
+        """Writes config.yaml and environment.json, in which the machine of every stretch of updates is; opens loggers.
 
-    def describe(self, agent: torch.nn.Module, device: torch.device) -> None:
-        """Writes config.yaml and environment.json; the latter follows the machine that the run continues on."""
+        Prints what has changed since an earlier stretch, if numbers may depend on it.
+        """
         begun = (self.path / run_files.ENVIRONMENT).exists()
-        versions = {"python": platform.python_version()}
-        versions |= {package: _version(package) for package in PACKAGES}
+        before = read_environment(self.path) if begun else {"run_id": secrets.token_hex(8)}
+        machine = describe_machine(device)
+        first = {"from_step": 0} | {name: before[name] for name in machine if name in before}  # of earlier versions
+        stretches, changes = add_stretch(before.get("stretches", [first] if begun else []), step, machine)
+        if changes:
+            print(f"{self.path}: from update {step} on with {changes}; numbers may round differently than before")
         environment = {
-            "algorithm": algorithm_name(self.config),
+            "algorithm": algorithm_name(type(self.config)),
             "harness_version": HARNESS_VERSION,
-            "run_id": self.stored_environment()["run_id"] if begun else secrets.token_hex(8),  # names it in W&B
+            "run_id": before["run_id"],  # names it in W&B
             "data": self.identity,
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
-            "threads": torch.get_num_threads(),
             "parameters": sum(parameter.numel() for parameter in agent.parameters() if parameter.requires_grad),
-            "platform": platform.platform(),
-            "versions": versions,
+            **machine,
             "command": sys.argv,
+            "stretches": stretches,
         }
-        # environment.json first: a folder with a config has everything that a resume compares.
+        # environment.json first: a folder with a config has everything that a resume compares. A result goes before a
+        # config of more updates comes, so that there never is one of fewer beside it.
         write_text(self.path / run_files.ENVIRONMENT, json.dumps(environment, indent=2) + "\n")
-        if not (self.path / run_files.CONFIG).exists():
-            write_text(self.path / run_files.CONFIG, config_to_yaml(self.config))
+        (self.path / run_files.RESULT).unlink(missing_ok=True)
+        write_text(self.path / run_files.CONFIG, config_to_yaml(self.run, self.config))
+        shown = flat(self.run, self.config) | environment
+        self.loggers = open_loggers(self.run, shown, environment["run_id"], self.path, step)
 
     def save_checkpoint(self, agent: torch.nn.Module, loop: dict) -> None:
         """Replaces checkpoint.pt: the agent's state and the loop's (`step`, generator of the batches, seconds)."""
         checkpoint = {
             "format": CHECKPOINT_FORMAT,
-            "algorithm": algorithm_name(self.config),
-            "config": dataclasses.asdict(self.config),
+            "algorithm": algorithm_name(type(self.config)),
+            "config": flat(self.run, self.config),
             "observation_dim": agent.observation_dim,
             "action_dim": agent.action_dim,
-            "agent": agent.state_dict(),
+            "agent": state_of(agent),
             "loop": loop,
         }
         path = self.path / run_files.CHECKPOINT
@@ -178,17 +220,78 @@ class RunFolder:
                 "and the same command continues from there"
             ) from error
 
-    def load_checkpoint(self) -> Optional[dict]:
+    def load_checkpoint(self) -> dict | None:
         """The checkpoint with its tensors on the CPU, or None; logged rows after its step are dropped."""
         path = self.path / run_files.CHECKPOINT
-        checkpoint = read_checkpoint(path, algorithm_name(self.config)) if path.exists() else None
+        checkpoint = read_checkpoint(path, algorithm_name(type(self.config))) if path.exists() else None
         step = checkpoint["loop"]["step"] if checkpoint else 0
         self.train_log.keep_until(step)
         self.eval_log.keep_until(step)
         return checkpoint
 
-    def save_result(self, result: dict) -> None:
+    def resume(
+        self, agent: torch.nn.Module, device: torch.device, batches: torch.Generator, online: OnlinePhase
+    ) -> tuple[int, float]:
+        """Brings all of them to where the checkpoint is; returns its (updates, seconds), zeros without one."""
+        last, checkpoint = self.run.offline_steps + self.run.online_steps, self.load_checkpoint()
+        if checkpoint is None:
+            print(f"{self.path}: {last:,} updates", flush=True)
+            online.restore(0, None)
+            return 0, 0.0
+        state, loop, step = checkpoint["agent"], checkpoint["loop"], checkpoint["loop"]["step"]
+        print(f"{self.path}: continuing after {step} of {last} updates", flush=True)
+        if loop["device"] != device.type:
+            print(f"now on {device.type} instead of {loop['device']}: random streams start anew from (seed, step)")
+            seed = self.run.seed
+            loop["batches"] = devices.seeded_generator(device, seed, devices.NEW_BATCH_STREAM, step).get_state()
+            state["noise"] = devices.seeded_generator(device, seed, devices.NEW_NOISE_STREAM, step).get_state()
+        unfinished = loop.get("evaluation", {}).get("step", self.eval_log.last_step)  # earlier versions' checkpoints
+        if unfinished > self.eval_log.last_step:
+            print(f"the evaluation after {unfinished} updates had not ended; it is left out")
+        batches.set_state(loop["batches"])
+        with networks_must_fit(self.path / run_files.CHECKPOINT):
+            restore(agent, state)
+        online.restore(step, loop.get("online"))
+        return step, loop["seconds"]
+
+    def log_training(self, row: dict) -> None:
+        self.train_log.append(row)
+        for logger in self.loggers:
+            logger.log("training", row)
+
+    def log_evaluation(self, row: dict) -> None:
+        self.eval_log.append(row)
+        for logger in self.loggers:
+            logger.log("evaluation", row)
+
+    def finish(self, task: Task, step: int, seconds: float) -> dict:
+        """Draws the learning curve and writes result.json, which marks the run as finished."""
+        scores = {int(row["step"]): float(row[task.score_name]) for row in self.eval_log.rows}
+        last = list(scores.values())[-SCORE_EVALUATIONS:]
+        if scores:
+            plot_learning_curve(
+                self.path / run_files.EVAL_LOG,
+                self.path / run_files.LEARNING_CURVE,
+                task.score_name,
+                task.reference_scores(),
+                online_from=self.run.offline_steps if self.run.online_steps else None,
+                title=f"{self.run.label}, seed {self.run.seed}",
+            )
+        result = {
+            "score_name": task.score_name,
+            "offline_score": scores.get(self.run.offline_steps),
+            "score": last[-1] if last else None,  # None: there is no environment
+            "score_last_evaluations": math.fsum(last) / len(last) if last else None,
+            "evaluations_averaged": len(last),
+            "episodes": self.run.eval_episodes,
+            "step": step,
+            "seconds": seconds,
+        }
         write_text(self.path / run_files.RESULT, json.dumps(result, indent=2) + "\n")
+        return result
+
+
+# ---- Loading a run ----
 
 
 def read_checkpoint(path: Path, algorithm: str) -> dict:
@@ -238,8 +341,8 @@ def load_agent(agent_class: type, folder: Path, algorithm: str) -> torch.nn.Modu
         return agent_class.load(folder)
 
 
-def load_run(run_dir: Path) -> Tuple[Algorithm, Any]:
-    """(algorithm, config) of a run folder. Raises UserError for a folder that holds no run with a checkpoint."""
+def load_run(run_dir: Path) -> tuple[Algorithm, RunConfig, Any]:
+    """(algorithm, run, config) of a run folder. Raises UserError for a folder that holds no run with a checkpoint."""
     if not run_dir.is_dir():
         raise UserError(
             f"{run_dir}: there is no such folder; give the folder of a run, <run_dir>/<label>/<task>/seed_<n>"
@@ -248,7 +351,12 @@ def load_run(run_dir: Path) -> Tuple[Algorithm, Any]:
         if not (run_dir / name).is_file():
             raise UserError(f"{run_dir}: holds no {name}; give the folder of a run that has written a checkpoint")
     algorithm = load_algorithm(read_json(run_dir / run_files.ENVIRONMENT, needed=("algorithm",))["algorithm"])
-    return algorithm, load_config(algorithm.config_class, run_dir / run_files.CONFIG)
+    return algorithm, *stored_config(run_dir / run_files.CONFIG, algorithm.config_class)
+
+
+def read_environment(folder: Path) -> dict:
+    """What environment.json holds. Raises UserError where it is damaged or absent."""
+    return read_json(folder / run_files.ENVIRONMENT, needed=("data", "run_id"))
 
 
 def read_json(path: Path, needed: Sequence[str]) -> dict:
@@ -261,10 +369,3 @@ def read_json(path: Path, needed: Sequence[str]) -> dict:
     if missing or not isinstance(content, dict):
         raise UserError(f"{path}: has no {', '.join(missing)}; put a good one back, or add --restart")
     return content
-
-
-def _version(package: str) -> Optional[str]:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None

@@ -1,35 +1,40 @@
 """A sweep: one agent evaluated at every cell of a grid of act options, on the same episodes, a row for each."""
 
-from typing import Any, Mapping, Optional, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from tqdm import tqdm
 
-from harness.act_options import act_options, cells_of
+from envs.task import Task
+from harness.act_options import cells_of
+from harness.agent_tools import network_evaluations
+from harness.config import RunConfig
 from harness.evaluation import GRID_SEED, EvaluationResult, Evaluator
 from harness.score_statistics import interval
 
 
 def sweep(
     agent: Any,
-    task: Any,
-    config: Any,
+    task: Task,
+    run: RunConfig,
     grid: dict[str, list],
-    episodes: int,
-    environments: Optional[int] = None,
-    workers: Optional[int] = None,
+    episodes: int | None = None,
+    environments: int | None = None,
+    workers: int | None = None,
 ) -> list[dict]:
     """Evaluates every cell of the grid on the same episodes; returns a row of plain values for each.
 
     A row holds first all act options, then the task's score (mean), its <score>_low and <score>_high (bootstrap
     interval of the mean; NaN for a single episode) and <score>_std over episodes, length, episodes and
     network_evaluations per action, and normalized_return (D4RL's score of the mean return) where the task has one.
-    environments and workers default to the config's.
+    episodes, environments and workers default to the run's.
     """
-    environments = config.eval_environments if environments is None else environments
-    workers = config.eval_workers if workers is None else workers
-    defaults = {name: getattr(config, name) for name in act_options(agent, config)}
+    episodes = episodes or run.eval_episodes
+    environments = min(environments or run.eval_environments, episodes)
+    workers = run.eval_workers if workers is None else workers
+    defaults = {name: getattr(agent.config, name) for name in agent.act_options}
     rows = []
-    with Evaluator(task.make_env, min(environments, episodes), workers) as evaluator:
+    with Evaluator(task.make_env, environments, workers) as evaluator:
         for cell in tqdm(cells_of(grid), desc="grid", leave=False, disable=None):
             options = {**defaults, **cell}
             result = evaluator.evaluate(agent, episodes, GRID_SEED, **options)
@@ -37,7 +42,7 @@ def sweep(
     return rows
 
 
-def result_row(agent: Any, task: Any, options: dict, result: EvaluationResult) -> dict:
+def result_row(agent: Any, task: Task, options: dict, result: EvaluationResult) -> dict:
     """The row of `sweep` for one evaluation with these act options."""
     scores = result.scores(task.score_name)
     low, high = interval([scores])
@@ -50,7 +55,7 @@ def result_row(agent: Any, task: Any, options: dict, result: EvaluationResult) -
         f"{task.score_name}_std": float(scores.std()),
         "length": float(result.lengths.mean()),
         "episodes": len(scores),
-        "network_evaluations": agent.network_evaluations(**options),
+        "network_evaluations": network_evaluations(agent, **options),
         **({} if normalized is None else {"normalized_return": normalized}),
     }
 

@@ -4,10 +4,13 @@ from pathlib import Path
 from typing import Any, Optional, Sequence
 
 from common.files import write_rows_csv
+from envs.task import Task
 from harness import run_files
+from harness.act_options import cells_of
+from harness.config import RunConfig
 from harness.plots import plot_sweep
 from harness.score_statistics import CONFIDENCE
-from harness.sweep import option_names
+from harness.sweep import option_names, sweep
 
 
 def format_table(rows: Sequence[dict], score_name: str) -> str:
@@ -51,7 +54,7 @@ def greediness_remark(rows: Sequence[dict], score_name: str) -> Optional[str]:
     return f"Greediness makes no clear difference{where}: the {CONFIDENCE:.0%} intervals of its values overlap."
 
 
-def write_sweep_report(rows: Sequence[dict], folder: Path, task: Any, shown: Optional[Sequence[dict]] = None) -> str:
+def write_sweep_report(rows: Sequence[dict], folder: Path, task: Task, shown: Optional[Sequence[dict]] = None) -> str:
     """Writes a sweep's CSV file, and its figure where greediness was swept; returns a table of `shown` (or rows).
 
     A sweep of other options writes a file of its own, so that the greediness curve in the folder stays.
@@ -67,3 +70,30 @@ def write_sweep_report(rows: Sequence[dict], folder: Path, task: Any, shown: Opt
     remark = greediness_remark(rows, task.score_name)
     last = f"{done}: {', '.join(map(str, files))}"
     return "\n".join(filter(None, [format_table(shown or rows, task.score_name), remark, last]))
+
+
+def sweep_and_report(
+    agent: Any,
+    task: Task,
+    run: RunConfig,
+    grid: dict[str, list],
+    folder: Path,
+    episodes: int | None = None,
+    environments: int | None = None,
+    workers: int | None = None,
+) -> list[dict]:
+    """Evaluates a trained agent over the grid, writes the files to `folder` and prints the table; returns its rows.
+
+    The table begins with the scores of the data set itself. episodes, environments and workers default to the run's.
+    """
+    episodes = episodes or run.eval_episodes
+    swept = "; ".join(f"{name} {', '.join(map(str, values))}" for name, values in grid.items())
+    print(f"evaluating {run.label} at {len(cells_of(grid))} settings, {episodes} episodes each: {swept}", flush=True)
+    rows = sweep(agent, task, run, grid, episodes, environments, workers)
+    shown = [{"policy": label, task.score_name: score} for label, score in task.reference_scores().items()]
+    shown += [{"policy": run.label, **row} for row in rows]
+    print(f"\n{run.task} ({task.identity['source']}), seed {run.seed}\n")
+    print(write_sweep_report(rows, folder, task, shown))
+    if (folder / run_files.LEARNING_CURVE).exists():
+        print(f"learning curve: {folder / run_files.LEARNING_CURVE}")
+    return rows

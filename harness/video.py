@@ -10,9 +10,11 @@ import imageio_ffmpeg
 import numpy as np
 
 from common.files import replacing
+from harness.config import RunConfig
 from harness.evaluation import GRID_SEED, EvaluationResult, evaluate
 from harness.graphics import NoPictures
-from harness.weights_and_biases import WandbLog
+from harness.loggers import WandbLog
+from harness.run_folder import read_environment
 
 FRAME_SKIP = 3  # environment steps per picture, and
 FRAMES_PER_SECOND = 15  # as in FQL's released code (utils/evaluation.py, utils/log_utils.py)
@@ -156,11 +158,12 @@ def record(
     return [video_path(folder, seed + episode) for episode in range(episodes)], result
 
 
-def log_videos(config: Any, run_dir: Path, paths: Sequence[Path]) -> None:
-    """Adds the files to the run's W&B run; nothing where wandb_mode is disabled."""
-    log = WandbLog(config, run_dir)
-    if log.run is not None:
-        import wandb
+def log_videos(run: RunConfig, run_dir: Path, paths: Sequence[Path]) -> None:
+    """Adds the files to the run's W&B run, if it has one."""
+    if "wandb" not in run.logger:
+        return
+    import wandb
 
-        log.run.log({f"videos/{path.stem}": wandb.Video(str(path), format="mp4") for path in paths})
+    log = WandbLog(run, {}, read_environment(run_dir)["run_id"], run_dir)
+    log.run.log({f"videos/{path.stem}": wandb.Video(str(path), format="mp4") for path in paths})
     log.finish()

@@ -1,8 +1,6 @@
-"""docs/architecture.md draws every import between the parts; no circles, a purpose first, a file name in one place."""
+"""The layers of the repository: no import runs back, no circle hides behind a late import, a file name has one place."""
 
 import ast
-import re
-from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -10,18 +8,17 @@ import pytest
 from harness import run_files
 
 ROOT = Path(__file__).resolve().parents[1]
-DIAGRAM = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").split("```mermaid")[1].split("```")[0]
-# name["path, path"] of the diagram: the longest path that a module begins with says where it belongs
-PARTS = {path: name for name, paths in re.findall(r'(\w+)\["([^"]+)"\]', DIAGRAM) for path in re.split(r",\s*", paths)}
-
-
-def module_files():
-    return [path for folder in ("algorithms", "envs", "harness") for path in sorted((ROOT / folder).rglob("*.py"))]
-
-
-def part_of(path: Path) -> str:
-    place = path.relative_to(ROOT).as_posix()
-    return PARTS[max((prefix for prefix in PARTS if place.startswith(prefix)), key=len)]
+# What the modules of a folder may import of this repository's own. Algorithm files import the harness in their guard
+# only (tests/test_files_agree.py), and the harness finds them by their file names.
+LAYERS = {
+    "common": {"common"},
+    "envs": {"common", "envs"},
+    "harness": {"common", "envs", "harness"},
+    "algorithms": {"harness"},
+    "benchmarks": {"common", "envs", "harness", "algorithms", "benchmarks"},
+    "examples": {"common", "envs", "harness", "algorithms", "examples"},
+}
+MODULES = [path for folder in LAYERS for path in sorted((ROOT / folder).rglob("*.py"))]
 
 
 def file_of(module: str):
@@ -30,67 +27,60 @@ def file_of(module: str):
     return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
 
 
-def imports(path: Path):
-    """(imported file, whether at the top of the module) of the repository's own modules."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    top = {id(node) for node in tree.body}
-    for node in ast.walk(tree):
+def imports(path: Path) -> set:
+    """Files of the repository's own modules that a module imports, at its top or late."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         names = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        files = {file for name in names if (file := file_of(name))}
-        # `from package import module` imports the package's file too, which says nothing where it is empty
-        for file in files if len(files) == 1 else {file for file in files if file.name != "__init__.py"}:
-            yield file, id(node) in top
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            names = [name if file_of(name) else node.module for name in names]
+        found |= {file for name in names if (file := file_of(name))}
+    return found - {path}
 
 
-def test_the_diagram_draws_every_import_between_the_parts():
-    drawn = {
-        (first, second, arrow == "-->")
-        for first, arrow, second in re.findall(r"^\s*(\w+)(?:\[[^\]]*\])? (-->|-\.->) (\w+)", DIAGRAM, re.M)
-    }
-    found = {
-        (part_of(path), part_of(file), at_top)
-        for path in module_files()
-        for file, at_top in imports(path)
-        if part_of(path) != part_of(file)
-    }
-    assert found == drawn
+def place(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
 
 
-def test_no_module_is_in_a_circle():
-    edges = defaultdict(set)
-    for path in module_files():
-        edges[path] |= {file for file, at_top in imports(path) if at_top and file != path}
+def test_no_import_runs_back():
+    back = [
+        f"{place(path)} imports {place(file)}"
+        for path in MODULES
+        for file in imports(path)
+        if place(file).split("/")[0] not in LAYERS[place(path).split("/")[0]]
+    ]
+    assert not back
+
+
+def test_no_module_is_in_a_circle_not_even_by_a_late_import():
     done, open_path = set(), []
 
     def visit(path):
         if path in open_path:
-            circle = [*open_path[open_path.index(path) :], path]
-            pytest.fail(" -> ".join(str(each.relative_to(ROOT)) for each in circle))
+            pytest.fail(" -> ".join(place(each) for each in [*open_path[open_path.index(path) :], path]))
         if path not in done:
             open_path.append(path)
-            for file in sorted(edges[path]):
+            for file in sorted(imports(path)):
                 visit(file)
             done.add(open_path.pop())
 
-    for path in list(edges):
+    for path in MODULES:
         visit(path)
 
 
 def test_every_module_says_its_purpose_first():
-    without = [str(path.relative_to(ROOT)) for path in module_files() if path.read_text(encoding="utf-8")[:3] != '"""']
-    empty = {str(path.relative_to(ROOT)) for path in module_files() if not path.read_text(encoding="utf-8").strip()}
-    assert set(without) - empty == set()
+    texts = {place(path): path.read_text(encoding="utf-8") for path in MODULES}
+    assert not [name for name, text in texts.items() if text.strip() and not text.startswith('"""')]
 
 
 def test_the_harness_names_the_files_of_a_run_in_one_place():
     """No other module has the name of a file of harness/run_files.py as a string of its own."""
     names = {name for name in run_files.ALL if "." in name}
     found = [
-        f"{path.relative_to(ROOT)}:{node.lineno}: {node.value}"
+        f"{place(path)}:{node.lineno}: {node.value}"
         for path in sorted((ROOT / "harness").rglob("*.py"))
         if path != Path(run_files.__file__)
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))

@@ -5,17 +5,22 @@ import functools
 import importlib
 import inspect
 import os
+import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
-from typing import Optional, Tuple
+from typing import Literal, Optional, Tuple
 
 import pytest
+import yaml
 
-from algorithms.dipole import DIPOLEConfig
 from common.errors import UserError, exit_on_user_error
-from harness.command_line import parse_config, parse_configs, run_command
-from harness.config_file import config_to_yaml, load_config
+from harness import command_line
+from harness import config as settings_module
+from harness.command_line import parse_command
+from harness.config import RunConfig, config_to_yaml, field_types, load_settings, stored_config
 
 SOURCE_OF = functools.cache(inspect.getsource)
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,16 +28,15 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @dataclasses.dataclass(frozen=True)
 class ToyConfig:
-    task: str = "suite/name"  # <suite>/<name>
-    label: Optional[str] = None  # null = none
-    offline_steps: int = 1_000_000  # 100% of the updates, %s and %(nothing)d included
+    depth: int = 2  # 100% of the layers, %s and %(nothing)d included
     learning_rate: float = 3e-4  # of Adam
     clip: Optional[float] = None  # null = no clipping
     layer_norm: bool = False  # layer norm
     hidden_dims: Tuple[int, ...] = (512, 512)  # hidden sizes
     rates: Tuple[float, ...] = ()  # some rates
-    final_report: Tuple[str, ...] = ()  # options to sweep
-    value_aggregation: str = "min"  # min | mean
+    names: Tuple[str, ...] = ()  # some names
+    note: Optional[str] = None  # null = none
+    value_aggregation: Literal["min", "mean"] = "min"  # over the critics
     greediness: float = 0.0  # omega
     inverse_temperature: float = 1.0  # beta
     shift: float = 0.0  # k
@@ -40,19 +44,31 @@ class ToyConfig:
     target_candidates: int = 1  # of the targets
     target_rate: float = 0.005  # tau
     discount: float = 0.99  # gamma
-    eval_interval: int = 100  # updates between evaluations
 
     def __post_init__(self):
-        if self.value_aggregation not in ("min", "mean"):
-            raise ValueError(f"value_aggregation is {self.value_aggregation!r};\nchoose one of min, mean")
         if self.num_candidates < self.target_candidates:
-            raise ValueError("there must not be fewer num_candidates than target_candidates")
+            raise ValueError("there must not be fewer\nnum_candidates than target_candidates")
 
 
-def load(tmp_path, text: str) -> ToyConfig:
+@pytest.fixture(autouse=True)
+def no_settings_files(tmp_path, monkeypatch):
+    """The defaults are the classes' own; and pyrallis, which would take most of the time, reads this file once."""
+    monkeypatch.setattr(settings_module, "CONFIGS", tmp_path / "configs")
+    monkeypatch.setattr(inspect, "getsource", SOURCE_OF)
+
+
+def value_of(settings, field):
+    return getattr(settings.run if hasattr(settings.run, field) else settings.config, field)
+
+
+def load(tmp_path, text: str):
     path = tmp_path / "toy.yaml"
     path.write_text(text, encoding="utf-8")
-    return load_config(ToyConfig, path)
+    return load_settings(ToyConfig, path=path)
+
+
+def parse(*argv: str):
+    return parse_command(ToyConfig, list(argv)).settings
 
 
 def file_error(tmp_path, text: str) -> str:
@@ -65,7 +81,7 @@ def file_error(tmp_path, text: str) -> str:
 
 def flag_error(*argv: str) -> str:
     with pytest.raises(UserError) as caught:
-        parse_config(ToyConfig, list(argv))
+        parse(*argv)
     message = str(caught.value)
     assert "\n" not in message and message.startswith("command line: ")
     return message.removeprefix("command line: ")
@@ -74,14 +90,16 @@ def flag_error(*argv: str) -> str:
 # field, text, value: read alike from a file and from the command line
 ACCEPTED = [
     ("task", "exorl/walker", "exorl/walker"),
-    ("label", "null", None),
-    ("label", "a b", "a b"),
-    ("offline_steps", "5000", 5000),
-    ("offline_steps", "1_000_000", 1_000_000),
-    ("offline_steps", "1e6", 1_000_000),
-    ("offline_steps", "2.0", 2),
-    ("offline_steps", "-3", -3),
-    ("offline_steps", "12345678901234567891", 12345678901234567891),
+    ("value_aggregation", "mean", "mean"),
+    ("batch_size", "1e3", 1_000),
+    ("note", "null", None),
+    ("note", "a b", "a b"),
+    ("depth", "5000", 5000),
+    ("depth", "1_000_000", 1_000_000),
+    ("depth", "1e6", 1_000_000),
+    ("depth", "2.0", 2),
+    ("depth", "-3", -3),
+    ("depth", "12345678901234567891", 12345678901234567891),
     ("learning_rate", "3e-4", 3e-4),
     ("learning_rate", "1e-3", 1e-3),
     ("learning_rate", "1.0e-3", 1e-3),
@@ -95,22 +113,22 @@ ACCEPTED = [
     ("hidden_dims", "[]", ()),
     ("hidden_dims", "[512, 1e2]", (512, 100)),
     ("rates", "[1, 3e-4]", (1.0, 3e-4)),
-    ("final_report", '["greediness=0,1", num_candidates=1]', ("greediness=0,1", "num_candidates=1")),
+    ("names", '["greediness=0,1", num_candidates=1]', ("greediness=0,1", "num_candidates=1")),
 ]
 
 # field, text, what the message says of the value
 REFUSED = [
-    ("offline_steps", "0.7", "must be a whole number such as 10, not 0.7"),
-    ("offline_steps", "1.5e0", "not 1.5e0"),
-    ("offline_steps", "1e23", "not 1e23"),
-    ("offline_steps", "true", "not true"),
-    ("offline_steps", "abc", "not abc"),
-    ("offline_steps", "null", "not null"),
-    ("offline_steps", "'5'", 'not "5"'),
-    ("offline_steps", "010", "not 010"),
-    ("offline_steps", "1:30", "not 1:30"),
-    ("offline_steps", "[1]", "not [1]"),
-    ("offline_steps", "{a: 1}", "not a mapping"),
+    ("depth", "0.7", "must be a whole number such as 10, not 0.7"),
+    ("depth", "1.5e0", "not 1.5e0"),
+    ("depth", "1e23", "not 1e23"),
+    ("depth", "true", "not true"),
+    ("depth", "abc", "not abc"),
+    ("depth", "null", "not null"),
+    ("depth", "'5'", 'not "5"'),
+    ("depth", "010", "not 010"),
+    ("depth", "1:30", "not 1:30"),
+    ("depth", "[1]", "not [1]"),
+    ("depth", "{a: 1}", "not a mapping"),
     ("learning_rate", "abc", "must be a finite number such as 0.5, not abc"),
     ("learning_rate", "nan", "not nan"),
     ("learning_rate", ".nan", "not .nan"),
@@ -120,8 +138,10 @@ REFUSED = [
     ("learning_rate", "true", "not true"),
     ("learning_rate", "'3e-4'", 'not "3e-4"'),
     ("clip", "None", "must be a finite number such as 0.5, or null, not None"),
-    ("label", "None", "or null, not None"),
+    ("note", "None", "or null, not None"),
     ("task", "null", "must be text"),
+    ("value_aggregation", "max", "must be one of min, mean, not max"),
+    ("device", "tpu", "must be one of auto, cpu, cuda, not tpu"),
     ("layer_norm", "'false'", 'must be true or false (unquoted) such as true, not "false"'),
     ("layer_norm", "yes", "not yes"),
     ("layer_norm", "1", "not 1"),
@@ -132,8 +152,8 @@ REFUSED = [
     ("hidden_dims", "[512, 0.7]", "not [512, 0.7]"),
     ("hidden_dims", "[512, true]", "not [512, true]"),
     ("hidden_dims", "[512, [3]]", "not [512, [3]]"),
-    ("final_report", "greediness=0", 'must be a list such as ["name", "name"], not greediness=0'),
-    ("final_report", "[1]", "not [1]"),
+    ("names", "greediness=0", 'must be a list such as ["name", "name"], not greediness=0'),
+    ("names", "[1]", "not [1]"),
 ]
 
 # name, the field that the message suggests
@@ -160,19 +180,13 @@ UNKNOWN = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def read_the_source_once(monkeypatch):
-    """pyrallis parses this file again for the comment of each field, which would take most of the time."""
-    monkeypatch.setattr(inspect, "getsource", SOURCE_OF)
-
-
 # ---- Values ----
 
 
 @pytest.mark.parametrize("field, text, value", ACCEPTED)
 def test_value_is_accepted_from_file_and_command_line(tmp_path, field, text, value):
-    from_file = getattr(load(tmp_path, f"{field}: {text}\n"), field)
-    from_flag = getattr(parse_config(ToyConfig, [f"--{field}={text}"]), field)
+    from_file = value_of(load(tmp_path, f"{field}: {text}\n"), field)
+    from_flag = value_of(parse(f"--{field}={text}"), field)
     assert from_file == from_flag == value
     assert type(from_file) is type(from_flag) is type(value)
 
@@ -188,17 +202,16 @@ def test_value_is_refused_from_file_and_command_line(tmp_path, field, text, word
 def test_text_in_a_file_is_quoted_where_yaml_reads_something_else(tmp_path):
     for text in ("on", "5", "0.5", "2024-01-01", "null", ""):
         assert "quoted" in file_error(tmp_path, f"task: {text}")
-        assert load(tmp_path, f'task: "{text}"').task == text
+        assert load(tmp_path, f'note: "{text}"').config.note == text
 
 
 @pytest.mark.parametrize("text", ["on", "5", "true", "a: b", "[x", "# x", "", "~"])
 def test_text_on_the_command_line_is_taken_as_it_stands(text):
-    for field in ("task", "label"):
-        assert getattr(parse_config(ToyConfig, [f"--{field}", text]), field) == text
+    assert parse("--note", text).config.note == text
 
 
 def test_empty_or_broken_flag_values_are_refused():
-    assert flag_error("--offline_steps", "").startswith("--offline_steps must be a whole number")
+    assert flag_error("--depth", "").startswith("--depth must be a whole number")
     assert flag_error("--clip=").startswith("--clip must be a finite number")
     assert flag_error("--hidden_dims", "[512, 512").startswith("--hidden_dims: line 1: not valid YAML")
 
@@ -228,7 +241,7 @@ def test_invalid_yaml_is_refused(tmp_path, text):
 
 
 @pytest.mark.parametrize(
-    "text", ["task: !!python/name:os.system\n", "task: !made_up x\n", "offline_steps: !!int '3'\n", "clip: !x 3\n"]
+    "text", ["task: !!python/name:os.system\n", "task: !made_up x\n", "depth: !!int '3'\n", "clip: !x 3\n"]
 )
 def test_yaml_tags_are_refused(tmp_path, text):
     assert "must be" in file_error(tmp_path, text)
@@ -241,31 +254,37 @@ def test_keys_that_are_no_field_are_refused(tmp_path, text):
 
 def test_unreadable_file_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"absent.yaml: cannot be read \(No such file"):
-        load_config(ToyConfig, tmp_path / "absent.yaml")
+        load_settings(ToyConfig, path=tmp_path / "absent.yaml")
     with pytest.raises(UserError, match=r"cannot be read \(Is a directory"):
-        parse_config(ToyConfig, ["--config", str(tmp_path)])
+        parse("--config", str(tmp_path))
     (tmp_path / "latin.yaml").write_bytes("task: Zürich\n".encode("latin-1"))
     with pytest.raises(UserError, match="latin.yaml: is not UTF-8"):
-        load_config(ToyConfig, tmp_path / "latin.yaml")
+        load_settings(ToyConfig, path=tmp_path / "latin.yaml")
 
 
 @pytest.mark.parametrize(
-    "config",
+    "run, config",
     [
-        ToyConfig(),
-        ToyConfig(label="x", clip=1e-12, learning_rate=1e30, offline_steps=-5, layer_norm=True, hidden_dims=()),
-        ToyConfig(task="on", label="null", final_report=("a: b", "5", "", "greediness=0,1", "[x", "#", "'\"")),
-        ToyConfig(task="two\nlines", label="Zürich " * 30 + "end", rates=(1.0, 1e-5, 1e16), hidden_dims=(1,) * 80),
-        ToyConfig(task="---", label="...", final_report=("-", "?", "!x", "&x", "*x", "%x", "@x", "`x")),
+        (RunConfig(label="x"), ToyConfig()),
+        (
+            RunConfig(label="x", sweep=("a: b", "5", "", "greediness=0,1", "[x", "#", "'\"")),
+            ToyConfig(note="x", clip=1e-12, learning_rate=1e30, depth=-5, layer_norm=True, hidden_dims=()),
+        ),
+        (
+            RunConfig(label="null", task="two\nlines", run_dir="---"),
+            ToyConfig(note="Zürich " * 30 + "end", rates=(1.0, 1e-5, 1e16), hidden_dims=(1,) * 80),
+        ),
+        (
+            RunConfig(label="...", task="on"),
+            ToyConfig(note="null", names=("-", "?", "!x", "&x", "*x", "%x", "@x", "`x")),
+        ),
     ],
 )
-def test_config_to_yaml_round_trips(tmp_path, config):
-    assert load(tmp_path, config_to_yaml(config)) == config
-
-
-def test_config_to_yaml_has_one_line_per_field_in_order():
-    lines = config_to_yaml(ToyConfig(hidden_dims=(512,) * 80)).splitlines()
-    assert [line.split(":")[0] for line in lines] == [field.name for field in dataclasses.fields(ToyConfig)]
+def test_config_to_yaml_round_trips(tmp_path, run, config):
+    text = config_to_yaml(run, config)
+    (tmp_path / "toy.yaml").write_text(text, encoding="utf-8")
+    assert stored_config(tmp_path / "toy.yaml", ToyConfig) == (run, config)
+    assert list(yaml.safe_load(text)) == list(field_types(ToyConfig))
 
 
 # ---- Names ----
@@ -300,22 +319,24 @@ def test_flags_override_the_file(tmp_path):
     path = tmp_path / "toy.yaml"
     path.write_text("task: a\ndiscount: 0.5\n")
     for argv in (["--config", str(path), "--discount", "0.7"], ["--discount=0.7", f"--config={path}"]):
-        assert parse_configs(ToyConfig, argv) == ([ToyConfig(task="a", discount=0.7)], False)
-    assert parse_configs(ToyConfig, []) == ([ToyConfig()], False)
+        found = parse(*argv)
+        assert (found.run.task, found.config) == ("a", ToyConfig(discount=0.7))
+        assert (found.sources["discount"], found.sources["task"]) == ("command line", f"{path}: line 1")
+    assert parse().config == ToyConfig()
 
 
 def test_restart_is_a_bare_flag_and_no_field(tmp_path):
-    assert parse_configs(ToyConfig, ["--restart", "--task", "a"]) == ([ToyConfig(task="a")], True)
+    command = parse_command(ToyConfig, ["--restart", "--task", "a"])
+    assert command.restart and command.settings.run.task == "a" and not command.show
     assert flag_error("--restart=true").startswith("--restart: ignored explicit argument")
     assert "'true' belongs to no flag" in flag_error("--restart", "true")
     assert "restart is not a field" in file_error(tmp_path, "restart: true\n")
 
 
-def test_seeds_give_one_config_each(tmp_path):
-    configs, restart = parse_configs(DIPOLEConfig, ["--seeds", "3", "0", "1e1", "--task", "a", "--restart"])
-    assert configs == [DIPOLEConfig(task="a", seed=seed) for seed in (3, 0, 10)] and restart
-    with pytest.raises(UserError, match="--seed and --seeds are both given, keep one"):
-        parse_configs(DIPOLEConfig, ["--seeds", "1", "--seed", "2"])
+def test_seeds(tmp_path):
+    command = parse_command(ToyConfig, ["--seeds", "3", "0", "1e1", "--task", "a", "--restart"])
+    assert command.seeds == (3, 0, 10) and command.restart
+    assert flag_error("--seeds", "1", "--seed", "2") == "--seed and --seeds are both given, keep one"
     assert flag_error("--seeds", "1", "1").startswith("--seeds has a seed twice")
     assert flag_error("--seeds", "1.5").startswith("--seeds must be a whole number")
     assert flag_error("--seeds").startswith("--seeds: expected at least one argument")
@@ -328,8 +349,8 @@ def test_missing_value_is_refused(argv):
 
 
 def test_value_that_begins_with_a_dash():
-    assert parse_config(ToyConfig, ["--shift", "-1.5"]).shift == -1.5
-    assert parse_config(ToyConfig, ["--shift=-1e-3"]).shift == -1e-3
+    assert parse("--shift", "-1.5").config.shift == -1.5
+    assert parse("--shift=-1e-3").config.shift == -1e-3
     assert "--field=value where the value begins with a dash" in flag_error("--shift", "-1e-3")
 
 
@@ -343,59 +364,118 @@ def test_stray_argument_is_refused(argv):
     assert "belongs to no flag, write --field value" in flag_error(*argv)
 
 
-def test_error_of_the_dataclass_names_file_or_flag(tmp_path):
-    words = "value_aggregation is 'max'; choose one of min, mean"
-    assert file_error(tmp_path, "value_aggregation: max\n") == words
-    assert flag_error("--value_aggregation", "max") == f"--{words}"
-    assert flag_error("--target_candidates", "99").startswith("there must not be fewer num_candidates")
+def test_what_the_methods_config_refuses_is_one_sentence():
+    with pytest.raises(UserError, match="^settings: there must not be fewer num_candidates than target_candidates$"):
+        parse("--target_candidates", "99")
 
 
 def test_type_that_configs_must_not_use_is_a_programming_error():
     mixed = dataclasses.make_dataclass("MixedConfig", [("pair", Tuple[int, int], (1, 2))])
     with pytest.raises(TypeError, match="must not have the type"):
-        parse_config(mixed, [])
+        parse_command(mixed, [])
 
 
 @pytest.mark.parametrize("flag", ["--help", "-h"])
 def test_help_is_complete(capsys, flag):
     with pytest.raises(SystemExit) as caught:
-        parse_config(ToyConfig, ["--offline_steps", "abc", flag])
+        parse("--depth", "abc", flag)
     assert caught.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
     for line in (
-        "--config FILE Path",
+        "--config FILE settings file",
+        "--variant NAME take the entries",
+        "--seeds SEED ... train these seeds",
         "--restart remove",
-        "--task str <suite>/<name> (default: suite/name)",
-        "--label str|null null = none (default: null)",
-        "--offline_steps int 100% of the updates, %s and %(nothing)d included (default: 1000000)",
+        "--task str <suite>/<name>: the data set and its environment (default: exorl/",
+        "--note str|null null = none (default: null)",
+        "--device auto|cpu|cuda where the networks are",
+        "--value_aggregation min|mean over the critics (default: min)",
+        "--depth int 100% of the layers, %s and %(nothing)d included (default: 2)",
         "--layer_norm bool layer norm (default: false)",
         "--hidden_dims [int, ...] hidden sizes (default: [512, 512])",
         "--rates [float, ...] some rates (default: [])",
         "--learning_rate float of Adam (default: 0.0003)",
     ):
         assert line in text
-    for field in dataclasses.fields(ToyConfig):
-        assert f"--{field.name} " in text
+    for name in field_types(ToyConfig):
+        assert f"--{name} " in text
 
 
 # ---- Commands ----
 
 
-def test_run_command_trains_and_hands_restart_on(monkeypatch):
-    calls = []
-    monkeypatch.setattr(sys, "argv", ["dipole.py", "--seed", "3"])
-    run_command(DIPOLEConfig, lambda configs, restart: calls.append((configs[0].seed, restart)))
-    monkeypatch.setattr(sys, "argv", ["dipole.py", "--seed", "3", "--restart"])
-    run_command(DIPOLEConfig, lambda configs, restart: calls.append((configs[0].seed, restart)))
-    assert calls == [(3, False), (3, True)]
+def toy_command(tmp_path, body: str):
+    """Runs a script with ToyConfig's command line; `body` defines what trains."""
+    script = tmp_path / "toy.py"
+    source = inspect.getsource(ToyConfig)
+    script.write_text(
+        "import dataclasses, sys, types\nfrom typing import Literal, Optional, Tuple\n"
+        f"{source}\n{body}\n"
+        "sys.modules['harness.train'] = types.SimpleNamespace(train_run=train_run)\n"
+        "from harness.command_line import main\n"
+        "main(None, ToyConfig)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+    def command(*argv: str) -> subprocess.CompletedProcess:
+        return subprocess.run([sys.executable, script, *argv], env=environment, capture_output=True, text=True)
+
+    return command
 
 
-def test_run_fields_are_checked_before_training(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["dipole.py", "--eval_interval", "0"])
-    with pytest.raises(SystemExit) as exit:
-        run_command(DIPOLEConfig, lambda config, restart: pytest.fail("trained"))
-    assert exit.value.code == 2
-    assert "eval_interval is 0, it must be at least 1" in capsys.readouterr().err
+def test_the_command_trains_with_its_settings(tmp_path):
+    command = toy_command(
+        tmp_path, "def train_run(agent, run, config, restart): print(run.batch_size, config, restart)"
+    )
+    done = command("--batch_size", "1e3", "--shift", "2", "--restart", "--task", "own/reach")
+    first, second = done.stdout.splitlines()
+    assert first == "settings of own/reach: the defaults, no settings file is for them"
+    assert second == f"1000 {ToyConfig(shift=2.0)} True" and (done.returncode, done.stderr) == (0, "")
+    done = command("--omega", "1")
+    line = "error: command line: --omega is not a field of ToyConfig, did you mean --greediness?\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", line)
+    done = command("--eval_interval", "0")
+    assert (done.returncode, done.stderr) == (2, "error: config: eval_interval is 0, it must be at least 1\n")
+    done = command("--show", "--shift", "2", "--task", "own/reach")
+    assert done.returncode == 0 and len(done.stdout.splitlines()) == len(field_types(ToyConfig))
+    assert re.search(r"^shift: 2.0 +# command line$", done.stdout, re.M)
+
+
+def test_each_seed_is_a_process_and_the_worst_exit_code_counts(tmp_path):
+    body = (
+        "def train_run(agent, run, config, restart):\n"
+        "    print('trained', run.task)\n"
+        "    raise SystemExit(3 if run.seed == 1 else 0)"
+    )
+    command = toy_command(tmp_path, body)
+    done = command("--task", "own/reach", "--seeds", "0", "1", "2")
+    assert done.returncode == 3
+    assert {f"seed {seed}: trained own/reach" for seed in (0, 1, 2)} < set(done.stdout.splitlines())
+
+
+def test_a_signal_reaches_every_seed_and_starts_no_further_one(tmp_path):
+    body = (
+        "import time, pathlib\n"
+        "def train_run(agent, run, config, restart):\n"
+        f"    pathlib.Path({str(tmp_path)!r}, f'begun_{{run.seed}}').touch()\n"
+        "    time.sleep(60)"
+    )
+    toy_command(tmp_path, body)
+    arguments = [sys.executable, tmp_path / "toy.py", "--threads", "1", "--seeds", *map(str, range(40))]
+    process = subprocess.Popen(arguments, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("begun_*")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 128 + signal.SIGTERM
+    assert len(list(tmp_path.glob("begun_*"))) < 40
+
+
+def test_at_a_time_are_as_many_runs_as_have_cores(monkeypatch):
+    monkeypatch.setattr(command_line, "_cores", lambda: set(range(8)))
+    assert command_line._runs_at_a_time(RunConfig(device="cpu")) == 8
+    assert command_line._runs_at_a_time(RunConfig(device="cpu", threads=3)) == 2
+    assert command_line._runs_at_a_time(RunConfig(device="cpu", threads=16)) == 1
 
 
 @pytest.mark.parametrize(
@@ -410,25 +490,6 @@ def test_exit_codes(capsys, error, code, line):
 def test_other_exceptions_keep_their_traceback():
     with pytest.raises(RuntimeError), exit_on_user_error():
         raise RuntimeError
-
-
-def test_mistake_in_a_real_command_prints_one_line(tmp_path):
-    script = tmp_path / "toy.py"
-    script.write_text(
-        "from algorithms.dipole import DIPOLEConfig\n"
-        "from harness.command_line import run_command\n"
-        "run_command(DIPOLEConfig, lambda configs, restart: print('steps', configs[0].offline_steps))\n"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-
-    def command(*argv: str) -> subprocess.CompletedProcess:
-        return subprocess.run([sys.executable, script, *argv], env=environment, capture_output=True, text=True)
-
-    done = command("--offline_steps", "1e3")
-    assert (done.returncode, done.stdout, done.stderr) == (0, "steps 1000\n", "")
-    done = command("--omega", "1")
-    line = "error: command line: --omega is not a field of DIPOLEConfig, did you mean --greediness?\n"
-    assert (done.returncode, done.stdout, done.stderr) == (2, "", line)
 
 
 def commands() -> list:

@@ -18,18 +18,16 @@ from algorithms.dipole import DIPOLE
 from common.errors import UserError, exit_on_user_error
 from envs.task import file_sha256
 from harness import evaluation
-from harness.csv_log import CsvLog
-from harness.devices import seeded_generator
+from harness.devices import BATCH_STREAM, seeded_generator
+from harness.divergence import Diverged
 from harness.environment_processes import EnvironmentProcesses
 from harness.environment_rows import EnvironmentFailure
 from harness.evaluation import Evaluator, evaluate
-from harness.run import run
-from harness.run_folder import run_path
-from harness.training.one_run import BATCH_STREAM
+from harness.loggers import CsvLog
 from tests.test_evaluation import SEED, Agent, RandomWalk, same
-from tests.test_run import assert_same_end, checkpoint_of, rows_of, without_times
+from tests.test_run import assert_same_end, assert_same_run, checkpoint_of, rows_of
 from tests.toy import toy_task
-from tests.toy_run import toy_config, toy_run
+from tests.toy_run import toy_folder, toy_run
 
 # ---- the disk ----
 
@@ -44,8 +42,7 @@ def file_limit():
 
 def test_a_full_disk_during_a_checkpoint_keeps_the_last_one(tmp_path, monkeypatch, file_limit):
     """Torch's own writer meets the limit (an error of its own, no OSError); then the run ends as an undisturbed one."""
-    straight, full = toy_config(tmp_path / "straight"), toy_config(tmp_path / "full")
-    toy_run(straight)
+    straight, full = toy_run(tmp_path / "straight"), toy_folder(tmp_path / "full")
     save = torch.save
 
     def save_to_full_disk(checkpoint, path):
@@ -55,19 +52,17 @@ def test_a_full_disk_during_a_checkpoint_keeps_the_last_one(tmp_path, monkeypatc
 
     monkeypatch.setattr(torch, "save", save_to_full_disk)
     with pytest.raises(UserError, match="checkpoint.pt: cannot be written .*the same command continues") as caught:
-        toy_run(full)
+        toy_run(tmp_path / "full")
     assert "\n" not in str(caught.value)
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     monkeypatch.undo()
     assert checkpoint_of(full)["loop"]["step"] == 20
-    assert not [path for path in run_path(full).iterdir() if path.suffix == ".tmp"]
-    toy_run(full)
-    assert_same_end(straight, full)
+    assert not [path for path in full.iterdir() if path.suffix == ".tmp"]
+    assert_same_end(straight, toy_run(tmp_path / "full"))
 
 
 def test_a_full_disk_during_a_csv_row_leaves_a_readable_log(tmp_path, monkeypatch, capsys):
-    straight, full = toy_config(tmp_path / "straight"), toy_config(tmp_path / "full")
-    toy_run(straight)
+    straight = toy_run(tmp_path / "straight")
     append = CsvLog.append
 
     def append_half(log, row):
@@ -79,48 +74,50 @@ def test_a_full_disk_during_a_csv_row_leaves_a_readable_log(tmp_path, monkeypatc
 
     monkeypatch.setattr(CsvLog, "append", append_half)
     with pytest.raises(SystemExit) as exit, exit_on_user_error():
-        toy_run(full)
+        toy_run(tmp_path / "full")
     assert exit.value.code == 2
     assert capsys.readouterr().err.endswith(
         "train.csv: No space left on device; make room and give the same command again\n"
     )
     monkeypatch.undo()
-    toy_run(full)
-    assert_same_end(straight, full)
-    for name in ("train.csv", "eval.csv"):
-        assert without_times(rows_of(run_path(straight) / name)) == without_times(rows_of(run_path(full) / name))
+    assert_same_run(straight, toy_run(tmp_path / "full"))
 
 
 def test_a_read_only_run_folder_is_refused_before_training(tmp_path, monkeypatch):
     access = os.access  # tests run as root, who may write everywhere
     monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK and access(path, mode))
     with pytest.raises(UserError, match="cannot be written to; change its permissions or set run_dir elsewhere"):
-        toy_run(toy_config(tmp_path))
-    assert not list(run_path(toy_config(tmp_path)).iterdir())
+        toy_run(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", ["sha256", "validation_sha256"])
+@pytest.mark.parametrize("name", ["sha256", "validation_sha256", "metadata_sha256"])
 def test_a_changed_data_file_is_refused_at_resume(tmp_path, name):
-    data, config = tmp_path / "data.bin", toy_config(tmp_path)
-    data.write_bytes(b"0123456789")
+    data = tmp_path / "data.bin"
 
-    def train():
-        identity = toy_task().identity | {"path": str(data), name: file_sha256(data)[0]}
-        task = dataclasses.replace(toy_task(), identity=identity)
-        return run([DIPOLE(config, task.observation_dim, task.action_dim)], task)[0]
+    def train(content: bytes | None, **changes):
+        identity = toy_task().identity | {"path": str(data)}
+        if content is not None:
+            data.write_bytes(content)
+            identity[name] = file_sha256(data)[0]
+        return toy_run(tmp_path, task=dataclasses.replace(toy_task(), identity=identity), offline_steps=20, **changes)
 
-    train()
-    (run_path(config) / "result.json").unlink()
-    data.write_bytes(b"0123456788")
+    train(b"0123456789")
     with pytest.raises(UserError, match="data.bin: the data set has changed since this run began"):
-        train()
+        train(b"0123456788")
+    if name == "metadata_sha256":  # a hash that an earlier version did not record is recorded from now on
+        folder = train(None, label="earlier")
+        (folder / "result.json").unlink()
+        train(b"0123456789", label="earlier")
+        with pytest.raises(UserError, match="has changed"):
+            train(b"0123456788", label="earlier")
 
 
 # ---- numbers ----
 
 
 class Diverging(DIPOLE):
-    """Its value network's bias jumps to infinity in the update with the number `config.seed`."""
+    """Its value network's bias jumps to infinity in update 27."""
 
     updates = 0
 
@@ -140,13 +137,20 @@ class DivergingByData(DIPOLE):
         return super().update(batch | {"rewards": batch["rewards"] * scale})
 
 
-def diverge(agent_class, **changes) -> tuple:
-    config = toy_config(**changes)
-    task = toy_task()
-    with pytest.raises(UserError, match="learning_rate") as caught:
-        run([agent_class(config, task.observation_dim, task.action_dim)], task)
+def diverge(run_dir, agent_class, **changes) -> tuple[Path, str]:
+    """(folder, message) of a run that diverges."""
+    with pytest.raises(Diverged, match="learning_rate") as caught:
+        toy_run(run_dir, agent_class, **changes)
     assert "\n" not in str(caught.value)
-    return config, str(caught.value)
+    return toy_folder(run_dir, **changes), str(caught.value)
+
+
+def test_a_learning_rate_that_overflows_leaves_no_bad_checkpoint(tmp_path):
+    folder, _ = diverge(tmp_path, DIPOLE, learning_rate=1e38, log_interval=1, eval_interval=60, checkpoint_interval=1)
+    path = folder / "checkpoint.pt"
+    assert not path.exists() or all(
+        torch.isfinite(tensor).all() for tensor in checkpoint_of(folder)["agent"]["networks"].values()
+    )
 
 
 def test_a_divergence_is_traced_to_its_update_and_minibatch(tmp_path, monkeypatch):
@@ -158,24 +162,24 @@ def test_a_divergence_is_traced_to_its_update_and_minibatch(tmp_path, monkeypatc
         seen |= set(draw.tolist())
     bad = next(number for number in draws[update - 1].tolist() if number not in seen)
     monkeypatch.setattr(DivergingByData, "bad", dataset.take(torch.tensor([bad]))["observations"][0, 0], raising=False)
-    config, message = diverge(DivergingByData, run_dir=tmp_path, log_interval=30, checkpoint_interval=10)
-    report = json.loads((run_path(config) / "divergence.json").read_text())
-    assert checkpoint_of(config)["loop"]["step"] == report["repeated_from"] == 20
+    folder, message = diverge(tmp_path, DivergingByData, log_interval=30, checkpoint_interval=10)
+    report = json.loads((folder / "divergence.json").read_text())
+    assert checkpoint_of(folder)["loop"]["step"] == report["repeated_from"] == 20
     assert report["update"] == update and report["transitions"] == draws[update - 1].tolist()
     assert report["rows"] == dataset.valid[draws[update - 1]].tolist()
     assert report["not_finite"][0] == "critic/loss is inf" and report["metrics"]["critic/loss"] == "inf"
     assert len(report["largest_gradients"]) == len(report["largest_parameters_before"]) == 5
     assert "after 30 updates; it began in update 27 with critic/loss is inf, see " in message
-    state = checkpoint_of(config)["agent"]["networks"]
+    state = checkpoint_of(folder)["agent"]["networks"]
     assert all(torch.isfinite(tensor).all() for tensor in state.values())
 
 
 def test_a_divergence_that_does_not_repeat_is_still_refused(tmp_path):
     """Its cause is outside the checkpoint: the run stops all the same, before anything is evaluated or saved."""
-    config, message = diverge(Diverging, run_dir=tmp_path, log_interval=60, checkpoint_interval=20, eval_interval=30)
+    folder, message = diverge(tmp_path, Diverging, log_interval=60, checkpoint_interval=20, eval_interval=30)
     assert "could not be repeated" in message and "after 30 updates" in message
-    assert checkpoint_of(config)["loop"]["step"] == 20
-    assert not (run_path(config) / "eval.csv").exists()
+    assert checkpoint_of(folder)["loop"]["step"] == 20
+    assert not (folder / "eval.csv").exists()
 
 
 # ---- environments in processes ----
@@ -260,23 +264,21 @@ def test_an_episode_that_does_not_repeat_is_never_continued(tmp_path):
     ],
 )
 def test_out_of_memory_in_an_evaluation_is_one_sentence_after_the_checkpoint(tmp_path, monkeypatch, error):
-    straight, config = toy_config(tmp_path / "straight"), toy_config(tmp_path / "short")
-    toy_run(straight)
+    straight, folder = toy_run(tmp_path / "straight"), toy_folder(tmp_path / "short")
     act = DIPOLE.act
 
     def act_or_fail(agent, observations, **options):
-        if checkpoint_of(config)["loop"]["step"] == 40:
+        if checkpoint_of(folder)["loop"]["step"] == 40:
             raise error
         return act(agent, observations, **options)
 
     monkeypatch.setattr(DIPOLE, "act", act_or_fail)
     with pytest.raises(UserError, match="out of memory with 3 environments .*lower eval_environments") as caught:
-        toy_run(config)
+        toy_run(tmp_path / "short")
     assert "\n" not in str(caught.value)
-    assert checkpoint_of(config)["loop"]["step"] == 40
+    assert checkpoint_of(folder)["loop"]["step"] == 40
     monkeypatch.undo()
-    toy_run(config)
-    assert_same_end(straight, config)
+    assert_same_end(straight, toy_run(tmp_path / "short"))
 
 
 class Greedy(RandomWalk):
@@ -293,13 +295,12 @@ def test_out_of_memory_in_an_environment_is_one_sentence():
 
 
 def test_a_clock_that_goes_backwards_changes_nothing(tmp_path, monkeypatch):
-    straight, config = toy_config(tmp_path / "straight"), toy_config(tmp_path / "backwards")
-    toy_run(straight)
+    straight = toy_run(tmp_path / "straight")
     now = iter(range(10**9, 0, -1000))
     monkeypatch.setattr(time, "time", lambda: float(next(now)))
-    toy_run(config)
-    assert_same_end(straight, config)
-    rows = rows_of(run_path(config) / "train.csv")
+    folder = toy_run(tmp_path / "backwards")
+    assert_same_end(straight, folder)
+    rows = rows_of(folder / "train.csv")
     assert all(float(row["updates_per_second"]) > 0 for row in rows)
     seconds = [float(row["seconds"]) for row in rows]
     assert seconds == sorted(seconds)

@@ -7,6 +7,7 @@ import multiprocessing
 import random
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,41 +16,51 @@ import torch
 from algorithms.dipole import DIPOLE
 from common.errors import UserError
 from harness import run_files
-from harness.csv_log import CsvLog
+from harness.config import RunConfig
+from harness.loggers import CsvLog
+from harness.online import FIRST_SEED, OnlinePhase
 from harness.plots import plot_learning_curve
-from harness.run import run
-from harness.run_fields import check_run_fields
 from harness.run_folder import RunFolder, read_checkpoint, remove_run, run_path
-from harness.training.evaluations import Evaluations
-from harness.training.one_run import Training
-from harness.training.online import FIRST_SEED, OnlinePhase
+from harness.train import train_run
 from tests.conftest import small_config
 from tests.test_agents import make_agent
-from tests.test_run import assert_same_end, assert_same_run, checkpoint_of, rows_of, without_times
+from tests.test_run import assert_same_run, checkpoint_of, rows_of
 from tests.toy import EPISODE_LENGTH, PointEnv, toy_dataset, toy_task
-from tests.toy_run import toy_config, toy_run
+from tests.toy_run import toy_folder, toy_run, toy_settings
 
 OFFLINE, ONLINE, INTERVAL = 60, 60, 20
 SPAWNED = multiprocessing.get_context("forkserver")  # a kill must not meet what this process holds
 SPAWNED.set_forkserver_preload(["tests.toy_run", "torch._dynamo"])  # what takes seconds to import
 
 
-def online_config(run_dir, **changes):
-    return toy_config(run_dir, **{"online_steps": ONLINE, "checkpoint_interval": INTERVAL, **changes})
+def online_run(run_dir) -> RunConfig:
+    return toy_settings(run_dir, **with_defaults({}))[0]
 
 
-def train(config, make_env=PointEnv) -> dict:
+def with_defaults(changes: dict) -> dict:
+    return {"online_steps": ONLINE, "checkpoint_interval": INTERVAL, **changes}
+
+
+def train(run_dir, make_env=PointEnv, **changes) -> Path:
+    """Trains the online run with these changes; returns its folder."""
     task = dataclasses.replace(toy_task(), make_env=make_env)
-    return run([DIPOLE(config, task.observation_dim, task.action_dim)], task)[0]
+    return toy_run(run_dir, task=task, **with_defaults(changes))
 
 
-def parts_of(config) -> list:
+def interrupt(run_dir, make_env=None, **changes) -> Path:
+    """The same, until its environment breaks it off."""
+    with pytest.raises(InterruptedError):
+        train(run_dir, make_env or InterruptedEnv, **changes)
+    return toy_folder(run_dir, **with_defaults(changes))
+
+
+def parts_of(folder) -> list:
     """The arrays of the replay's files, in the order of time."""
-    return [dict(np.load(path)) for path in sorted((run_path(config) / "replay").iterdir())]
+    return [dict(np.load(path)) for path in sorted((folder / "replay").iterdir())]
 
 
-def transitions_of(config) -> dict:
-    parts = parts_of(config)
+def transitions_of(folder) -> dict:
+    parts = parts_of(folder)
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -79,15 +90,13 @@ class InterruptedEnv(PointEnv):
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
-    """The config of a run that was never interrupted."""
-    config = online_config(tmp_path_factory.mktemp("straight"))
-    toy_run(config)
-    return config
+    """The folder of a run that was never interrupted."""
+    torch.set_num_threads(1)
+    return train(tmp_path_factory.mktemp("straight"))
 
 
 def test_both_phases_are_in_the_folder(straight):
-    folder = run_path(straight)
-    result = json.loads((folder / "result.json").read_text())
+    folder, result = straight, json.loads((straight / "result.json").read_text())
     scores = {int(row["step"]): float(row["return"]) for row in rows_of(folder / "eval.csv")}
     assert list(scores) == [20, 40, 60, 80, 100, 120]
     assert (result["offline_score"], result["score"]) == pytest.approx((scores[60], scores[120]))
@@ -99,25 +108,17 @@ def test_both_phases_are_in_the_folder(straight):
 
 def test_evaluation_checkpoint_and_log_row_at_the_end_of_the_offline_phase(tmp_path):
     """Also where no interval ends there."""
-    config = online_config(tmp_path, offline_steps=33, checkpoint_interval=500, eval_interval=500, log_interval=500)
-    with pytest.raises(InterruptedError):
-        train(config, InterruptedEnv)
-    assert checkpoint_of(config)["loop"]["step"] == 33
+    folder = interrupt(tmp_path, offline_steps=33, checkpoint_interval=500, eval_interval=500, log_interval=500)
+    assert checkpoint_of(folder)["loop"]["step"] == 33
     for name in ("train.csv", "eval.csv"):
-        assert [int(row["step"]) for row in rows_of(run_path(config) / name)] == [33]
+        assert [int(row["step"]) for row in rows_of(folder / name)] == [33]
 
 
 def test_an_online_phase_to_come_changes_nothing_before_it(tmp_path):
     class Closed(InterruptedEnv):
         at = 1
 
-    offline, online = toy_config(tmp_path / "offline"), online_config(tmp_path / "online")
-    toy_run(offline)
-    with pytest.raises(InterruptedError):
-        train(online, Closed)
-    assert_same_end(offline, online)
-    for name in ("train.csv", "eval.csv"):
-        assert without_times(rows_of(run_path(offline) / name)) == without_times(rows_of(run_path(online) / name))
+    assert_same_run(toy_run(tmp_path / "offline"), interrupt(tmp_path / "online", Closed))
 
 
 def test_transitions_are_what_happened(straight):
@@ -162,7 +163,7 @@ class EndingEnv(PointEnv):
 
 def test_termination_masks_truncation_bootstraps_and_the_task_shifts_rewards(tmp_path):
     task = dataclasses.replace(toy_task(), make_env=EndingEnv, reward_shift=-1.0)
-    agent, phase = Recorder(), OnlinePhase(online_config(tmp_path), task, toy_dataset(), tmp_path)
+    agent, phase = Recorder(), OnlinePhase(online_run(tmp_path), task, toy_dataset(), tmp_path)
     with phase:
         for _ in range(9):
             phase.step(agent)
@@ -180,7 +181,7 @@ def test_what_is_not_finite_is_refused(tmp_path):
             return np.full(3, np.nan if self.steps else 0.0, dtype=np.float32)
 
     task = dataclasses.replace(toy_task(), make_env=Broken)
-    with OnlinePhase(online_config(tmp_path), task, toy_dataset(), tmp_path) as phase:
+    with OnlinePhase(online_run(tmp_path), task, toy_dataset(), tmp_path) as phase:
         with pytest.raises(FloatingPointError, match="online episode 0"):
             phase.step(Recorder())
         agent = Recorder()
@@ -195,14 +196,12 @@ def test_what_is_not_finite_is_refused(tmp_path):
 
 def test_every_algorithm_trains_online(algorithm, tmp_path):
     """Both phases with both ways to sample; only the exploration rule of the file decides the actions."""
-    task = toy_task()
+    config = small_config(algorithm)
     for balanced in (False, True):
-        changes = {"task": "toy/point", "device": "cpu", "batch_size": 8, "eval_episodes": 2, "run_dir": str(tmp_path)}
-        changes |= {"offline_steps": 3, "online_steps": 14, "balanced_sampling": balanced, "label": f"b{balanced}"}
-        config = small_config(algorithm, **changes)
-        (result,) = run([algorithm.agent_class(config, task.observation_dim, task.action_dim)], task)
-        assert result["step"] == 17
-        recorded = transitions_of(config)
+        changes = {"offline_steps": 3, "online_steps": 14, "balanced_sampling": balanced, "label": f"b{balanced}"}
+        run, _ = toy_settings(tmp_path, **changes)
+        assert train_run(algorithm.agent_class, run, config, task=toy_task())["step"] == 17
+        recorded = transitions_of(run_path(run))
         assert recorded["episodes"].tolist() == [0] * 10 + [1] * 4
         assert np.abs(recorded["actions"]).max() <= 1 and len(np.unique(recorded["actions"])) > 7
 
@@ -249,17 +248,15 @@ def test_qsm_explores_with_the_published_online_noise_where_asked():
 @pytest.mark.parametrize("changes", [{"replay_capacity": 7}, {"replay_capacity": 25, "keep_offline": False}])
 def test_a_full_ring_continues_bit_for_bit(tmp_path, capsys, changes):
     """With fewer slots than transitions between two checkpoints, and with several files for one ring."""
-    configs = [online_config(tmp_path / name, checkpoint_interval=15, **changes) for name in ("straight", "stopped")]
-    train(configs[0])
-    with pytest.raises(InterruptedError):
-        train(configs[1], InterruptedEnv)
-    stopped_at = checkpoint_of(configs[1])["loop"]["step"]
-    assert stopped_at == OFFLINE + 30
-    for part in parts_of(configs[1]):
+    changes["checkpoint_interval"] = 15
+    straight = train(tmp_path / "straight", **changes)
+    folder = interrupt(tmp_path / "stopped", **changes)
+    assert checkpoint_of(folder)["loop"]["step"] == OFFLINE + 30
+    for part in parts_of(folder):
         assert len(part["rewards"]) == min(15, changes.get("replay_capacity", 15))
-    train(configs[1])
+    train(tmp_path / "stopped", **changes)
     assert "cannot be repeated" not in capsys.readouterr().out
-    assert_same_online_run(*configs)
+    assert_same_online_run(straight, folder)
 
 
 class InMidEpisode(InterruptedEnv):
@@ -268,22 +265,20 @@ class InMidEpisode(InterruptedEnv):
 
 def test_the_interrupted_episode_is_played_again(tmp_path, capsys):
     """From a checkpoint five steps into an episode, in no step of which the agent acts anew."""
-    straight, stopped = (online_config(tmp_path / name, checkpoint_interval=25, offline_steps=50) for name in "ab")
-    train(straight)
-    with pytest.raises(InterruptedError):
-        train(stopped, InMidEpisode)
-    assert checkpoint_of(stopped)["loop"]["online"]["steps"] == 5
-    train(stopped)
+    changes = {"checkpoint_interval": 25, "offline_steps": 50}
+    straight = train(tmp_path / "straight", **changes)
+    folder = interrupt(tmp_path / "stopped", InMidEpisode, **changes)
+    assert checkpoint_of(folder)["loop"]["online"]["steps"] == 5
+    train(tmp_path / "stopped", **changes)
     assert "cannot be repeated" not in capsys.readouterr().out
-    assert_same_online_run(straight, stopped)
+    assert_same_online_run(straight, folder)
 
 
 def test_an_episode_whose_start_the_ring_has_lost_is_left(tmp_path, capsys):
     changes = {"checkpoint_interval": 25, "replay_capacity": 3, "offline_steps": 50, "online_steps": 40}
-    config = online_config(tmp_path, **changes)
-    with pytest.raises(InterruptedError):
-        train(config, InMidEpisode)
-    assert train(config)["step"] == 90
+    folder = interrupt(tmp_path, InMidEpisode, **changes)
+    train(tmp_path, **changes)
+    assert json.loads((folder / "result.json").read_text())["step"] == 90
     assert "online episode 2 cannot be repeated from its seed: its rest is lost" in capsys.readouterr().out
 
 
@@ -300,22 +295,18 @@ def test_an_environment_that_does_not_repeat_begins_a_new_episode(tmp_path, caps
             observation, *rest = super().step(action)
             return observation + np.float32(1e-3 * self.made), *rest
 
-    config = online_config(tmp_path, checkpoint_interval=25, offline_steps=50)
-    with pytest.raises(InterruptedError):
-        train(config, Unrepeatable)
+    changes = {"checkpoint_interval": 25, "offline_steps": 50}
+    folder = interrupt(tmp_path, Unrepeatable, **changes)
     Unrepeatable.at = None
-    train(config, Unrepeatable)
+    train(tmp_path, Unrepeatable, **changes)
     assert "online episode 2 cannot be repeated" in capsys.readouterr().out
-    episodes = transitions_of(config)["episodes"].tolist()
+    episodes = transitions_of(folder)["episodes"].tolist()
     assert episodes == [0] * 10 + [1] * 10 + [2] * 5 + [3] * 10 + [4] * 10 + [5] * 10 + [6] * 5
 
 
 @pytest.mark.parametrize("damage", ["absent", "cut short", "another's"])
 def test_a_damaged_replay_file_is_refused_by_name(tmp_path, damage):
-    config = online_config(tmp_path)
-    with pytest.raises(InterruptedError):
-        train(config, InterruptedEnv)
-    (path,) = (run_path(config) / "replay").iterdir()
+    (path,) = (interrupt(tmp_path) / "replay").iterdir()
     content = path.read_bytes()
     if damage == "absent":
         path.unlink()
@@ -325,85 +316,67 @@ def test_a_damaged_replay_file_is_refused_by_name(tmp_path, damage):
         changed = dict(np.load(io.BytesIO(content))) | {"rewards": np.zeros(20, np.float32)}
         np.savez(path, **changed)
     with pytest.raises(UserError, match=f"{path.name}: .*--restart") as error:
-        train(config)
+        train(tmp_path)
     assert "\n" not in str(error.value)
     path.write_bytes(content)
-    train(config)
+    train(tmp_path)
 
 
 def test_files_after_the_checkpoint_are_removed(tmp_path, straight):
     """What a process wrote that was killed between the replay's file and the checkpoint is written again."""
-    config = online_config(tmp_path)
-    with pytest.raises(InterruptedError):
-        train(config, InterruptedEnv)
-    folder = run_path(config) / "replay"
+    run = interrupt(tmp_path)
+    folder = run / "replay"
     (folder / "part_000000100.npz").write_bytes(b"half")
     (folder / "part_000000093.npz").write_bytes(b"half")
-    train(config)
+    train(tmp_path)
     assert sorted(path.name for path in folder.iterdir()) == [f"part_{step:09}.npz" for step in (80, 100, 120)]
-    assert_same_online_run(straight, config)
+    assert_same_online_run(straight, run)
 
 
 def test_restart_removes_the_replay(tmp_path):
-    config = online_config(tmp_path)
-    toy_run(config)
-    remove_run(config)
-    assert list(run_path(config).iterdir()) == []
-
-
-def test_a_checkpoint_from_before_online_phases_is_continued(tmp_path):
-    config = toy_config(tmp_path)
-    toy_run(config)
-    path = run_path(config) / "checkpoint.pt"
-    checkpoint = torch.load(path, weights_only=True)
-    del checkpoint["loop"]["online"]
-    torch.save(checkpoint, path)
-    (run_path(config) / "result.json").unlink()
-    assert toy_run(config)["step"] == OFFLINE
+    folder = train(tmp_path)
+    remove_run(online_run(tmp_path))
+    assert list(folder.iterdir()) == []
 
 
 def test_a_checkpoint_of_another_phase_is_refused(tmp_path):
-    config = online_config(tmp_path)
-    with pytest.raises(InterruptedError):
-        train(config, InterruptedEnv)
-    path = run_path(config) / "checkpoint.pt"
+    path = interrupt(tmp_path) / "checkpoint.pt"
     checkpoint = torch.load(path, weights_only=True)
     del checkpoint["loop"]["online"]
     torch.save(checkpoint, path)
     with pytest.raises(UserError, match="checkpoint.pt: is of update 80, but of 0 environment steps"):
-        train(config)
+        train(tmp_path)
 
 
-def background(config) -> multiprocessing.Process:
-    process = SPAWNED.Process(target=toy_run, args=(config,))
+def background(run_dir) -> multiprocessing.Process:
+    process = SPAWNED.Process(target=train, args=(run_dir,))
     process.start()
     return process
 
 
-def kill_and_check(config, process, straight) -> None:
+def kill_and_check(run_dir, process, straight) -> None:
     """Kills the run's process; all it left is readable and recent; continued, it ends as if never interrupted."""
     process.kill()
     process.join()
-    folder = run_path(config)
-    logged = max((int(row["step"]) for row in CsvLog(folder / "train.csv").rows), default=0)
+    folder = run_path(online_run(run_dir))
     step = 0
     if (folder / "checkpoint.pt").exists():
         checkpoint = read_checkpoint(folder / "checkpoint.pt", "dipole")
         step = checkpoint["loop"]["step"]
-        task = toy_task()
-        agent = DIPOLE(config, 3, 2)
-        evaluations = Evaluations(task, agent, torch.device("cpu"))
-        training = Training(agent, task, RunFolder(config, task.identity), task.dataset, None, evaluations)
-        assert training.step == step and training.online.replay.added == max(0, step - OFFLINE)
-    assert logged - step <= INTERVAL
-    toy_run(config)
-    assert_same_online_run(straight, config)
+        (run, config), task, cpu = toy_settings(run_dir, **with_defaults({})), toy_task(), torch.device("cpu")
+        online = OnlinePhase(run, task, task.dataset, folder)
+        opened = RunFolder(run, config, task.identity)
+        assert opened.train_log.last_step - step <= INTERVAL
+        assert opened.resume(DIPOLE(config, 3, 2), cpu, torch.Generator(), online)[0] == step
+        assert online.replay.added == max(0, step - OFFLINE)
+    train(run_dir)
+    assert_same_online_run(straight, folder)
 
 
-def wait_for_row(config, step: int) -> None:
+def wait_for_row(run_dir, step: int) -> None:
     """Returns once train.csv has a row of `step` or later."""
-    log, deadline = run_path(config) / "train.csv", time.monotonic() + 120
-    while step and not (log.exists() and any(int(row["step"]) >= step for row in CsvLog(log).rows)):
+    log, deadline = run_path(online_run(run_dir)) / "train.csv", time.monotonic() + 120
+    while step and not (log.exists() and CsvLog(log).last_step >= step):
         assert time.monotonic() < deadline
         time.sleep(0.001)
 
@@ -411,10 +384,9 @@ def wait_for_row(config, step: int) -> None:
 @pytest.mark.parametrize("step", [25, 75, 105])
 def test_kill_loses_at_most_one_checkpoint_interval(tmp_path, straight, step):
     """kill -9 in the offline phase, in the first online interval and in a later one."""
-    config = online_config(tmp_path)
-    process = background(config)
-    wait_for_row(config, step)
-    kill_and_check(config, process, straight)
+    process = background(tmp_path)
+    wait_for_row(tmp_path, step)
+    kill_and_check(tmp_path, process, straight)
 
 
 @pytest.mark.slow
@@ -422,25 +394,13 @@ def test_kill_at_random_moments(tmp_path, straight):
     """kill -9 at 20 moments spread over the whole run: up to 0.1 s after the row of a random step was written."""
     moments, killed = random.Random(0), []
     for index in range(20):
-        config = online_config(tmp_path / str(index))
-        process = background(config)
-        wait_for_row(config, int((OFFLINE + ONLINE - 5) * (index + moments.random()) / 20))
+        folder = tmp_path / str(index)
+        process = background(folder)
+        wait_for_row(folder, int((OFFLINE + ONLINE - 5) * (index + moments.random()) / 20))
         time.sleep(moments.uniform(0, 0.1))
-        kill_and_check(config, process, straight)
+        kill_and_check(folder, process, straight)
         killed.append(process.exitcode == -signal.SIGKILL)
     assert sum(killed) >= 15  # the others had finished in those 0.1 s
-
-
-# ---- Fields and figures ----
-
-
-@pytest.mark.parametrize("field, value", [("online_steps", -1), ("replay_capacity", 0), ("exploration_noise", -0.1)])
-def test_fields_out_of_range_are_refused_by_name(tmp_path, field, value):
-    from harness.algorithms import load_algorithm
-
-    config = small_config(load_algorithm("qsm"), **{field: value})
-    with pytest.raises(UserError, match=f"config: {field} is"):
-        check_run_fields(config)
 
 
 def test_the_learning_curve_marks_the_switch(tmp_path):

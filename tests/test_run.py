@@ -5,7 +5,6 @@ import dataclasses
 import json
 import os
 import signal
-import struct
 import subprocess
 import sys
 import time
@@ -13,33 +12,28 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
-from algorithms.dipole import DIPOLE
+from algorithms.dipole import DIPOLE, DIPOLEConfig
 from common.errors import UserError
 from common.files import remove_abandoned, replacing, write_text
 from harness import run_files
-from harness.config_file import load_config
-from harness.csv_log import CsvLog
-from harness.run import run
-from harness.run_fields import check_run_fields
-from harness.run_folder import RunFolder, load_agent, remove_run, run_path
+from harness.config import stored_config
+from harness.loggers import CsvLog
+from harness.run_folder import RunFolder, load_agent, load_run, remove_run
 from tests.test_agents import assert_equal_states
 from tests.toy import PointEnv, toy_task
-from tests.toy_run import CONFIG, toy_config, toy_run
+from tests.toy_run import RUN, toy_folder, toy_run, toy_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def checkpoint_of(config) -> dict:
-    return torch.load(run_path(config) / "checkpoint.pt", weights_only=True)
+def checkpoint_of(folder: Path) -> dict:
+    return torch.load(folder / "checkpoint.pt", weights_only=True)
 
 
-def assert_same_end(first, second) -> None:
-    """Equal parameters, optimiser, random state and next batch, bit for bit."""
-    first, second = checkpoint_of(first), checkpoint_of(second)
-    assert first["loop"]["step"] == second["loop"]["step"]
-    assert torch.equal(first["loop"]["batches"], second["loop"]["batches"])
-    assert_equal_states(first["agent"], second["agent"])
+def environment_of(folder: Path) -> dict:
+    return json.loads((folder / "environment.json").read_text())
 
 
 def rows_of(path: Path) -> list:
@@ -47,20 +41,29 @@ def rows_of(path: Path) -> list:
         return list(csv.DictReader(file))
 
 
-def without_times(rows: list) -> list:
+def rows_without_times(folder: Path, name: str) -> list:
+    rows = rows_of(folder / name)
     return [{k: v for k, v in row.items() if "seconds" not in k and "per_second" not in k} for row in rows]
 
 
-def assert_same_run(first, second) -> None:
+def assert_same_end(first: Path, second: Path) -> None:
+    """Equal parameters, optimiser, random state and next batch, bit for bit."""
+    first, second = checkpoint_of(first), checkpoint_of(second)
+    assert first["loop"]["step"] == second["loop"]["step"]
+    assert torch.equal(first["loop"]["batches"], second["loop"]["batches"])
+    assert_equal_states(first["agent"], second["agent"])
+
+
+def assert_same_run(first: Path, second: Path) -> None:
     """The same end, and the same logged rows."""
     assert_same_end(first, second)
     for name in ("train.csv", "eval.csv"):
-        rows = [without_times(rows_of(run_path(config) / name)) for config in (first, second)]
-        assert rows[0] == rows[1]
+        assert rows_without_times(first, name) == rows_without_times(second, name)
 
 
-def start(run_dir: Path, *changes: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "tests.toy_run", str(run_dir), *changes]
+def start(run_dir: Path, **changes) -> subprocess.Popen:
+    texts = [f"{name}={value}" for name, value in changes.items()]
+    command = [sys.executable, "-m", "tests.toy_run", str(run_dir), *texts]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -69,154 +72,287 @@ def wait_for_step(process: subprocess.Popen, path: Path, step: int) -> None:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()[0]
-        if path.exists() and any(int(row["step"]) >= step for row in CsvLog(path).rows):
+        if path.exists() and CsvLog(path).last_step >= step:
             return
         time.sleep(0.005)
     raise TimeoutError(f"{path} never reached step {step}")
 
 
-def test_folder_holds_what_a_run_is(tmp_path):
-    config = toy_config(tmp_path, label="variant", seed=5)
-    result = toy_run(config)
-    folder = tmp_path / "variant" / "toy" / "point" / "seed_5"
-    assert run_path(config) == folder
-    assert load_config(type(config), folder / "config.yaml") == config
-    environment = json.loads((folder / "environment.json").read_text())
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory) -> Path:
+    """The folder of a run that nothing interrupted."""
+    torch.set_num_threads(1)
+    return toy_run(tmp_path_factory.mktemp("straight"))
+
+
+# ---- What it writes ----
+
+
+def test_folder_holds_what_a_run_is(tmp_path, capsys):
+    folder = toy_run(tmp_path, label="variant", seed=5)
+    assert folder == tmp_path / "variant" / "toy" / "point" / "seed_5"
+    run, config = toy_settings(tmp_path, label="variant", seed=5)
+    assert stored_config(folder / "config.yaml", DIPOLEConfig) == (run, config)
+    assert (load_run(folder)[0].agent_class, *load_run(folder)[1:]) == (DIPOLE, run, config)
+    environment = environment_of(folder)
     assert environment["algorithm"] == "dipole" and environment["data"] == toy_task().identity
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    assert environment["commit"] == (head or None) and isinstance(environment["dirty"], bool)
     assert [int(row["step"]) for row in rows_of(folder / "train.csv")] == list(range(5, 61, 5))
     evaluations = rows_of(folder / "eval.csv")
     assert [int(row["step"]) for row in evaluations] == [20, 40, 60]
     returns = [float(row["return"]) for row in evaluations]
-    assert result == json.loads((folder / "result.json").read_text())
+    result = json.loads((folder / "result.json").read_text())
     assert result["score"] == pytest.approx(returns[-1])
     assert result["score_last_evaluations"] == pytest.approx(sum(returns) / 3)
     assert (folder / "learning_curve.png").stat().st_size > 0
     assert {path.name for path in folder.iterdir()} <= set(run_files.ALL)
+    printed = capsys.readouterr().out.splitlines()  # not a terminal's: a line at every row
+    assert [line.split(" of 60 updates, ")[0].strip() for line in printed if "per second" in line] == [
+        str(step) for step in range(5, 61, 5)
+    ]
 
 
 def test_training_lowers_the_critic_loss(tmp_path):
-    config = toy_config(tmp_path, offline_steps=300, log_interval=20, eval_interval=300, learning_rate=3e-3)
-    toy_run(config)
-    losses = [float(row["critic/loss"]) for row in rows_of(run_path(config) / "train.csv")]
+    folder = toy_run(tmp_path, offline_steps=300, log_interval=20, eval_interval=300, learning_rate=3e-3)
+    losses = [float(row["critic/loss"]) for row in rows_of(folder / "train.csv")]
     assert losses[-1] < 0.5 * losses[0]
 
 
-def test_validation_losses_are_logged(tmp_path):
-    config = toy_config(tmp_path)
-    toy_run(config, validation=True)
-    row = rows_of(run_path(config) / "train.csv")[-1]
-    assert {f"validation/{name}" for name in row if "/" in name and "validation" not in name} <= row.keys()
-    without = toy_config(tmp_path, label="without")
-    toy_run(without)
-    assert_same_end(config, without)
+def test_validation_losses_are_logged_and_change_nothing(tmp_path, straight):
+    folder = toy_run(tmp_path, task=toy_task(validation=True))
+    row = rows_of(folder / "train.csv")[-1]
+    metrics = [name for name in row if "/" in name and "validation" not in name]
+    assert metrics and {f"validation/{name}" for name in metrics} <= row.keys()
+    assert_same_end(folder, straight)
 
 
-def test_evaluation_never_changes_training(tmp_path):
-    configs = [
-        toy_config(tmp_path, label="often", eval_interval=7, eval_episodes=4),
-        toy_config(tmp_path, label="seldom", eval_interval=60, eval_environments=2),
+def test_evaluation_never_changes_training(tmp_path, straight):
+    assert_same_end(straight, toy_run(tmp_path, label="often", eval_interval=7, eval_episodes=4))
+    assert_same_end(straight, toy_run(tmp_path, label="processes", eval_environments=2, eval_workers=1))
+
+
+def test_a_task_without_an_environment_trains_without_a_score(tmp_path, straight, capsys):
+    task = dataclasses.replace(toy_task(validation=True), make_env=None)
+    folder = toy_run(tmp_path, task=task)
+    assert capsys.readouterr().out.count("has no environment") == 1
+    result = json.loads((folder / "result.json").read_text())
+    assert (result["score"], result["offline_score"], result["step"]) == (None, None, 60)
+    assert "validation/critic/loss" in rows_of(folder / "train.csv")[-1]
+    assert not (folder / "eval.csv").exists() and not (folder / "learning_curve.png").exists()
+    assert_same_end(folder, straight)
+    for changes in ({"online_steps": 5}, {"sweep": ("greediness=0,1",)}):
+        with pytest.raises(UserError, match=f"{next(iter(changes))} needs an environment, and toy/point has none"):
+            toy_run(tmp_path / "other", task=task, **changes)
+    assert not (tmp_path / "other").exists()
+
+
+def test_act_options_are_swept_after_training(tmp_path, capsys):
+    changes = {"sweep": ("greediness=0,1", "num_candidates=1,2")}
+    identity = toy_task().identity | {"episode_return_mean": 3.25, "episode_return_best": 7.5}
+    task = dataclasses.replace(toy_task(), identity=identity)
+    folder = toy_run(tmp_path, task=task, **changes)
+    printed = capsys.readouterr().out
+    assert "evaluating dipole at 4 settings, 3 episodes each: greediness 0.0, 1.0; num_candidates 1, 2" in printed
+    lines = [line.split() for line in printed[printed.index("locally generated") :].splitlines()]
+    assert [line[:3] for line in lines if "data:" in line] == [
+        ["data:", "mean", "episode"],
+        ["data:", "best", "episode"],
     ]
-    for config in configs:
-        toy_run(config)
-    assert_same_end(*configs)
+    assert sum(line[:1] == ["dipole"] for line in lines) == 4
+    assert len(rows_of(folder / "greediness.csv")) == 4
+    for name in ("greediness.png", "learning_curve.png"):
+        assert str(folder / name) in printed
+    toy_run(tmp_path, task=task, **changes)  # a finished run sweeps again without training
+    assert "not trained again" in capsys.readouterr().out
+    with pytest.raises(UserError, match="did you mean greediness"):
+        toy_run(tmp_path, label="wrong", sweep=("omega=1",))
+    assert not toy_folder(tmp_path, label="wrong").exists()
 
 
-def test_kill_and_continue_equals_a_straight_run(tmp_path):
+# ---- Ends and continuations ----
+
+
+def test_kill_and_continue_equals_a_straight_run(tmp_path, straight):
     """kill -9 between checkpoints; the continued run ends bit-identical, with the same rows."""
-    straight, killed = toy_config(tmp_path / "straight"), toy_config(tmp_path / "killed")
-    toy_run(straight)
-    log = run_path(killed) / "train.csv"
-    process = start(tmp_path / "killed")
-    wait_for_step(process, log, 25)
+    folder = toy_folder(tmp_path)
+    process = start(tmp_path)
+    wait_for_step(process, folder / "train.csv", 25)
     process.kill()
     process.wait()
-    assert process.returncode == -signal.SIGKILL and not (run_path(killed) / "result.json").exists()
-    assert checkpoint_of(killed)["loop"]["step"] < 60
-    toy_run(killed)
-    assert_same_end(straight, killed)
-    for name in ("train.csv", "eval.csv"):
-        assert without_times(rows_of(run_path(straight) / name)) == without_times(rows_of(run_path(killed) / name))
+    assert process.returncode == -signal.SIGKILL and not (folder / "result.json").exists()
+    assert checkpoint_of(folder)["loop"]["step"] < 60
+    assert_same_run(straight, toy_run(tmp_path))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_leaves_a_checkpoint(tmp_path, number):
-    straight, stopped = toy_config(tmp_path / "straight"), toy_config(tmp_path / "stopped")
     changes = {"offline_steps": 600, "checkpoint_interval": 600, "eval_interval": 600}
-    straight, stopped = (dataclasses.replace(config, **changes) for config in (straight, stopped))
-    toy_run(straight)
-    process = start(tmp_path / "stopped", *(f"{name}={value}" for name, value in changes.items()))
-    wait_for_step(process, run_path(stopped) / "train.csv", 25)
+    stopped = toy_folder(tmp_path / "stopped", **changes)
+    process = start(tmp_path / "stopped", **changes)
+    wait_for_step(process, stopped / "train.csv", 25)
     process.send_signal(number)
     output = process.communicate(timeout=60)[0]
     assert process.returncode == 128 + number, output
     assert "the same command continues" in output and "Traceback" not in output
     assert 25 <= checkpoint_of(stopped)["loop"]["step"] < 600
-    toy_run(stopped)
-    assert_same_end(straight, stopped)
+    assert_same_end(toy_run(tmp_path / "straight", **changes), toy_run(tmp_path / "stopped", **changes))
 
 
 class SignallingEnv(PointEnv):
-    """Sends its process SIGTERM in the first step of the third evaluation."""
+    """Sends its process SIGTERM in the first step of evaluation `number`."""
 
-    resets = 0
+    resets, number = 0, 3
 
     def reset(self, **options):
         type(self).resets += 1
         return super().reset(**options)
 
     def step(self, action):
-        if type(self).resets == 3 * CONFIG.eval_episodes and self.steps == 0:
+        if type(self).resets == self.number * RUN.eval_episodes and self.steps == 0:
             type(self).resets += 1
             os.kill(os.getpid(), signal.SIGTERM)
         return super().step(action)
 
 
-def test_a_signal_during_an_evaluation_repeats_it(tmp_path, capsys):
-    straight, stopped = toy_config(tmp_path / "straight"), toy_config(tmp_path / "stopped")
-    toy_run(straight)
-    task = dataclasses.replace(toy_task(), make_env=SignallingEnv)
+def test_a_signal_during_an_evaluation_repeats_it(tmp_path, straight):
     with pytest.raises(SystemExit) as exit:
-        run([DIPOLE(stopped, task.observation_dim, task.action_dim)], task)
+        toy_run(tmp_path, task=dataclasses.replace(toy_task(), make_env=SignallingEnv))
     assert exit.value.code == 128 + signal.SIGTERM
-    assert checkpoint_of(stopped)["loop"]["step"] == 60 and len(rows_of(run_path(stopped) / "eval.csv")) == 2
-    toy_run(stopped)
-    assert_same_end(straight, stopped)
-    evaluations = [without_times(rows_of(run_path(config) / "eval.csv")) for config in (straight, stopped)]
-    assert evaluations[0] == evaluations[1]
+    folder = toy_folder(tmp_path)
+    assert checkpoint_of(folder)["loop"]["step"] == 60 and len(rows_of(folder / "eval.csv")) == 2
+    assert_same_run(straight, toy_run(tmp_path))
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path, capsys):
-    config = toy_config(tmp_path)
-    first = toy_run(config)
-    written = (run_path(config) / "checkpoint.pt").stat().st_mtime_ns
-    assert toy_run(config) == first
-    assert (run_path(config) / "checkpoint.pt").stat().st_mtime_ns == written
+    folder = toy_run(tmp_path)
+    files = {path: path.read_bytes() for path in folder.iterdir()}
+    toy_run(tmp_path)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == files
     assert "not trained again" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "first, more",
+    [
+        ({}, {"offline_steps": 100}),
+        ({}, {"online_steps": 40}),
+        ({"online_steps": 20}, {"online_steps": 40}),
+        ({"replay_capacity": 15, "online_steps": 20}, {"replay_capacity": 15, "online_steps": 40}),
+    ],
+)
+def test_a_finished_run_is_trained_longer(tmp_path, first, more):
+    """It ends, bit for bit, as the run that was as long from its beginning."""
+    folder = toy_run(tmp_path / "longer", **first)
+    assert toy_run(tmp_path / "longer", **more) == folder
+    assert json.loads((folder / "result.json").read_text())["step"] == 100
+    assert yaml.safe_load((folder / "config.yaml").read_text()).items() >= more.items()
+    assert_same_run(folder, toy_run(tmp_path / "straight", **more))
+    with pytest.raises(UserError, match="steps .100 there, 60 asked|steps .40 there, "):
+        toy_run(tmp_path / "longer", **first)
+
+
+def test_the_offline_phase_of_an_online_run_does_not_grow(tmp_path):
+    toy_run(tmp_path, online_steps=20)
+    with pytest.raises(UserError, match=r"another offline_steps \(60 there, 80 asked\); choose"):
+        toy_run(tmp_path, online_steps=20, offline_steps=80)
+
+
+def test_a_run_that_is_being_trained_longer_is_not_finished(tmp_path):
+    folder = toy_run(tmp_path)
+    with pytest.raises(SystemExit):
+        SignallingEnv.resets, SignallingEnv.number = 0, 1
+        toy_run(tmp_path, offline_steps=100, task=dataclasses.replace(toy_task(), make_env=SignallingEnv))
+    assert not (folder / "result.json").exists() and checkpoint_of(folder)["loop"]["step"] == 80
+
+
+def test_a_run_of_an_earlier_version_continues(tmp_path, straight, capsys):
+    """Its config has retired fields, its environment no stretches, its checkpoint an unfinished evaluation."""
+    folder = toy_run(tmp_path, offline_steps=40)
+    (folder / "result.json").unlink()
+    config = yaml.safe_load((folder / "config.yaml").read_text()) | {"offline_steps": 60, "label": None}
+    config |= {"final_report": ["greediness=0,1"], "wandb_mode": "disabled"}
+    del config["sweep"], config["logger"]
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    environment = environment_of(folder)
+    for name in ("stretches", "commit", "dirty"):
+        del environment[name]
+    (folder / "environment.json").write_text(json.dumps(environment))
+    checkpoint = checkpoint_of(folder)
+    checkpoint["config"] = config
+    checkpoint["loop"]["evaluation"] = {"step": 40, "snapshot": torch.zeros(3, dtype=torch.uint8)}
+    del checkpoint["loop"]["online"]  # from before online phases
+    torch.save(checkpoint, folder / "checkpoint.pt")
+    log = CsvLog(folder / "eval.csv")
+    log.keep_until(20)
+    toy_run(tmp_path)
+    assert_same_end(straight, folder)
+    assert [int(row["step"]) for row in rows_of(folder / "eval.csv")] == [20, 40, 60]
+    stretches = environment_of(folder)["stretches"]
+    assert [stretch["from_step"] for stretch in stretches] == [0, 40]
+    assert stretches[0]["versions"] == stretches[1]["versions"]
+
+
+def test_the_machine_of_every_stretch_is_recorded_and_its_change_said(tmp_path, monkeypatch, capsys):
+    stretches = []
+    for steps, threads, torch_version in ((20, 1, "2.13.0"), (40, 1, "2.13.0"), (60, 2, "2.13.0"), (80, 2, "2.14.0")):
+        monkeypatch.setattr(
+            "harness.machine._version", lambda package, version=torch_version: version if package == "torch" else None
+        )
+        folder = toy_run(tmp_path, offline_steps=steps, threads=threads)
+        stretches.append([(each["from_step"], each["threads"]) for each in environment_of(folder)["stretches"]])
+        printed = capsys.readouterr().out
+        assert ("from update 40 on with threads 2 instead of 1; numbers may" in printed) == (steps == 60)
+        assert ("from update 60 on with torch 2.14.0 instead of 2.13.0; numbers may" in printed) == (steps == 80)
+    assert stretches == [[(0, 1)], [(0, 1)], [(0, 1), (40, 2)], [(0, 1), (40, 2), (60, 2)]]
+
+
+def test_another_device_starts_its_random_streams_from_seed_and_step(tmp_path, capsys):
+    """A checkpoint of another kind of device is continued, and the change is said."""
+    folder = toy_run(tmp_path)
+    checkpoint = checkpoint_of(folder)
+    checkpoint["loop"] |= {"device": "cuda", "step": 40, "batches": torch.zeros(16, dtype=torch.uint8)}
+    checkpoint["agent"]["noise"] = torch.zeros(16, dtype=torch.uint8)  # a CUDA generator's state has 16 bytes
+    torch.save(checkpoint, folder / "checkpoint.pt")
+    (folder / "result.json").unlink()
+    toy_run(tmp_path)
+    assert "now on cpu instead of cuda" in capsys.readouterr().out
+    assert checkpoint_of(folder)["loop"]["step"] == RUN.offline_steps
+
+
+# ---- Refusals ----
+
+
 def test_another_config_is_refused_with_its_fields(tmp_path):
-    toy_run(toy_config(tmp_path))
-    with pytest.raises(UserError, match=r"discount \(0.995 there, 0.9 asked\), greediness") as error:
-        toy_run(toy_config(tmp_path, discount=0.9, greediness=1.0))
+    folder = toy_run(tmp_path)
+    with pytest.raises(UserError, match=r"another discount \(0.995 there, 0.9 asked\), greediness") as error:
+        toy_run(tmp_path, discount=0.9, greediness=1.0)
     assert "--restart" in str(error.value) and "\n" not in str(error.value)
-    toy_run(toy_config(tmp_path, device="auto"))  # where it runs may differ
+    toy_run(tmp_path, device="auto", cuda_graphs=False)  # where it runs may differ
+    advice = f"python -m harness.evaluate {folder} --greediness 1.0 --num_candidates 4"
+    with pytest.raises(UserError, match=f"is finished, with another greediness .*: {advice}$"):
+        toy_run(tmp_path, greediness=1.0, num_candidates=4)
+    (folder / "result.json").unlink()  # its evaluations to come would differ
+    with pytest.raises(UserError, match="another greediness .*--restart"):
+        toy_run(tmp_path, greediness=1.0)
 
 
-def test_changed_data_is_refused(tmp_path):
-    config = toy_config(tmp_path)
-    toy_run(config)
-    path = run_path(config) / "environment.json"
-    path.write_text(path.read_text().replace('"sha256": "0"', '"sha256": "1"'))
-    with pytest.raises(UserError, match="data set has changed"):
-        toy_run(config)
+def test_the_precision_of_products_is_torchs_and_part_of_the_run(tmp_path):
+    before = torch.get_float32_matmul_precision()
+    try:
+        toy_run(tmp_path, matmul_precision="high")
+        assert torch.get_float32_matmul_precision() == "high"
+        with pytest.raises(UserError, match=r"another matmul_precision \(high there, highest asked\)"):
+            toy_run(tmp_path)
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", "truncated", "foreign"])
 def test_a_broken_checkpoint_is_refused_and_kept(tmp_path, content):
-    config = toy_config(tmp_path)
-    toy_run(config)
-    path = run_path(config) / "checkpoint.pt"
-    (run_path(config) / "result.json").unlink()
+    folder = toy_run(tmp_path, offline_steps=20)
+    path = folder / "checkpoint.pt"
+    (folder / "result.json").unlink()
     if content == "truncated":
         path.write_bytes(path.read_bytes()[:-1000])
     elif content == "foreign":
@@ -225,141 +361,79 @@ def test_a_broken_checkpoint_is_refused_and_kept(tmp_path, content):
         path.write_bytes(content)
     kept = path.read_bytes()
     with pytest.raises(UserError, match="checkpoint.pt: is ") as error:
-        toy_run(config)
+        toy_run(tmp_path, offline_steps=20)
     assert "\n" not in str(error.value)
     assert path.read_bytes() == kept
 
 
-def test_restart_deletes_the_run_and_nothing_else(tmp_path, capsys):
-    config = toy_config(tmp_path)
-    toy_run(config)
-    (run_path(config) / "notes.txt").write_text("mine")
-    remove_run(config)
-    assert "deleting config.yaml" in capsys.readouterr().out
-    assert [path.name for path in run_path(config).iterdir()] == ["notes.txt"]
-    toy_run(dataclasses.replace(config, discount=0.5))
-
-
 @pytest.mark.parametrize(
-    "field, value",
+    "name, content",
     [
-        ("eval_interval", 0),
-        ("threads", -1),
-        ("threads", 2**40),
-        ("seed", 2**70),
-        ("device", "gpu"),
-        ("wandb_mode", "on"),
-        ("matmul_precision", "bf16"),
-        ("label", "../other"),
-        ("learning_rate", -1.0),
-        ("actor_hidden_dims", (8, 0)),
-        ("discount", 1.5),
+        *((name, text) for name in ("environment.json", "result.json", "config.yaml") for text in (b"", b"{}", b"[1]")),
+        ("eval.csv", b"x,y\n1,2\n"),
+        ("train.csv", b"step,return\nmany,1\n"),
+        ("train.csv", b"step,\xff\n1,2\n"),
     ],
 )
-def test_run_fields_out_of_range_are_refused_by_name(tmp_path, field, value):
-    with pytest.raises(UserError, match=f"config: {field} is"):
-        check_run_fields(toy_config(tmp_path, **{field: value}))
-
-
-@pytest.mark.parametrize("name", ["environment.json", "result.json", "config.yaml", "eval.csv"])
-@pytest.mark.parametrize("content", ["", "{}", "[1]", "x,y\n1,2\n"])
 def test_damaged_run_files_are_refused_by_name(tmp_path, name, content):
-    config = toy_config(tmp_path)
-    toy_run(config)
-    (run_path(config) / name).write_text(content)
-    if name == "eval.csv" and content == "":
-        return  # no evaluation yet
+    folder = toy_run(tmp_path, offline_steps=20)
+    (folder / name).write_bytes(content)
     with pytest.raises(UserError, match=name) as error:
-        toy_run(config)
+        toy_run(tmp_path, offline_steps=20)
     assert "--restart" in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("content", [b"step,return\nmany,1\n", b"step,\xff\n1,2\n"])
-def test_a_log_that_is_no_text_of_numbered_rows_is_refused(tmp_path, content):
-    config = toy_config(tmp_path)
-    toy_run(config)
-    (run_path(config) / "train.csv").write_bytes(content)
-    with pytest.raises(UserError, match="train.csv: is damaged"):
-        toy_run(config)
-
-
 def test_a_checkpoint_without_its_config_is_refused(tmp_path):
-    config = toy_config(tmp_path)
-    toy_run(config)
-    (run_path(config) / "config.yaml").unlink()
+    folder = toy_run(tmp_path, offline_steps=20)
+    (folder / "config.yaml").unlink()
     with pytest.raises(UserError, match="without config.yaml"):
-        toy_run(dataclasses.replace(config, discount=0.5))
+        toy_run(tmp_path, offline_steps=20, discount=0.5)
 
 
 def test_a_checkpoint_of_another_version_of_the_algorithm_is_refused(tmp_path):
-    config = toy_config(tmp_path)
-    toy_run(config)
-    path = run_path(config) / run_files.CHECKPOINT
-    checkpoint = torch.load(path, weights_only=True)
+    folder = toy_run(tmp_path, offline_steps=20)
+    checkpoint = checkpoint_of(folder)
     networks = checkpoint["agent"]["networks"]
     networks["actor.weights.0"] = networks.pop("flow.weights.0")
-    torch.save(checkpoint, path)
+    torch.save(checkpoint, folder / "checkpoint.pt")
     with pytest.raises(
         UserError, match="does not fit this version of the algorithm .*Missing key.*--restart"
     ) as caught:
-        load_agent(DIPOLE, run_path(config), "dipole")
+        load_agent(DIPOLE, folder, "dipole")
     assert "\n" not in str(caught.value)
-    (run_path(config) / run_files.RESULT).unlink()  # as if the run had been stopped
+    (folder / "result.json").unlink()  # as if the run had been stopped
     with pytest.raises(UserError, match="does not fit this version"):
-        toy_run(config)
+        toy_run(tmp_path, offline_steps=20)
 
 
-def test_a_column_that_the_data_have_not_is_refused_before_anything_is_written(tmp_path):
-    config = toy_config(tmp_path, advantage="group")
-    with pytest.raises(
-        UserError, match=r"need the column state_values, of which the data of .* have none.*\(advantage: critic\)"
-    ):
-        toy_run(config)
-    assert not run_path(config).exists()
+def test_what_is_refused_is_refused_before_anything_is_written_or_deleted(tmp_path):
+    with pytest.raises(UserError, match="need the column state_values, which the data of toy/point have not"):
+        toy_run(tmp_path, advantage="group")
+    assert not list(tmp_path.iterdir())
+    folder = toy_run(tmp_path, offline_steps=20)
+    with pytest.raises(UserError, match="need the column state_values"):
+        toy_run(tmp_path, offline_steps=20, advantage="group", restart=True)
+    assert (folder / "checkpoint.pt").exists()
 
 
 def test_a_second_process_on_a_run_is_refused(tmp_path):
-    config = toy_config(tmp_path)
-    with RunFolder(config, toy_task().identity).lock(), pytest.raises(UserError, match="another process"):
-        toy_run(config)
-    toy_run(config)
+    with RunFolder(*toy_settings(tmp_path), toy_task().identity), pytest.raises(UserError, match="another process"):
+        toy_run(tmp_path)
+    toy_run(tmp_path)
 
 
-def test_divergence_keeps_the_last_checkpoint(tmp_path):
-    """A learning rate that overflows is found at the next log row and no checkpoint of it is written."""
-    config = toy_config(tmp_path, learning_rate=1e3, log_interval=1, eval_interval=60, checkpoint_interval=1)
-    task = toy_task()
-    agent = DIPOLE(config, task.observation_dim, task.action_dim)
-    with torch.no_grad():
-        agent.value.biases[-1].fill_(1e30)
-    with pytest.raises(UserError, match="learning_rate"):
-        run([agent], task)
-    path = run_path(config) / "checkpoint.pt"
-    assert not path.exists() or all(
-        torch.isfinite(tensor).all() for tensor in torch.load(path, weights_only=True)["agent"]["networks"].values()
-    )
+def test_restart_deletes_the_run_and_nothing_else(tmp_path, capsys):
+    folder = toy_run(tmp_path, offline_steps=20)
+    (folder / "notes.txt").write_text("mine")
+    remove_run(toy_settings(tmp_path)[0])
+    assert "deleting config.yaml" in capsys.readouterr().out
+    assert [path.name for path in folder.iterdir()] == ["notes.txt"]
+    toy_run(tmp_path, offline_steps=20, discount=0.5)
+    toy_run(tmp_path, offline_steps=20, restart=True)
+    assert yaml.safe_load((folder / "config.yaml").read_text())["discount"] == 0.995
 
 
-def test_the_precision_of_products_is_torchs_and_part_of_the_run(tmp_path):
-    before = torch.get_float32_matmul_precision()
-    try:
-        toy_run(toy_config(tmp_path, matmul_precision="high"))
-        assert torch.get_float32_matmul_precision() == "high"
-        with pytest.raises(UserError, match=r"another matmul_precision \(high there, highest asked\)"):
-            toy_run(toy_config(tmp_path))
-        toy_run(toy_config(tmp_path, matmul_precision="high", cuda_graphs=False))  # how it is computed may differ
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
-def test_restart_is_refused_before_it_deletes(tmp_path):
-    config = toy_config(tmp_path)
-    toy_run(config)
-    task = toy_task()
-    wrong = dataclasses.replace(config, eval_interval=0)
-    with pytest.raises(UserError, match="eval_interval"):
-        run([DIPOLE(wrong, task.observation_dim, task.action_dim)], task, restart=True)
-    assert (run_path(config) / "checkpoint.pt").exists()
+# ---- Files ----
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path):
@@ -373,24 +447,6 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
     assert (tmp_path / "a.txt").read_text() == "whole"
 
 
-def test_csv_header_grows_and_cut_rows_are_dropped(tmp_path):
-    log = CsvLog(tmp_path / "log.csv")
-    log.append({"step": 1, "a": 0.5})
-    log.append({"step": 2, "a": 0.25, "b": 3})
-    log.append({"step": 3, "b": 4})
-    assert rows_of(log.path) == [
-        {"step": "1", "a": "0.5", "b": ""},
-        {"step": "2", "a": "0.25", "b": "3"},
-        {"step": "3", "a": "", "b": "4"},
-    ]
-    with open(log.path, "a") as file:
-        file.write("4,0.1")  # what a crash leaves of a row
-    reopened = CsvLog(log.path)
-    reopened.keep_until(2)
-    reopened.append({"step": 3, "a": 1.0, "b": 5})
-    assert [(row["step"], row["b"]) for row in rows_of(log.path)] == [("1", ""), ("2", "3"), ("3", "5")]
-
-
 def test_a_failed_write_keeps_the_old_file(tmp_path):
     path = tmp_path / "checkpoint.pt"
     write_text(path, "old")
@@ -399,77 +455,3 @@ def test_a_failed_write_keeps_the_old_file(tmp_path):
         raise OSError(28, "No space left on device")
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["checkpoint.pt"]
-
-
-def test_another_device_starts_its_random_streams_from_seed_and_step(tmp_path, capsys):
-    """A checkpoint of another kind of device is continued, and the change is said."""
-    config = toy_config(tmp_path)
-    toy_run(config)
-    path = run_path(config) / "checkpoint.pt"
-    checkpoint = torch.load(path, weights_only=True)
-    checkpoint["loop"] |= {"device": "cuda", "step": 40, "batches": torch.zeros(16, dtype=torch.uint8)}
-    checkpoint["agent"]["noise"] = torch.zeros(16, dtype=torch.uint8)  # a CUDA generator's state has 16 bytes
-    torch.save(checkpoint, path)
-    (run_path(config) / "result.json").unlink()
-    toy_run(config)
-    assert "now on cpu instead of cuda" in capsys.readouterr().out
-    assert checkpoint_of(config)["loop"]["step"] == CONFIG.offline_steps
-
-
-def test_final_report_compares_data_control_and_grid(tmp_path, capsys):
-    config = toy_config(tmp_path, final_report=("greediness=0,1", "num_candidates=1,2"))
-    toy_run(config)
-    printed = capsys.readouterr().out
-    assert (tmp_path / "dipole_behaviour_cloning" / "toy" / "point" / "seed_0" / "result.json").exists()
-    assert len(rows_of(run_path(config) / "greediness.csv")) == 4
-    lines = [line.split() for line in printed.splitlines()]
-    assert [line[0] for line in lines if line and line[0].startswith("dipole")] == ["dipole_behaviour_cloning"] * 2 + [
-        "dipole"
-    ] * 4
-    assert "greediness.png" in printed
-    toy_run(config)  # a finished run reports again without training
-    with pytest.raises(UserError, match="did you mean greediness"):
-        toy_run(toy_config(tmp_path, label="wrong", final_report=("omega=1",)))
-
-
-def test_the_control_of_another_run_is_refused_before_training(tmp_path):
-    report = ("num_candidates=1",)
-    toy_run(toy_config(tmp_path, final_report=report))
-    (run_path(toy_config(tmp_path)) / "config.yaml").unlink()
-    for name in ("checkpoint.pt", "result.json"):
-        (run_path(toy_config(tmp_path)) / name).unlink()
-    with pytest.raises(UserError, match="dipole_behaviour_cloning.*another discount"):
-        toy_run(toy_config(tmp_path, final_report=report, discount=0.5))
-    assert not (run_path(toy_config(tmp_path)) / "checkpoint.pt").exists()
-
-
-def wandb_records(path: Path) -> list:
-    """The records of a .wandb file: after 7 bytes, LevelDB's log format (32 KiB blocks of checksummed fragments)."""
-    data, position, fragments, records = path.read_bytes(), 7, [], []
-    while position + 7 <= len(data):
-        if (left := 32768 - position % 32768) < 7:  # no room for a fragment's header: the block's padding
-            position += left
-            continue
-        length, kind = struct.unpack_from("<HB", data, position + 4)
-        fragments.append(data[position + 7 : position + 7 + length])
-        position += 7 + length
-        if kind in (1, 4):  # whole, or the last fragment
-            records.append(b"".join(fragments))
-            fragments = []
-    return records
-
-
-def test_wandb_offline_writes_the_rows(tmp_path):
-    wandb_internal_pb2 = pytest.importorskip("wandb.proto.wandb_internal_pb2")
-    config = toy_config(tmp_path, wandb_mode="offline")
-    toy_run(config)
-    (path,) = run_path(config).rglob("*.wandb")
-    logged = {}
-    for data in wandb_records(path):
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
-        for item in record.history.item:
-            logged.setdefault("/".join(item.nested_key) or item.key, []).append(json.loads(item.value_json))
-    evaluations = rows_of(run_path(config) / "eval.csv")
-    assert logged["evaluation/return"] == pytest.approx([float(row["return"]) for row in evaluations])
-    assert len(logged["training/critic/loss"]) == 12

@@ -1,17 +1,20 @@
-"""python -m tests.toy_run RUN_DIR field=value ...: DIPOLE on the toy task, for tests that stop it; seeds=[0,1]."""
+"""python -m tests.toy_run RUN_DIR field=value ...: DIPOLE on the toy task, for tests that stop it."""
 
 import dataclasses
 import sys
 from ast import literal_eval
-from typing import List, Sequence
+from pathlib import Path
 
 from algorithms.dipole import DIPOLE, DIPOLEConfig
 from common.errors import exit_on_user_error
-from harness.run import run
+from harness.config import RunConfig
+from harness.run_folder import run_path
+from harness.train import train_run
 from tests.toy import toy_task
 
-CONFIG = DIPOLEConfig(
+RUN = RunConfig(
     task="toy/point",
+    label="dipole",
     device="cpu",
     threads=1,
     offline_steps=60,
@@ -21,33 +24,34 @@ CONFIG = DIPOLEConfig(
     eval_episodes=3,
     eval_environments=3,
     batch_size=8,
-    actor_hidden_dims=(8, 8),
-    value_hidden_dims=(8, 8),
-    flow_steps=2,
-    num_candidates=2,
 )
+CONFIG = DIPOLEConfig(actor_hidden_dims=(8, 8), value_hidden_dims=(8, 8), flow_steps=2, num_candidates=2)
 
 
-def toy_config(run_dir, **changes) -> DIPOLEConfig:
-    return dataclasses.replace(CONFIG, run_dir=str(run_dir), **changes)
+def toy_settings(run_dir, **changes) -> tuple[RunConfig, DIPOLEConfig]:
+    """Both configs with changes to fields of either."""
+    names = {field.name for field in dataclasses.fields(RunConfig)}
+    of_run = {name: value for name, value in changes.items() if name in names}
+    of_method = {name: value for name, value in changes.items() if name not in names}
+    return dataclasses.replace(RUN, run_dir=str(run_dir), **of_run), dataclasses.replace(CONFIG, **of_method)
 
 
-def toy_run(config: DIPOLEConfig, validation: bool = False) -> dict:
-    """Trains and evaluates; returns the run's result."""
-    return toy_runs([config], validation)[0]
+def toy_folder(run_dir, **changes) -> Path:
+    """The folder of the run with these changes."""
+    return run_path(toy_settings(run_dir, **changes)[0])
 
 
-def toy_runs(configs: Sequence[DIPOLEConfig], validation: bool = False) -> List[dict]:
-    """Trains the seeds side by side and evaluates them; returns the runs' results."""
-    task = toy_task(validation)
-    return run([DIPOLE(config, task.observation_dim, task.action_dim) for config in configs], task)
+def toy_run(run_dir, agent_class=DIPOLE, task=None, restart=False, **changes) -> Path:
+    """Trains a run with these changes, on the toy task unless another is given; returns its folder."""
+    run, config = toy_settings(run_dir, **changes)
+    train_run(agent_class, run, config, restart, task or toy_task())
+    return run_path(run)
 
 
 def main() -> None:
     changes = {name: literal_eval(text) for name, text in (argument.split("=") for argument in sys.argv[2:])}
-    seeds = changes.pop("seeds", [0])
     with exit_on_user_error():
-        toy_runs([toy_config(sys.argv[1], **({"seed": seed} | changes)) for seed in seeds])
+        toy_run(sys.argv[1], **changes)
 
 
 if __name__ == "__main__":

@@ -2,15 +2,15 @@
 
 With two critics Q_k(s,a), their targets Qbar_k, a velocity v(s,x,t) and a one-step policy mu(s,z), z ~ N(0, I):
 
-    critics        mean_k E[(Q_k(s,a) - y)^2],  y = r + discount mask mean_k Qbar_k(s', clip(mu(s',z)))
-    flow           E[|v(s,x_t,t) - (a - x0)|^2],  x_t = (1 - t) x0 + t a,  x0 ~ N(0, I),  t ~ U[0, 1]
-    distillation   E[|mu(s,z) - clip(Euler(v; s,z))|^2]
-    policy         distillation_weight distillation - E[mean_k Q_k(s, clip(mu(s,z)))]
+    critic loss    mean_k E[(Q_k(s,a) - y)^2],  y = r + discount mask mean_k Qbar_k(s', clip(mu(s',z)))
+    flow loss      E[|v(s,x_t,t) - (a - x0)|^2],  x_t = (1 - t) x0 + t a,  x0 ~ N(0, I),  t ~ U[0, 1]
+    policy loss    distillation_weight E[|mu(s,z) - clip(Euler(v; s,z))|^2] - E[mean_k Q_k(s, clip(mu(s,z)))]
+    acting         clip(mu(s,z)) with fresh noise
 
 so the flow clones the data, and the policy follows the critics near the flow's samples without differentiating
-through its steps. Acting takes clip(mu(s,z)) with fresh noise.
+through its steps.
 
-    python algorithms/baselines/fql.py --config configs/fql/quickstart.yaml
+    python algorithms/baselines/fql.py --task exorl/local_sticky_random/cartpole_swingup
 
 Differences from the paper, all as in its code (github.com/seohongpark/fql), whose figures were published: flow and
 distillation average squared errors over the action dimensions (the paper sums them), and every published weight of the
@@ -18,145 +18,100 @@ distillation belongs to the average; all losses are differentiated at the same p
 comes before the gradient step.
 Differences from that code: none in the mathematics; a draw of actions that it only logs is left out.
 
-Needs only torch and numpy; train() also needs this repository's envs/ and harness/, which define rewards and masks.
+Needs torch only; training from the command line needs the rest of this repository.
 """
 
 import math
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
-from typing import List, Optional, Sequence, Tuple
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 LAYER_NORM_EPSILON = 1e-6  # Flax's default, in FQL's networks (torch's is 1e-5)
-VALIDATION_SEED = 0  # losses() draws the same noise at every call
+COLUMNS = ("observations", "actions", "rewards", "masks", "next_observations")  # of every minibatch
 
 
 @dataclass(frozen=True)
 class FQLConfig:
-    task: str = "exorl/local_sticky_random/cartpole_swingup"  # <suite>/<name>: the data set and its environment
-    data_dir: Optional[str] = None  # folder of the data sets; null = the suite's own default
-    collect_episodes: int = 0  # collect so many episodes of an absent local set first; 0 = stop and say how
-    in_memory: bool = True  # false: observations stay in the file, memory-mapped (exorl only)
-    run_dir: str = "runs"  # a run's folder is <run_dir>/<label>/<task>/seed_<seed>
-    label: Optional[str] = None  # name of a variant in folders and tables; null = the algorithm's name
-    seed: int = 0  # of networks, minibatches and noise
-    device: str = "auto"  # auto | cpu | cuda
-    threads: int = 0  # CPU threads of torch; 0 = torch's choice
-    matmul_precision: str = "highest"  # of float32 products: highest | high (tf32 on GPUs) | medium; see docs/gpu.md
-    cuda_graphs: bool = True  # on a GPU replay recorded updates; false = one by one, the same numbers more slowly
-    offline_steps: int = 1_000_000  # updates on the data set
-    online_steps: int = 0  # environment steps after those, each followed by an update
-    balanced_sampling: bool = False  # online minibatches half of data and half of new transitions; else uniform
-    replay_capacity: int = 2_000_000  # online transitions kept; with keep_offline false, of both together
-    keep_offline: bool = True  # false: beyond the capacity the data set's oldest transitions make room first
-    log_interval: int = 5_000  # updates between rows of train.csv
-    checkpoint_interval: int = 50_000  # updates between checkpoints
-    eval_interval: int = 100_000  # updates between evaluations
-    eval_episodes: int = 50  # episodes of an evaluation
-    eval_environments: int = 50  # episodes that advance together as one batch
-    eval_workers: int = 0  # processes that host the environments, beside training if `threads` allow; 0 = this one
-    final_report: Tuple[str, ...] = ()  # act options swept after training, e.g. ["greediness=0,1"]; empty = no report
-    wandb_mode: str = "disabled"  # disabled | offline | online
-    wandb_project: str = "dipole"  # Weights & Biases project
-
-    batch_size: int = 256  # transitions of a minibatch
     discount: float = 0.99  # gamma
-    learning_rate: float = 3e-4  # of Adam, for all networks
+    learning_rate: float = 3e-4  # learning rate of Adam, for all networks
     target_rate: float = 0.005  # tau: target <- tau online + (1 - tau) target
-    actor_hidden_dims: Tuple[int, ...] = (512, 512, 512, 512)  # hidden sizes of the policy networks
-    value_hidden_dims: Tuple[int, ...] = (512, 512, 512, 512)  # hidden sizes of critics and value
+    actor_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)  # hidden sizes of the policy networks
+    value_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)  # hidden sizes of critics and value
     actor_layer_norm: bool = False  # layer norm in the policy networks
     value_layer_norm: bool = True  # layer norm in critics and value
-    target_aggregation: str = "mean"  # mean | min over the target critics in the critics' targets (FQL: q_agg)
-    distillation_weight: float = 10.0  # alpha: of the distance to the flow's samples in the policy's loss
+    target_aggregation: Literal["mean", "min"] = "mean"  # of the target critics in the critics' targets (FQL: q_agg)
+    distillation_weight: float = 10.0  # alpha: weight of the distance to the flow's samples in the policy's loss
     normalise_q_loss: bool = False  # divide the policy's Q term by the mean of |Q| (FQL: normalize_q_loss)
     flow_steps: int = 10  # Euler steps of the flow
 
-    def __post_init__(self):
-        choices = {"target_aggregation": ("mean", "min")}
-        for field, allowed in choices.items():
-            if getattr(self, field) not in allowed:
-                raise ValueError(f"{field} is {getattr(self, field)!r}; choose one of {', '.join(allowed)}")
-        for field in ("batch_size", "flow_steps"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field} is {getattr(self, field)}; it must be at least 1")
-
 
 class Noise(nn.Module):
-    """The random numbers of one agent: one generator, in the dtype and on the device the agent has been moved to."""
+    """The agent's random numbers, from one generator that follows the agent's device and dtype."""
 
     def __init__(self, seed: int):
         super().__init__()
         self.seed = seed
-        self.register_buffer("like", torch.empty(0), persistent=False)
         self.generator = torch.Generator().manual_seed(seed)
+        self.register_buffer("like", torch.empty(0), persistent=False)
 
-    def _apply(self, fn, recurse=True):
+    def _apply(self, fn, recurse=True):  # what .to(), .cuda() and .double() call
         super()._apply(fn, recurse)
         if self.generator.device != self.like.device:
             self.generator = torch.Generator(self.like.device).manual_seed(self.seed)
         return self
 
-    def _options(self) -> dict:
-        return {"generator": self.generator, "device": self.like.device}
-
     def normal(self, *shape: int) -> Tensor:
-        return torch.randn(shape, dtype=self.like.dtype, **self._options())
+        return torch.randn(shape, generator=self.generator, dtype=self.like.dtype, device=self.like.device)
 
     def uniform(self, *shape: int) -> Tensor:
-        return torch.rand(shape, dtype=self.like.dtype, **self._options())
-
-    def integers(self, high: int, *shape: int) -> Tensor:
-        return torch.randint(high, shape, **self._options())
+        return torch.rand(shape, generator=self.generator, dtype=self.like.dtype, device=self.like.device)
 
 
 class EnsembleMLP(nn.Module):
-    """M independent multi-layer perceptrons, evaluated together by one batched product per layer.
+    """M independent MLPs, evaluated by one batched product per layer: inputs [B, ...] are joined -> [M, B, O].
 
-    Each hidden layer is linear -> GELU (tanh form) -> layer norm if asked for; Xavier-uniform weights, zero biases
-    (the networks of FQL, github.com/seohongpark/fql). forward: inputs [B, I] or [M, B, I] -> [M, B, output_dim];
-    `members` evaluates a slice of the M only.
+    Linear -> GELU (tanh form) -> optional layer norm; Xavier-uniform weights, zero biases: the networks of FQL
+    (github.com/seohongpark/fql).
     """
 
-    def __init__(
-        self,
-        num_members: int,
-        input_dim: int,
-        hidden_dims: Tuple[int, ...],
-        output_dim: int,
-        layer_norm: bool,
-        generator: torch.Generator,
-    ):
+    def __init__(self, members: int, sizes: tuple[int, ...], layer_norm: bool, generator: torch.Generator):
         super().__init__()
-        sizes = list(pairwise((input_dim, *hidden_dims, output_dim)))
-        bounds = [math.sqrt(6 / (fan_in + fan_out)) for fan_in, fan_out in sizes]
-        self.weights = nn.ParameterList(
-            torch.empty(num_members, *size).uniform_(-bound, bound, generator=generator)
-            for size, bound in zip(sizes, bounds, strict=True)
-        )
-        self.biases = nn.ParameterList(torch.zeros(num_members, 1, fan_out) for _, fan_out in sizes)
-        normed = hidden_dims if layer_norm else ()
-        self.norm_scales = nn.ParameterList(torch.ones(num_members, 1, size) for size in normed)
-        self.norm_shifts = nn.ParameterList(torch.zeros(num_members, 1, size) for size in normed)
+        self.weights = nn.ParameterList()
+        self.biases = nn.ParameterList()
+        self.norm_scales = nn.ParameterList()
+        self.norm_shifts = nn.ParameterList()
+        for fan_in, fan_out in pairwise(sizes):
+            bound = math.sqrt(6 / (fan_in + fan_out))
+            weight = torch.empty(members, fan_in, fan_out)
+            self.weights.append(weight.uniform_(-bound, bound, generator=generator))
+            self.biases.append(torch.zeros(members, 1, fan_out))
+        for size in sizes[1:-1] if layer_norm else ():
+            self.norm_scales.append(torch.ones(members, 1, size))
+            self.norm_shifts.append(torch.zeros(members, 1, size))
 
-    def forward(self, inputs: Tensor, members: Optional[slice] = None) -> Tensor:
-        groups = [list(group) for group in (self.weights, self.biases, self.norm_scales, self.norm_shifts)]
-        if members is not None:  # only then: the gradient of a slice is a copy of the whole
-            groups = [[parameter[members] for parameter in group] for group in groups]
-        weights, biases, scales, shifts = groups
-        hidden = inputs.expand(len(biases[0]), *inputs.shape[-2:])
-        for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
-            hidden = torch.baddbmm(bias, hidden, weight)
-            if layer < len(weights) - 1:
+    def forward(self, *inputs: Tensor, member: int | None = None) -> Tensor:
+        """All members, or one alone. (Slicing all of them would cost a copy in the backward pass.)"""
+
+        def of_member(parameter: Tensor) -> Tensor:
+            return parameter if member is None else parameter[member, None]
+
+        joined = inputs[0] if len(inputs) == 1 else torch.cat(inputs, dim=-1)
+        hidden = joined.expand(len(of_member(self.biases[0])), *joined.shape)
+        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            if layer > 0:
                 hidden = F.gelu(hidden, approximate="tanh")
-                if scales:
+                if len(self.norm_scales) > 0:
+                    scale = of_member(self.norm_scales[layer - 1])
+                    shift = of_member(self.norm_shifts[layer - 1])
                     hidden = F.layer_norm(hidden, hidden.shape[-1:], eps=LAYER_NORM_EPSILON)
-                    hidden = torch.addcmul(shifts[layer], hidden, scales[layer])
+                    hidden = torch.addcmul(shift, hidden, scale)
+            hidden = torch.baddbmm(of_member(bias), hidden, of_member(weight))
         return hidden
 
 
@@ -166,127 +121,147 @@ def soft_update(target: nn.Module, online: nn.Module, rate: float) -> None:
     torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), rate)
 
 
-def q_values(critic: EnsembleMLP, observations: Tensor, actions: Tensor) -> Tensor:
-    """Values [M, B] of the M critics at observations [B, O] and actions [B, A]."""
-    return critic(torch.cat([observations, actions], dim=-1)).squeeze(-1)
+def check_columns(agent: nn.Module, columns: dict, names: tuple[str, ...]) -> None:
+    """Raises ValueError unless all columns are tensors of N rows, as wide as the agent's, of its dtype and device."""
+    like = next(parameter for parameter in agent.parameters() if parameter.requires_grad)
+    widths = {
+        "observations": [agent.observation_dim],
+        "next_observations": [agent.observation_dim],
+        "actions": [agent.action_dim],
+        "next_actions": [agent.action_dim],
+    }
+    size = len(columns["observations"])
+    for name in names:
+        column = columns.get(name)
+        width = widths.get(name, [])
+        found = type(column).__name__
+        if isinstance(column, Tensor):
+            found = f"{column.dtype} {list(column.shape)} on {column.device}"
+        if found != f"{like.dtype} {[size, *width]} on {like.device}":
+            wanted = f"{like.dtype} {['N', *width]} on {like.device}".replace("'", "")
+            raise ValueError(f"{name} must be {wanted}, not {found} (observations have N = {size})")
 
 
 def frozen_q_values(critic: EnsembleMLP, observations: Tensor, actions: Tensor) -> Tensor:
-    """The same values [2, B] with the critics held fixed: gradients reach the actions [B, A] only."""
+    """Values [2, B] of the critics held fixed: gradients reach the actions [B, A] only."""
     frozen = {name: parameter.detach() for name, parameter in critic.named_parameters()}
-    inputs = torch.cat([observations, actions], dim=-1)
-    return torch.func.functional_call(critic, frozen, (inputs,)).squeeze(-1)
-
-
-def normalised_q_loss(q: Tensor) -> Tensor:
-    """-mean q / mean |q| for q [B], the denominator held fixed: the loss does not depend on the rewards' scale."""
-    return -q.mean() / q.detach().abs().mean()
-
-
-def flow_losses(flow: EnsembleMLP, observations: Tensor, actions: Tensor, x0: Tensor, t: Tensor) -> Tensor:
-    """Errors |v(s, x_t, t) - (a - x0)|^2 [M, B] of the M flows, per action dimension, all at x0 [B, A] and t [B, 1]."""
-    x_t = (1 - t) * x0 + t * actions
-    velocity = flow(torch.cat([observations, x_t, t], dim=-1))
-    return (velocity - (actions - x0)).square().mean(dim=-1)
-
-
-def sample_flow(flow: EnsembleMLP, observations: Tensor, x: Tensor, flow_steps: int) -> Tensor:
-    """Euler steps from noise x [B, A] at t = 0 to actions [B, A], clipped once at the end."""
-    for step in range(flow_steps):
-        t = torch.full_like(x[:, :1], step / flow_steps)
-        x = x + flow(torch.cat([observations, x, t], dim=-1))[0] / flow_steps
-    return x.clamp(-1, 1)
-
-
-def one_step_actions(policy: EnsembleMLP, observations: Tensor, z: Tensor) -> Tensor:
-    """mu(s,z) [B, A] at observations [B, O] and noise z [B, A], not clipped."""
-    return policy(torch.cat([observations, z], dim=-1))[0]
+    return torch.func.functional_call(critic, frozen, (observations, actions)).squeeze(-1)
 
 
 class FQL(nn.Module):
-    """The agent: a flow that clones the data, a one-step policy, and two critics with targets."""
+    """A flow that clones the data, a one-step policy, and two critics with targets."""
 
+    act_options = ()  # config fields that act() takes as well
     batch_fields = ()  # columns of a minibatch beyond the usual ones
 
-    def __init__(self, config: FQLConfig, observation_dim: int, action_dim: int):
+    def __init__(self, config: FQLConfig, observation_dim: int, action_dim: int, seed: int = 0):
         super().__init__()
         self.config = config
-        self.observation_dim, self.action_dim = observation_dim, action_dim
-        self.noise = Noise(config.seed)
+        self.observation_dim = observation_dim
+        self.action_dim = action_dim
+        self.noise = Noise(seed)
 
-        def network(members, input_dim, hidden_dims, output_dim, layer_norm):
-            return EnsembleMLP(members, input_dim, hidden_dims, output_dim, layer_norm, self.noise.generator)
+        def value_network(members: int, input_dim: int) -> EnsembleMLP:
+            sizes = (input_dim, *config.value_hidden_dims, 1)
+            return EnsembleMLP(members, sizes, config.value_layer_norm, self.noise.generator)
 
-        critic_dim = observation_dim + action_dim
-        self.critic = network(2, critic_dim, config.value_hidden_dims, 1, config.value_layer_norm)
-        self.target_critic = network(2, critic_dim, config.value_hidden_dims, 1, config.value_layer_norm)
+        def policy_network(input_dim: int) -> EnsembleMLP:
+            sizes = (input_dim, *config.actor_hidden_dims, action_dim)
+            return EnsembleMLP(1, sizes, config.actor_layer_norm, self.noise.generator)
+
+        pair_dim = observation_dim + action_dim
+        self.critic = value_network(2, pair_dim)
+        self.target_critic = value_network(2, pair_dim).requires_grad_(False)
         self.target_critic.load_state_dict(self.critic.state_dict())
-        self.target_critic.requires_grad_(False)
-        self.flow = network(1, critic_dim + 1, config.actor_hidden_dims, action_dim, config.actor_layer_norm)
-        self.policy = network(1, critic_dim, config.actor_hidden_dims, action_dim, config.actor_layer_norm)
-        trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        self.flow = policy_network(pair_dim + 1)
+        self.policy = policy_network(pair_dim)
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         # capturable: the step count stays on the device, so that a CUDA graph can hold the step
-        self.optimizer = torch.optim.Adam(trainable, lr=config.learning_rate, fused=True, capturable=True)
+        self.optimizer = torch.optim.Adam(trained, lr=config.learning_rate, fused=True, capturable=True)
 
     def update(self, batch: dict) -> dict:
-        """The target critics' step and one gradient step of all networks on a minibatch; detached 0-d metrics."""
-        loss, metrics = self._loss(batch)
+        """The target critics' step, then one gradient step of all networks; returns detached 0-d metrics.
+
+        batch: tensors of the agent's dtype and device: observations and next_observations [B, O], actions [B, A] in
+        [-1, 1], rewards [B], masks [B] in [0, 1] (0: no bootstrapping). Raises ValueError for any other shape.
+        """
+        check_columns(self, batch, (*COLUMNS, *self.batch_fields))
+        loss, metrics = self.loss(batch, self.draw(len(batch["actions"])))
         self.optimizer.zero_grad()
         loss.backward()
         soft_update(self.target_critic, self.critic, self.config.target_rate)  # from before the step, as FQL's code
         self.optimizer.step()
         return metrics
 
-    @torch.no_grad()
-    def losses(self, batch: dict) -> dict:
-        """The metrics of a validation batch: no gradient, and noise of its own, so that training is not changed."""
-        training_noise, self.noise = self.noise, Noise(VALIDATION_SEED).to(self.noise.like)
-        try:
-            return self._loss(batch)[1]
-        finally:
-            self.noise = training_noise
+    def draw(self, batch_size: int) -> dict:
+        """The random numbers of one update, in the order of the released code."""
+        size = (batch_size, self.action_dim)
+        return {
+            "next_z": self.noise.normal(*size),
+            "x0": self.noise.normal(*size),
+            "t": self.noise.uniform(batch_size, 1),
+            "z": self.noise.normal(*size),
+        }
 
-    def _loss(self, batch: dict) -> Tuple[Tensor, dict]:
-        """The sum of all losses at the present parameters, and the metrics."""
+    def loss(self, batch: dict, noise: dict) -> tuple[Tensor, dict]:
+        """The sum of all losses at the present parameters, and the metrics: a pure function."""
+        critic_loss, metrics = self.critic_loss(batch, noise["next_z"])
+        flow_loss = self.flow_loss(batch, noise["x0"], noise["t"])
+        policy_loss, policy_metrics = self.policy_loss(batch, noise["z"])
+        actor_loss = flow_loss + policy_loss
+        loss = critic_loss + actor_loss
+        metrics |= {"actor/loss": actor_loss, "actor/flow_loss": flow_loss} | policy_metrics
+        return loss, {name: metric.detach() for name, metric in metrics.items()}
+
+    def critic_loss(self, batch: dict, next_z: Tensor) -> tuple[Tensor, dict]:
+        """Temporal differences to the target critics at the one-step policy's action: mean over the critics."""
         config = self.config
-        observations, actions = batch["observations"], batch["actions"]
-
-        # Critics: the next action is the one-step policy's; averaged over the critics.
         with torch.no_grad():
-            z = self.noise.normal(*actions.shape)
-            next_actions = one_step_actions(self.policy, batch["next_observations"], z).clamp(-1, 1)
-            next_q = q_values(self.target_critic, batch["next_observations"], next_actions)
+            next_actions = self.policy(batch["next_observations"], next_z)[0].clamp(-1, 1)
+            next_q = self.target_critic(batch["next_observations"], next_actions).squeeze(-1)
             next_q = next_q.amin(dim=0) if config.target_aggregation == "min" else next_q.mean(dim=0)
             target_q = batch["rewards"] + config.discount * batch["masks"] * next_q
-        q = q_values(self.critic, observations, actions)
-        critic_loss = (q - target_q).square().mean()
-
-        # Flow: matching on the data.
-        x0, t = self.noise.normal(*actions.shape), self.noise.uniform(len(actions), 1)
-        flow_loss = flow_losses(self.flow, observations, actions, x0, t).mean()
-
-        # Policy: near the flow's sample from the same noise, and uphill for the mean critic, which is held fixed.
-        z = self.noise.normal(*actions.shape)
-        with torch.no_grad():
-            flow_actions = sample_flow(self.flow, observations, z, config.flow_steps)
-        policy_actions = one_step_actions(self.policy, observations, z)
-        distillation_loss = (policy_actions - flow_actions).square().mean()
-        policy_q = frozen_q_values(self.critic, observations, policy_actions.clamp(-1, 1)).mean(dim=0)
-        q_loss = normalised_q_loss(policy_q) if config.normalise_q_loss else -policy_q.mean()
-        actor_loss = flow_loss + config.distillation_weight * distillation_loss + q_loss
-
+        q = self.critic(batch["observations"], batch["actions"]).squeeze(-1)
+        loss = (q - target_q).square().mean()
         metrics = {
-            "critic/loss": critic_loss,
+            "critic/loss": loss,
             "critic/q_mean": q.mean(),
             "critic/target_mean": target_q.mean(),
-            "actor/loss": actor_loss,
-            "actor/flow_loss": flow_loss,
+        }
+        return loss, metrics
+
+    def flow_loss(self, batch: dict, x0: Tensor, t: Tensor) -> Tensor:
+        """Flow matching on the data, from the noise x0 [B, A] at the times t [B, 1]."""
+        actions = batch["actions"]
+        x_t = (1 - t) * x0 + t * actions
+        velocity = self.flow(batch["observations"], x_t, t)[0]
+        return (velocity - (actions - x0)).square().mean()
+
+    def policy_loss(self, batch: dict, z: Tensor) -> tuple[Tensor, dict]:
+        """Near the flow's sample from the same noise z [B, A], and uphill for the mean critic, which is held fixed."""
+        config, observations = self.config, batch["observations"]
+        with torch.no_grad():
+            flow_actions = self.sample(observations, z)
+        actions = self.policy(observations, z)[0]
+        distillation_loss = (actions - flow_actions).square().mean()
+        q = frozen_q_values(self.critic, observations, actions.clamp(-1, 1)).mean(dim=0)
+        q_loss = -q.mean()
+        if config.normalise_q_loss:
+            q_loss = q_loss / q.detach().abs().mean()
+        loss = config.distillation_weight * distillation_loss + q_loss
+        metrics = {
             "actor/distillation_loss": distillation_loss,
             "actor/q_loss": q_loss,
-            "actor/q_mean": policy_q.mean(),
+            "actor/q_mean": q.mean(),
         }
-        metrics = {name: metric.detach() for name, metric in metrics.items()}
-        return critic_loss + actor_loss, metrics
+        return loss, metrics
+
+    def sample(self, observations: Tensor, x: Tensor) -> Tensor:
+        """The flow's actions [B, A] by Euler steps from the noise x [B, A] at t = 0, clipped once at the end."""
+        for step in range(self.config.flow_steps):
+            t = torch.full_like(x[:, :1], step / self.config.flow_steps)
+            x = x + self.flow(observations, x, t)[0] / self.config.flow_steps
+        return x.clamp(-1, 1)
 
     @torch.no_grad()
     def act(self, observations: Tensor, explore: bool = False) -> Tensor:
@@ -294,54 +269,23 @@ class FQL(nn.Module):
 
         `explore` changes nothing: FQL's code explores as it is evaluated.
         """
+        check_columns(self, {"observations": observations}, ("observations",))
         z = self.noise.normal(len(observations), self.action_dim)
-        return one_step_actions(self.policy, observations, z).clamp(-1, 1)
-
-    def network_evaluations(self) -> int:
-        """Evaluations of one network that an action costs: one of the one-step policy."""
-        return 1
-
-    def state_dict(self) -> dict:
-        """Everything an exact continuation needs: tensors and plain numbers only."""
-        return {
-            "networks": super().state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "noise": self.noise.generator.get_state(),
-        }
-
-    def load_state_dict(self, state: dict) -> None:
-        super().load_state_dict(state["networks"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.noise.generator.set_state(state["noise"])
+        return self.policy(observations, z)[0].clamp(-1, 1)
 
     @classmethod
-    def load(cls, run_dir) -> "FQL":
-        """The agent of a run folder's checkpoint, on the CPU, for use anywhere."""
+    def load(cls, run_dir: str | Path) -> "FQL":
+        """The trained agent of a run folder, on the CPU; needs nothing else of the repository."""
         checkpoint = torch.load(Path(run_dir) / "checkpoint.pt", map_location="cpu", weights_only=True)
-        agent = cls(FQLConfig(**checkpoint["config"]), checkpoint["observation_dim"], checkpoint["action_dim"])
-        agent.load_state_dict(checkpoint["agent"])
+        stored = checkpoint["config"]
+        config = FQLConfig(**{field.name: stored[field.name] for field in fields(FQLConfig)})
+        agent = cls(config, checkpoint["observation_dim"], checkpoint["action_dim"])
+        agent.load_state_dict(checkpoint["agent"]["networks"])
         return agent
 
 
-def train(configs: Sequence[FQLConfig], restart: bool = False) -> List[dict]:
-    """Trains an agent for each config on their task's data and evaluates it in the environment; returns the results.
-
-    The configs differ in the seed only. `restart` begins anew where runs are there already.
-    """
-    from envs import load_task
-    from harness.run import run
-
-    task = load_task(configs[0].task, configs[0].data_dir, configs[0].collect_episodes, configs[0].in_memory)
-    agents = [FQL(config, task.observation_dim, task.action_dim) for config in configs]
-    return run(agents, task, restart)
-
-
-def main() -> None:
-    from harness.command_line import run_command
-
-    run_command(FQLConfig, train)
-
-
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository root, for envs/ and harness/
-    main()
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository, for envs/ and harness/
+    from harness.command_line import main
+
+    main(FQL, FQLConfig)

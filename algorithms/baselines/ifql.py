@@ -3,154 +3,112 @@
 IDQL (Hansen-Estruch et al., 2023, arXiv 2304.10573) with a flow in place of its diffusion policy. With V(s), two
 critics Q_k(s,a), their targets Qbar_k, and a velocity v(s,x,t):
 
-    value     E[|expectile - 1[u < 0]| u^2],  u = min_k Qbar_k(s,a) - V(s)            (IQL, eq. 5)
-    critics   sum_k E[(Q_k(s,a) - y)^2],  y = r + discount mask V(s')                 (IQL, eq. 6)
-    policy    E[|v(s,x_t,t) - (a - x0)|^2],  x_t = (1 - t) x0 + t a,  x0 ~ N(0, I),  t ~ U[0, 1]
-    acting    of N actions sampled by Euler steps of v the one with the largest min_k Q_k(s,a)
+    critic loss   sum_k E[(Q_k(s,a) - y)^2],  y = r + discount mask V(s')                 (IQL, eq. 6)
+    value loss    E[|expectile - 1[u < 0]| u^2],  u = min_k Qbar_k(s,a) - V(s)            (IQL, eq. 5)
+    policy loss   E[|v(s,x_t,t) - (a - x0)|^2],  x_t = (1 - t) x0 + t a,  x0 ~ N(0, I),  t ~ U[0, 1]
+    acting        of N actions sampled by Euler steps of v, the one with the largest min_k Q_k(s,a)
 
 so the policy clones the data and the critics choose among its samples.
 
-    python algorithms/baselines/ifql.py --config configs/ifql/quickstart.yaml
+    python algorithms/baselines/ifql.py --task exorl/local_sticky_random/cartpole_swingup
 
 Differences from IDQL, all as in the code of FQL (github.com/seohongpark/fql): the flow, FQL's networks without a moving
 average of the policy, the choice by the online critics (there by the targets), all losses differentiated at the same
 parameters, the target critics' step before the gradient step, and squared errors averaged over the action dimensions.
 Differences from FQL's code: acting takes a batch of states, and each call can choose num_candidates and flow_steps.
 
-Needs only torch and numpy; train() also needs this repository's envs/ and harness/, which define rewards and masks.
+Needs torch only; training from the command line needs the rest of this repository.
 """
 
 import math
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import List, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 LAYER_NORM_EPSILON = 1e-6  # Flax's default, in FQL's networks (torch's is 1e-5)
-VALIDATION_SEED = 0  # losses() draws the same noise at every call
+COLUMNS = ("observations", "actions", "rewards", "masks", "next_observations")  # of every minibatch
 
 
 @dataclass(frozen=True)
 class IFQLConfig:
-    task: str = "exorl/local_sticky_random/cartpole_swingup"  # <suite>/<name>: the data set and its environment
-    data_dir: Optional[str] = None  # folder of the data sets; null = the suite's own default
-    collect_episodes: int = 0  # collect so many episodes of an absent local set first; 0 = stop and say how
-    in_memory: bool = True  # false: observations stay in the file, memory-mapped (exorl only)
-    run_dir: str = "runs"  # a run's folder is <run_dir>/<label>/<task>/seed_<seed>
-    label: Optional[str] = None  # name of a variant in folders and tables; null = the algorithm's name
-    seed: int = 0  # of networks, minibatches and noise
-    device: str = "auto"  # auto | cpu | cuda
-    threads: int = 0  # CPU threads of torch; 0 = torch's choice
-    matmul_precision: str = "highest"  # of float32 products: highest | high (tf32 on GPUs) | medium; see docs/gpu.md
-    cuda_graphs: bool = True  # on a GPU replay recorded updates; false = one by one, the same numbers more slowly
-    offline_steps: int = 1_000_000  # updates on the data set
-    online_steps: int = 0  # environment steps after those, each followed by an update
-    balanced_sampling: bool = False  # online minibatches half of data and half of new transitions; else uniform
-    replay_capacity: int = 2_000_000  # online transitions kept; with keep_offline false, of both together
-    keep_offline: bool = True  # false: beyond the capacity the data set's oldest transitions make room first
-    log_interval: int = 5_000  # updates between rows of train.csv
-    checkpoint_interval: int = 50_000  # updates between checkpoints
-    eval_interval: int = 100_000  # updates between evaluations
-    eval_episodes: int = 50  # episodes of an evaluation
-    eval_environments: int = 50  # episodes that advance together as one batch
-    eval_workers: int = 0  # processes that host the environments, beside training if `threads` allow; 0 = this one
-    final_report: Tuple[str, ...] = ()  # act options swept after training, e.g. ["greediness=0,1"]; empty = no report
-    wandb_mode: str = "disabled"  # disabled | offline | online
-    wandb_project: str = "dipole"  # Weights & Biases project
-
-    batch_size: int = 256  # transitions of a minibatch
     discount: float = 0.99  # gamma
-    learning_rate: float = 3e-4  # of Adam, for all networks
+    learning_rate: float = 3e-4  # learning rate of Adam, for all networks
     target_rate: float = 0.005  # tau: target <- tau online + (1 - tau) target
-    actor_hidden_dims: Tuple[int, ...] = (512, 512, 512, 512)  # hidden sizes of the policy networks
-    value_hidden_dims: Tuple[int, ...] = (512, 512, 512, 512)  # hidden sizes of critics and value
+    actor_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)  # hidden sizes of the policy networks
+    value_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)  # hidden sizes of critics and value
     actor_layer_norm: bool = False  # layer norm in the policy networks
     value_layer_norm: bool = True  # layer norm in critics and value
-    expectile: float = 0.9  # of the value regression
-    num_candidates: int = 32  # N: sampled actions per state when acting; the critics choose among them
+    expectile: float = 0.9  # expectile of the value regression
+    num_candidates: int = 32  # N: actions sampled per state when acting; the critics choose among them
     flow_steps: int = 10  # Euler steps of the flow
-
-    def __post_init__(self):
-        for field in ("batch_size", "num_candidates", "flow_steps"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field} is {getattr(self, field)}; it must be at least 1")
 
 
 class Noise(nn.Module):
-    """The random numbers of one agent: one generator, in the dtype and on the device the agent has been moved to."""
+    """The agent's random numbers, from one generator that follows the agent's device and dtype."""
 
     def __init__(self, seed: int):
         super().__init__()
         self.seed = seed
-        self.register_buffer("like", torch.empty(0), persistent=False)
         self.generator = torch.Generator().manual_seed(seed)
+        self.register_buffer("like", torch.empty(0), persistent=False)
 
-    def _apply(self, fn, recurse=True):
+    def _apply(self, fn, recurse=True):  # what .to(), .cuda() and .double() call
         super()._apply(fn, recurse)
         if self.generator.device != self.like.device:
             self.generator = torch.Generator(self.like.device).manual_seed(self.seed)
         return self
 
-    def _options(self) -> dict:
-        return {"generator": self.generator, "device": self.like.device}
-
     def normal(self, *shape: int) -> Tensor:
-        return torch.randn(shape, dtype=self.like.dtype, **self._options())
+        return torch.randn(shape, generator=self.generator, dtype=self.like.dtype, device=self.like.device)
 
     def uniform(self, *shape: int) -> Tensor:
-        return torch.rand(shape, dtype=self.like.dtype, **self._options())
-
-    def integers(self, high: int, *shape: int) -> Tensor:
-        return torch.randint(high, shape, **self._options())
+        return torch.rand(shape, generator=self.generator, dtype=self.like.dtype, device=self.like.device)
 
 
 class EnsembleMLP(nn.Module):
-    """M independent multi-layer perceptrons, evaluated together by one batched product per layer.
+    """M independent MLPs, evaluated by one batched product per layer: inputs [B, ...] are joined -> [M, B, O].
 
-    Each hidden layer is linear -> GELU (tanh form) -> layer norm if asked for; Xavier-uniform weights, zero biases
-    (the networks of FQL, github.com/seohongpark/fql). forward: inputs [B, I] or [M, B, I] -> [M, B, output_dim];
-    `members` evaluates a slice of the M only.
+    Linear -> GELU (tanh form) -> optional layer norm; Xavier-uniform weights, zero biases: the networks of FQL
+    (github.com/seohongpark/fql).
     """
 
-    def __init__(
-        self,
-        num_members: int,
-        input_dim: int,
-        hidden_dims: Tuple[int, ...],
-        output_dim: int,
-        layer_norm: bool,
-        generator: torch.Generator,
-    ):
+    def __init__(self, members: int, sizes: tuple[int, ...], layer_norm: bool, generator: torch.Generator):
         super().__init__()
-        sizes = list(pairwise((input_dim, *hidden_dims, output_dim)))
-        bounds = [math.sqrt(6 / (fan_in + fan_out)) for fan_in, fan_out in sizes]
-        self.weights = nn.ParameterList(
-            torch.empty(num_members, *size).uniform_(-bound, bound, generator=generator)
-            for size, bound in zip(sizes, bounds, strict=True)
-        )
-        self.biases = nn.ParameterList(torch.zeros(num_members, 1, fan_out) for _, fan_out in sizes)
-        normed = hidden_dims if layer_norm else ()
-        self.norm_scales = nn.ParameterList(torch.ones(num_members, 1, size) for size in normed)
-        self.norm_shifts = nn.ParameterList(torch.zeros(num_members, 1, size) for size in normed)
+        self.weights = nn.ParameterList()
+        self.biases = nn.ParameterList()
+        self.norm_scales = nn.ParameterList()
+        self.norm_shifts = nn.ParameterList()
+        for fan_in, fan_out in pairwise(sizes):
+            bound = math.sqrt(6 / (fan_in + fan_out))
+            weight = torch.empty(members, fan_in, fan_out)
+            self.weights.append(weight.uniform_(-bound, bound, generator=generator))
+            self.biases.append(torch.zeros(members, 1, fan_out))
+        for size in sizes[1:-1] if layer_norm else ():
+            self.norm_scales.append(torch.ones(members, 1, size))
+            self.norm_shifts.append(torch.zeros(members, 1, size))
 
-    def forward(self, inputs: Tensor, members: Optional[slice] = None) -> Tensor:
-        groups = [list(group) for group in (self.weights, self.biases, self.norm_scales, self.norm_shifts)]
-        if members is not None:  # only then: the gradient of a slice is a copy of the whole
-            groups = [[parameter[members] for parameter in group] for group in groups]
-        weights, biases, scales, shifts = groups
-        hidden = inputs.expand(len(biases[0]), *inputs.shape[-2:])
-        for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
-            hidden = torch.baddbmm(bias, hidden, weight)
-            if layer < len(weights) - 1:
+    def forward(self, *inputs: Tensor, member: int | None = None) -> Tensor:
+        """All members, or one alone. (Slicing all of them would cost a copy in the backward pass.)"""
+
+        def of_member(parameter: Tensor) -> Tensor:
+            return parameter if member is None else parameter[member, None]
+
+        joined = inputs[0] if len(inputs) == 1 else torch.cat(inputs, dim=-1)
+        hidden = joined.expand(len(of_member(self.biases[0])), *joined.shape)
+        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            if layer > 0:
                 hidden = F.gelu(hidden, approximate="tanh")
-                if scales:
+                if len(self.norm_scales) > 0:
+                    scale = of_member(self.norm_scales[layer - 1])
+                    shift = of_member(self.norm_shifts[layer - 1])
                     hidden = F.layer_norm(hidden, hidden.shape[-1:], eps=LAYER_NORM_EPSILON)
-                    hidden = torch.addcmul(shifts[layer], hidden, scales[layer])
+                    hidden = torch.addcmul(shift, hidden, scale)
+            hidden = torch.baddbmm(of_member(bias), hidden, of_member(weight))
         return hidden
 
 
@@ -160,197 +118,172 @@ def soft_update(target: nn.Module, online: nn.Module, rate: float) -> None:
     torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), rate)
 
 
-def expectile_loss(difference: Tensor, expectile: float) -> Tensor:
-    """mean of |expectile - 1[u < 0]| u^2, with u = `difference` of any shape (Kostrikov et al., IQL, eq. 5)."""
-    weight = (expectile - (difference < 0).to(difference.dtype)).abs()
-    return (weight * difference.square()).mean()
+def check_columns(agent: nn.Module, columns: dict, names: tuple[str, ...]) -> None:
+    """Raises ValueError unless all columns are tensors of N rows, as wide as the agent's, of its dtype and device."""
+    like = next(parameter for parameter in agent.parameters() if parameter.requires_grad)
+    widths = {
+        "observations": [agent.observation_dim],
+        "next_observations": [agent.observation_dim],
+        "actions": [agent.action_dim],
+        "next_actions": [agent.action_dim],
+    }
+    size = len(columns["observations"])
+    for name in names:
+        column = columns.get(name)
+        width = widths.get(name, [])
+        found = type(column).__name__
+        if isinstance(column, Tensor):
+            found = f"{column.dtype} {list(column.shape)} on {column.device}"
+        if found != f"{like.dtype} {[size, *width]} on {like.device}":
+            wanted = f"{like.dtype} {['N', *width]} on {like.device}".replace("'", "")
+            raise ValueError(f"{name} must be {wanted}, not {found} (observations have N = {size})")
 
 
-def q_values(critic: EnsembleMLP, observations: Tensor, actions: Tensor) -> Tensor:
-    """Values [M, B] of the M critics at observations [B, O] and actions [B, A]."""
-    return critic(torch.cat([observations, actions], dim=-1)).squeeze(-1)
-
-
-def flow_losses(flow: EnsembleMLP, observations: Tensor, actions: Tensor, x0: Tensor, t: Tensor) -> Tensor:
-    """Errors |v(s, x_t, t) - (a - x0)|^2 [M, B] of the M flows, per action dimension, all at x0 [B, A] and t [B, 1]."""
-    x_t = (1 - t) * x0 + t * actions
-    velocity = flow(torch.cat([observations, x_t, t], dim=-1))
-    return (velocity - (actions - x0)).square().mean(dim=-1)
-
-
-def sample_flow(flow: EnsembleMLP, observations: Tensor, x: Tensor, flow_steps: int) -> Tensor:
-    """Euler steps from noise x [B, A] at t = 0 to actions [B, A], clipped once at the end."""
-    for step in range(flow_steps):
-        t = torch.full_like(x[:, :1], step / flow_steps)
-        x = x + flow(torch.cat([observations, x, t], dim=-1))[0] / flow_steps
-    return x.clamp(-1, 1)
-
-
-def repeat_rows(observations: Tensor, count: int) -> Tensor:
-    """[N, O] -> [N * count, O], each row `count` times in a row."""
-    return observations.repeat_interleave(count, dim=0)
-
-
-def smallest_q(critic: EnsembleMLP, observations: Tensor, actions: Tensor) -> Tensor:
-    """min over the critics at observations [N, O] for each of the candidate actions [N, C, A]: [N, C]."""
-    num_states, count, _ = actions.shape
-    inputs = torch.cat([repeat_rows(observations, count), actions.flatten(0, 1)], dim=-1)
-    return critic(inputs).squeeze(-1).amin(dim=0).view(num_states, count)
+def expectile_loss(error: Tensor, expectile: float) -> Tensor:
+    """mean of |expectile - 1[u < 0]| u^2, with u = `error` of any shape (IQL, eq. 5)."""
+    weight = (expectile - (error < 0).to(error.dtype)).abs()
+    return (weight * error.square()).mean()
 
 
 def best_candidate(critic: EnsembleMLP, observations: Tensor, candidates: Tensor) -> Tensor:
-    """Of candidates [N, C, A] the one that the smallest critic values most: [N, A]."""
-    if candidates.shape[1] == 1:
+    """Of candidates [N, C, A], the one with the largest min_k Q_k(s,a): [N, A]."""
+    num_states, count, _ = candidates.shape
+    if count == 1:
         return candidates[:, 0]
-    best = smallest_q(critic, observations, candidates).argmax(dim=1)
-    return candidates[torch.arange(len(candidates), device=candidates.device), best]
+    repeated = observations.repeat_interleave(count, dim=0)
+    q = critic(repeated, candidates.flatten(0, 1)).squeeze(-1).amin(dim=0)
+    best = q.view(num_states, count).argmax(dim=1)
+    return candidates[torch.arange(num_states, device=best.device), best]
 
 
 class IFQL(nn.Module):
-    """The agent: a flow policy, two critics with targets, and a state value."""
+    """A flow policy, two critics with targets, and a state value."""
 
+    act_options = ("num_candidates", "flow_steps")  # config fields that act() takes as well
     batch_fields = ()  # columns of a minibatch beyond the usual ones
 
-    def __init__(self, config: IFQLConfig, observation_dim: int, action_dim: int):
+    def __init__(self, config: IFQLConfig, observation_dim: int, action_dim: int, seed: int = 0):
         super().__init__()
         self.config = config
-        self.observation_dim, self.action_dim = observation_dim, action_dim
-        self.noise = Noise(config.seed)
+        self.observation_dim = observation_dim
+        self.action_dim = action_dim
+        self.noise = Noise(seed)
 
-        def network(members, input_dim, hidden_dims, output_dim, layer_norm):
-            return EnsembleMLP(members, input_dim, hidden_dims, output_dim, layer_norm, self.noise.generator)
+        def value_network(members: int, input_dim: int) -> EnsembleMLP:
+            sizes = (input_dim, *config.value_hidden_dims, 1)
+            return EnsembleMLP(members, sizes, config.value_layer_norm, self.noise.generator)
 
-        critic_dim = observation_dim + action_dim
-        self.critic = network(2, critic_dim, config.value_hidden_dims, 1, config.value_layer_norm)
-        self.target_critic = network(2, critic_dim, config.value_hidden_dims, 1, config.value_layer_norm)
+        def policy_network(input_dim: int) -> EnsembleMLP:
+            sizes = (input_dim, *config.actor_hidden_dims, action_dim)
+            return EnsembleMLP(1, sizes, config.actor_layer_norm, self.noise.generator)
+
+        pair_dim = observation_dim + action_dim
+        self.critic = value_network(2, pair_dim)
+        self.target_critic = value_network(2, pair_dim).requires_grad_(False)
         self.target_critic.load_state_dict(self.critic.state_dict())
-        self.target_critic.requires_grad_(False)
-        self.value = network(1, observation_dim, config.value_hidden_dims, 1, config.value_layer_norm)
-        self.flow = network(1, critic_dim + 1, config.actor_hidden_dims, action_dim, config.actor_layer_norm)
-        trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        self.value = value_network(1, observation_dim)
+        self.flow = policy_network(pair_dim + 1)
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         # capturable: the step count stays on the device, so that a CUDA graph can hold the step
-        self.optimizer = torch.optim.Adam(trainable, lr=config.learning_rate, fused=True, capturable=True)
+        self.optimizer = torch.optim.Adam(trained, lr=config.learning_rate, fused=True, capturable=True)
 
     def update(self, batch: dict) -> dict:
-        """The target critics' step and one gradient step of all networks on a minibatch; detached 0-d metrics."""
-        loss, metrics = self._loss(batch)
+        """The target critics' step, then one gradient step of all networks; returns detached 0-d metrics.
+
+        batch: tensors of the agent's dtype and device: observations and next_observations [B, O], actions [B, A] in
+        [-1, 1], rewards [B], masks [B] in [0, 1] (0: no bootstrapping). Raises ValueError for any other shape.
+        """
+        check_columns(self, batch, (*COLUMNS, *self.batch_fields))
+        loss, metrics = self.loss(batch, self.draw(len(batch["actions"])))
         self.optimizer.zero_grad()
         loss.backward()
         soft_update(self.target_critic, self.critic, self.config.target_rate)  # from before the step, as FQL's code
         self.optimizer.step()
         return metrics
 
-    @torch.no_grad()
-    def losses(self, batch: dict) -> dict:
-        """The metrics of a validation batch: no gradient, and noise of its own, so that training is not changed."""
-        training_noise, self.noise = self.noise, Noise(VALIDATION_SEED).to(self.noise.like)
-        try:
-            return self._loss(batch)[1]
-        finally:
-            self.noise = training_noise
+    def draw(self, batch_size: int) -> dict:
+        """The random numbers of one update, in the order of FQL's code."""
+        return {
+            "x0": self.noise.normal(batch_size, self.action_dim),
+            "t": self.noise.uniform(batch_size, 1),
+        }
 
-    def _loss(self, batch: dict) -> Tuple[Tensor, dict]:
-        """The sum of all losses at the present parameters, and the metrics."""
-        config = self.config
-        observations, actions = batch["observations"], batch["actions"]
+    def loss(self, batch: dict, noise: dict) -> tuple[Tensor, dict]:
+        """The sum of all losses at the present parameters, and the metrics: a pure function."""
+        critic_loss, metrics = self.critic_loss(batch)
+        value_loss, value_metrics = self.value_loss(batch)
+        policy_loss = self.policy_loss(batch, noise["x0"], noise["t"])
+        loss = critic_loss + value_loss + policy_loss
+        metrics |= value_metrics | {"actor/flow_loss": policy_loss}
+        return loss, {name: metric.detach() for name, metric in metrics.items()}
+
+    def critic_loss(self, batch: dict) -> tuple[Tensor, dict]:
+        """Temporal differences of the critics to the next state's value: summed over the critics."""
         with torch.no_grad():
-            data_q = q_values(self.target_critic, observations, actions).amin(dim=0)
-            next_value = self.value(batch["next_observations"])[0].squeeze(-1)
-            target_q = batch["rewards"] + config.discount * batch["masks"] * next_value
-
-        # Value: expectile regression on the smaller target critic.
-        value = self.value(observations)[0].squeeze(-1)
-        value_loss = expectile_loss(data_q - value, config.expectile)
-
-        # Critics: on the value of the next state, averaged over the batch and summed over the critics.
-        q = q_values(self.critic, observations, actions)
-        critic_loss = (q - target_q).square().mean(dim=1).sum()
-
-        # Policy: flow matching on the data, without weights.
-        x0, t = self.noise.normal(*actions.shape), self.noise.uniform(len(actions), 1)
-        flow_loss = flow_losses(self.flow, observations, actions, x0, t).mean()
-
+            next_value = self.value(batch["next_observations"])[0, :, 0]
+            target_q = batch["rewards"] + self.config.discount * batch["masks"] * next_value
+        q = self.critic(batch["observations"], batch["actions"]).squeeze(-1)
+        loss = (q - target_q).square().mean(dim=1).sum()
         metrics = {
-            "critic/loss": critic_loss,
+            "critic/loss": loss,
             "critic/q_mean": q.mean(),
             "critic/target_mean": target_q.mean(),
-            "value/loss": value_loss,
+        }
+        return loss, metrics
+
+    def value_loss(self, batch: dict) -> tuple[Tensor, dict]:
+        """Expectile regression on the smaller target critic at the data's actions."""
+        with torch.no_grad():
+            data_q = self.target_critic(batch["observations"], batch["actions"]).squeeze(-1).amin(dim=0)
+        value = self.value(batch["observations"])[0, :, 0]
+        loss = expectile_loss(data_q - value, self.config.expectile)
+        metrics = {
+            "value/loss": loss,
             "value/mean": value.mean(),
             "value/advantage_std": (data_q - value).std(correction=0),
-            "actor/flow_loss": flow_loss,
         }
-        metrics = {name: metric.detach() for name, metric in metrics.items()}
-        return critic_loss + value_loss + flow_loss, metrics
+        return loss, metrics
+
+    def policy_loss(self, batch: dict, x0: Tensor, t: Tensor) -> Tensor:
+        """Flow matching on the data without weights, from the noise x0 [B, A] at the times t [B, 1]."""
+        actions = batch["actions"]
+        x_t = (1 - t) * x0 + t * actions
+        velocity = self.flow(batch["observations"], x_t, t)[0]
+        return (velocity - (actions - x0)).square().mean()
 
     @torch.no_grad()
-    def act(
-        self,
-        observations: Tensor,
-        num_candidates: Optional[int] = None,
-        flow_steps: Optional[int] = None,
-        explore: bool = False,
-    ) -> Tensor:
-        """Actions [N, A] in [-1, 1] for observations [N, O]; an option left out is the config's.
+    def act(self, observations: Tensor, explore: bool = False, **options) -> Tensor:
+        """Actions [N, A] in [-1, 1] for observations [N, O]; `options` replace the config's (see act_options).
 
-        `explore` changes nothing: the flow samples anyway, and FQL's code explores as it is evaluated.
+        `explore` changes nothing: the flow samples already, and FQL's code explores as it is evaluated.
         """
-        acting = self._acting_config(num_candidates=num_candidates, flow_steps=flow_steps)
-        x = self.noise.normal(len(observations), acting.num_candidates, self.action_dim)
-        repeated = repeat_rows(observations, acting.num_candidates)
-        candidates = sample_flow(self.flow, repeated, x.flatten(0, 1), acting.flow_steps)
-        return best_candidate(self.critic, observations, candidates.view_as(x))
+        config = replace(self.config, **options)
+        check_columns(self, {"observations": observations}, ("observations",))
+        x0 = self.noise.normal(len(observations), config.num_candidates, self.action_dim)
+        return best_candidate(self.critic, observations, self.sample(observations, x0, config.flow_steps))
 
-    def network_evaluations(self, num_candidates: Optional[int] = None, flow_steps: Optional[int] = None) -> int:
-        """Evaluations of one network (each critic counts) that an action with these options costs."""
-        acting = self._acting_config(num_candidates=num_candidates, flow_steps=flow_steps)
-        selection = 2 * acting.num_candidates if acting.num_candidates > 1 else 0
-        return acting.num_candidates * acting.flow_steps + selection
-
-    def _acting_config(self, **options) -> IFQLConfig:
-        """The config with the given act options in place of its own; raises ValueError for an impossible one."""
-        return replace(self.config, **{name: value for name, value in options.items() if value is not None})
-
-    def state_dict(self) -> dict:
-        """Everything an exact continuation needs: tensors and plain numbers only."""
-        return {
-            "networks": super().state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "noise": self.noise.generator.get_state(),
-        }
-
-    def load_state_dict(self, state: dict) -> None:
-        super().load_state_dict(state["networks"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.noise.generator.set_state(state["noise"])
+    def sample(self, observations: Tensor, x0: Tensor, flow_steps: int) -> Tensor:
+        """Actions [N, C, A] by Euler steps from the noise x0 [N, C, A] at t = 0, clipped once at the end."""
+        x = x0.flatten(0, 1)
+        repeated = observations.repeat_interleave(x0.shape[1], dim=0)
+        for step in range(flow_steps):
+            t = torch.full_like(x[:, :1], step / flow_steps)
+            x = x + self.flow(repeated, x, t)[0] / flow_steps
+        return x.clamp(-1, 1).view_as(x0)
 
     @classmethod
-    def load(cls, run_dir) -> "IFQL":
-        """The agent of a run folder's checkpoint, on the CPU, for use anywhere."""
+    def load(cls, run_dir: str | Path) -> "IFQL":
+        """The trained agent of a run folder, on the CPU; needs nothing else of the repository."""
         checkpoint = torch.load(Path(run_dir) / "checkpoint.pt", map_location="cpu", weights_only=True)
-        agent = cls(IFQLConfig(**checkpoint["config"]), checkpoint["observation_dim"], checkpoint["action_dim"])
-        agent.load_state_dict(checkpoint["agent"])
+        stored = checkpoint["config"]
+        config = IFQLConfig(**{field.name: stored[field.name] for field in fields(IFQLConfig)})
+        agent = cls(config, checkpoint["observation_dim"], checkpoint["action_dim"])
+        agent.load_state_dict(checkpoint["agent"]["networks"])
         return agent
 
 
-def train(configs: Sequence[IFQLConfig], restart: bool = False) -> List[dict]:
-    """Trains an agent for each config on their task's data and evaluates it in the environment; returns the results.
-
-    The configs differ in the seed only. `restart` begins anew where runs are there already.
-    """
-    from envs import load_task
-    from harness.run import run
-
-    task = load_task(configs[0].task, configs[0].data_dir, configs[0].collect_episodes, configs[0].in_memory)
-    agents = [IFQL(config, task.observation_dim, task.action_dim) for config in configs]
-    return run(agents, task, restart)
-
-
-def main() -> None:
-    from harness.command_line import run_command
-
-    run_command(IFQLConfig, train)
-
-
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository root, for envs/ and harness/
-    main()
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository, for envs/ and harness/
+    from harness.command_line import main
+
+    main(IFQL, IFQLConfig)

@@ -3,13 +3,15 @@
 TD3+BC with the cloning penalty in the critics' targets too. With two critics Q_k(s,a), a policy mu(s) in (-1, 1),
 targets Qbar_k and mubar, noise e = clip(actor_noise z), z ~ N(0, I), and the data's next action b':
 
-    next action  a' = clip(mubar(s') + e)
-    critics      mean_k E[(Q_k(s,a) - y)^2],  y = r + discount mask (min_k Qbar_k(s',a') - critic_bc_weight |a' - b'|^2)
-    policy       -E[q] / E|q| + actor_bc_weight E[|mu(s) - a|^2],  q = min_k Q_k(s, mu(s))
+    critic loss   mean_k E[(Q_k(s,a) - y)^2],
+                  y = r + discount mask (min_k Qbar_k(s',a') - critic_bc_weight |a' - b'|^2)
+                  with the next action a' = clip(mubar(s') + e)
+    policy loss   -E[q] / E|q| + actor_bc_weight E[|mu(s) - a|^2],  q = min_k Q_k(s, mu(s))
+    acting        mu(s)
 
 The policy, the target critics and the target policy move at every actor_interval-th update only.
 
-    python algorithms/baselines/rebrac.py --config configs/rebrac/quickstart.yaml
+    python algorithms/baselines/rebrac.py --task exorl/local_sticky_random/cartpole_swingup
 
 Both weights are 0 by default, as in the reference code, which sets them for each task: without them nothing keeps the
 policy near the data.
@@ -20,150 +22,120 @@ differentiated at the same parameters, the targets' step before the gradient ste
 in an update that skips the policy its gradient is zero but its momentum still moves it.
 Differences from FQL's code: none in the mathematics.
 
-Needs only torch and numpy; train() also needs this repository's envs/ and harness/, which define rewards and masks.
+Needs torch only; training from the command line needs the rest of this repository.
 """
 
 import math
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
-from typing import List, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 LAYER_NORM_EPSILON = 1e-6  # Flax's default, in FQL's networks (torch's is 1e-5)
+COLUMNS = ("observations", "actions", "rewards", "masks", "next_observations")  # of every minibatch
 POLICY_OUTPUT_VARIANCE = 0.01  # of the last layer's initial weights over Xavier's, in FQL's Gaussian policies
-VALIDATION_SEED = 0  # losses() draws the same noise at every call
 
 
 @dataclass(frozen=True)
 class ReBRACConfig:
-    task: str = "exorl/local_sticky_random/cartpole_swingup"  # <suite>/<name>: the data set and its environment
-    data_dir: Optional[str] = None  # folder of the data sets; null = the suite's own default
-    collect_episodes: int = 0  # collect so many episodes of an absent local set first; 0 = stop and say how
-    in_memory: bool = True  # false: observations stay in the file, memory-mapped (exorl only)
-    run_dir: str = "runs"  # a run's folder is <run_dir>/<label>/<task>/seed_<seed>
-    label: Optional[str] = None  # name of a variant in folders and tables; null = the algorithm's name
-    seed: int = 0  # of networks, minibatches and noise
-    device: str = "auto"  # auto | cpu | cuda
-    threads: int = 0  # CPU threads of torch; 0 = torch's choice
-    matmul_precision: str = "highest"  # of float32 products: highest | high (tf32 on GPUs) | medium; see docs/gpu.md
-    cuda_graphs: bool = True  # on a GPU replay recorded updates; false = one by one, the same numbers more slowly
-    offline_steps: int = 1_000_000  # updates on the data set
-    online_steps: int = 0  # environment steps after those, each followed by an update
-    balanced_sampling: bool = False  # online minibatches half of data and half of new transitions; else uniform
-    replay_capacity: int = 2_000_000  # online transitions kept; with keep_offline false, of both together
-    keep_offline: bool = True  # false: beyond the capacity the data set's oldest transitions make room first
-    log_interval: int = 5_000  # updates between rows of train.csv
-    checkpoint_interval: int = 50_000  # updates between checkpoints
-    eval_interval: int = 100_000  # updates between evaluations
-    eval_episodes: int = 50  # episodes of an evaluation
-    eval_environments: int = 50  # episodes that advance together as one batch
-    eval_workers: int = 0  # processes that host the environments, beside training if `threads` allow; 0 = this one
-    final_report: Tuple[str, ...] = ()  # act options swept after training, e.g. ["greediness=0,1"]; empty = no report
-    wandb_mode: str = "disabled"  # disabled | offline | online
-    wandb_project: str = "dipole"  # Weights & Biases project
-
-    batch_size: int = 256  # transitions of a minibatch
     discount: float = 0.99  # gamma
-    learning_rate: float = 3e-4  # of Adam, for all networks
+    learning_rate: float = 3e-4  # learning rate of Adam, for all networks
     target_rate: float = 0.005  # tau: target <- tau online + (1 - tau) target
-    actor_hidden_dims: Tuple[int, ...] = (512, 512, 512, 512)  # hidden sizes of the policy networks
-    value_hidden_dims: Tuple[int, ...] = (512, 512, 512, 512)  # hidden sizes of critics and value
+    actor_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)  # hidden sizes of the policy networks
+    value_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)  # hidden sizes of critics and value
     actor_layer_norm: bool = False  # layer norm in the policy networks
     value_layer_norm: bool = True  # layer norm in critics and value
-    actor_bc_weight: float = 0.0  # of the squared distance to the data's action in the policy's loss
-    critic_bc_weight: float = 0.0  # of the squared distance to the data's next action in the critics' targets
+    actor_bc_weight: float = 0.0  # weight of the squared distance to the data's action in the policy's loss
+    critic_bc_weight: float = 0.0  # weight of that to the data's next action in the critics' targets
     actor_interval: int = 2  # updates between those of the policy and of all targets
     actor_noise: float = 0.2  # standard deviation of the noise on next actions and when exploring
     actor_noise_clip: float = 0.5  # largest size of that noise
 
-    def __post_init__(self):
-        for field in ("batch_size", "actor_interval"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field} is {getattr(self, field)}; it must be at least 1")
-
 
 class Noise(nn.Module):
-    """The random numbers of one agent: one generator, in the dtype and on the device the agent has been moved to."""
+    """The agent's random numbers, from one generator that follows the agent's device and dtype."""
 
     def __init__(self, seed: int):
         super().__init__()
         self.seed = seed
-        self.register_buffer("like", torch.empty(0), persistent=False)
         self.generator = torch.Generator().manual_seed(seed)
+        self.register_buffer("like", torch.empty(0), persistent=False)
 
-    def _apply(self, fn, recurse=True):
+    def _apply(self, fn, recurse=True):  # what .to(), .cuda() and .double() call
         super()._apply(fn, recurse)
         if self.generator.device != self.like.device:
             self.generator = torch.Generator(self.like.device).manual_seed(self.seed)
         return self
 
-    def _options(self) -> dict:
-        return {"generator": self.generator, "device": self.like.device}
-
     def normal(self, *shape: int) -> Tensor:
-        return torch.randn(shape, dtype=self.like.dtype, **self._options())
-
-    def uniform(self, *shape: int) -> Tensor:
-        return torch.rand(shape, dtype=self.like.dtype, **self._options())
-
-    def integers(self, high: int, *shape: int) -> Tensor:
-        return torch.randint(high, shape, **self._options())
+        return torch.randn(shape, generator=self.generator, dtype=self.like.dtype, device=self.like.device)
 
 
 class EnsembleMLP(nn.Module):
-    """M independent multi-layer perceptrons, evaluated together by one batched product per layer.
+    """M independent MLPs, evaluated by one batched product per layer: inputs [B, ...] are joined -> [M, B, O].
 
-    Each hidden layer is linear -> GELU (tanh form) -> layer norm if asked for; Xavier-uniform weights, zero biases
-    (the networks of FQL, github.com/seohongpark/fql). forward: inputs [B, I] or [M, B, I] -> [M, B, output_dim];
-    `members` evaluates a slice of the M only.
+    Linear -> GELU (tanh form) -> optional layer norm; Xavier-uniform weights, zero biases: the networks of FQL
+    (github.com/seohongpark/fql).
     """
 
-    def __init__(
-        self,
-        num_members: int,
-        input_dim: int,
-        hidden_dims: Tuple[int, ...],
-        output_dim: int,
-        layer_norm: bool,
-        generator: torch.Generator,
-    ):
+    def __init__(self, members: int, sizes: tuple[int, ...], layer_norm: bool, generator: torch.Generator):
         super().__init__()
-        sizes = list(pairwise((input_dim, *hidden_dims, output_dim)))
-        bounds = [math.sqrt(6 / (fan_in + fan_out)) for fan_in, fan_out in sizes]
-        self.weights = nn.ParameterList(
-            torch.empty(num_members, *size).uniform_(-bound, bound, generator=generator)
-            for size, bound in zip(sizes, bounds, strict=True)
-        )
-        self.biases = nn.ParameterList(torch.zeros(num_members, 1, fan_out) for _, fan_out in sizes)
-        normed = hidden_dims if layer_norm else ()
-        self.norm_scales = nn.ParameterList(torch.ones(num_members, 1, size) for size in normed)
-        self.norm_shifts = nn.ParameterList(torch.zeros(num_members, 1, size) for size in normed)
+        self.weights = nn.ParameterList()
+        self.biases = nn.ParameterList()
+        self.norm_scales = nn.ParameterList()
+        self.norm_shifts = nn.ParameterList()
+        for fan_in, fan_out in pairwise(sizes):
+            bound = math.sqrt(6 / (fan_in + fan_out))
+            weight = torch.empty(members, fan_in, fan_out)
+            self.weights.append(weight.uniform_(-bound, bound, generator=generator))
+            self.biases.append(torch.zeros(members, 1, fan_out))
+        for size in sizes[1:-1] if layer_norm else ():
+            self.norm_scales.append(torch.ones(members, 1, size))
+            self.norm_shifts.append(torch.zeros(members, 1, size))
 
-    def forward(self, inputs: Tensor, members: Optional[slice] = None) -> Tensor:
-        groups = [list(group) for group in (self.weights, self.biases, self.norm_scales, self.norm_shifts)]
-        if members is not None:  # only then: the gradient of a slice is a copy of the whole
-            groups = [[parameter[members] for parameter in group] for group in groups]
-        weights, biases, scales, shifts = groups
-        hidden = inputs.expand(len(biases[0]), *inputs.shape[-2:])
-        for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
-            hidden = torch.baddbmm(bias, hidden, weight)
-            if layer < len(weights) - 1:
+    def forward(self, *inputs: Tensor, member: int | None = None) -> Tensor:
+        """All members, or one alone. (Slicing all of them would cost a copy in the backward pass.)"""
+
+        def of_member(parameter: Tensor) -> Tensor:
+            return parameter if member is None else parameter[member, None]
+
+        joined = inputs[0] if len(inputs) == 1 else torch.cat(inputs, dim=-1)
+        hidden = joined.expand(len(of_member(self.biases[0])), *joined.shape)
+        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            if layer > 0:
                 hidden = F.gelu(hidden, approximate="tanh")
-                if scales:
+                if len(self.norm_scales) > 0:
+                    scale = of_member(self.norm_scales[layer - 1])
+                    shift = of_member(self.norm_shifts[layer - 1])
                     hidden = F.layer_norm(hidden, hidden.shape[-1:], eps=LAYER_NORM_EPSILON)
-                    hidden = torch.addcmul(shifts[layer], hidden, scales[layer])
+                    hidden = torch.addcmul(shift, hidden, scale)
+            hidden = torch.baddbmm(of_member(bias), hidden, of_member(weight))
         return hidden
 
 
-@torch.no_grad()
-def scale_output(network: EnsembleMLP, variance: float) -> None:
-    """Makes the variance of the last layer's initial weights so many times smaller or larger."""
-    network.weights[-1].mul_(math.sqrt(variance))
+def check_columns(agent: nn.Module, columns: dict, names: tuple[str, ...]) -> None:
+    """Raises ValueError unless all columns are tensors of N rows, as wide as the agent's, of its dtype and device."""
+    like = next(parameter for parameter in agent.parameters() if parameter.requires_grad)
+    widths = {
+        "observations": [agent.observation_dim],
+        "next_observations": [agent.observation_dim],
+        "actions": [agent.action_dim],
+        "next_actions": [agent.action_dim],
+    }
+    size = len(columns["observations"])
+    for name in names:
+        column = columns.get(name)
+        width = widths.get(name, [])
+        found = type(column).__name__
+        if isinstance(column, Tensor):
+            found = f"{column.dtype} {list(column.shape)} on {column.device}"
+        if found != f"{like.dtype} {[size, *width]} on {like.device}":
+            wanted = f"{like.dtype} {['N', *width]} on {like.device}".replace("'", "")
+            raise ValueError(f"{name} must be {wanted}, not {found} (observations have N = {size})")
 
 
 @torch.no_grad()
@@ -173,121 +145,120 @@ def gated_soft_update(target: nn.Module, online: nn.Module, rate: float, gate: T
         parameter.lerp_(online_parameter, rate * gate.to(parameter.dtype))
 
 
-def q_values(critic: EnsembleMLP, observations: Tensor, actions: Tensor) -> Tensor:
-    """Values [M, B] of the M critics at observations [B, O] and actions [B, A]."""
-    return critic(torch.cat([observations, actions], dim=-1)).squeeze(-1)
-
-
 def frozen_q_values(critic: EnsembleMLP, observations: Tensor, actions: Tensor) -> Tensor:
-    """The same values [2, B] with the critics held fixed: gradients reach the actions [B, A] only."""
+    """Values [2, B] of the critics held fixed: gradients reach the actions [B, A] only."""
     frozen = {name: parameter.detach() for name, parameter in critic.named_parameters()}
-    inputs = torch.cat([observations, actions], dim=-1)
-    return torch.func.functional_call(critic, frozen, (inputs,)).squeeze(-1)
-
-
-def normalised_q_loss(q: Tensor) -> Tensor:
-    """-mean q / mean |q| for q [B], the denominator held fixed: the loss does not depend on the rewards' scale."""
-    return -q.mean() / q.detach().abs().mean()
-
-
-def squashed_actions(policy: EnsembleMLP, observations: Tensor) -> Tensor:
-    """mu(s) = tanh of the network's output at observations [B, O]: [B, A]."""
-    return torch.tanh(policy(observations)[0])
-
-
-def squared_distance(actions: Tensor, data_actions: Tensor) -> Tensor:
-    """|a - a_data|^2, summed over the action dimensions: [B, A] twice -> [B]."""
-    return (actions - data_actions).square().sum(dim=-1)
+    return torch.func.functional_call(critic, frozen, (observations, actions)).squeeze(-1)
 
 
 class ReBRAC(nn.Module):
-    """The agent: a deterministic policy and two critics, all with targets."""
+    """A deterministic policy and two critics, all with targets."""
 
+    act_options = ()  # config fields that act() takes as well
     batch_fields = ("next_actions",)  # columns of a minibatch beyond the usual ones
 
-    def __init__(self, config: ReBRACConfig, observation_dim: int, action_dim: int):
+    def __init__(self, config: ReBRACConfig, observation_dim: int, action_dim: int, seed: int = 0):
         super().__init__()
         self.config = config
-        self.observation_dim, self.action_dim = observation_dim, action_dim
-        self.noise = Noise(config.seed)
+        self.observation_dim = observation_dim
+        self.action_dim = action_dim
+        self.noise = Noise(seed)
 
-        def network(members, input_dim, hidden_dims, output_dim, layer_norm):
-            return EnsembleMLP(members, input_dim, hidden_dims, output_dim, layer_norm, self.noise.generator)
+        def value_network(members: int, input_dim: int) -> EnsembleMLP:
+            sizes = (input_dim, *config.value_hidden_dims, 1)
+            return EnsembleMLP(members, sizes, config.value_layer_norm, self.noise.generator)
 
-        critic_dim = observation_dim + action_dim
-        self.critic = network(2, critic_dim, config.value_hidden_dims, 1, config.value_layer_norm)
-        self.target_critic = network(2, critic_dim, config.value_hidden_dims, 1, config.value_layer_norm)
+        def policy_network(input_dim: int) -> EnsembleMLP:
+            sizes = (input_dim, *config.actor_hidden_dims, action_dim)
+            return EnsembleMLP(1, sizes, config.actor_layer_norm, self.noise.generator)
+
+        pair_dim = observation_dim + action_dim
+        self.critic = value_network(2, pair_dim)
+        self.target_critic = value_network(2, pair_dim).requires_grad_(False)
         self.target_critic.load_state_dict(self.critic.state_dict())
-        self.target_critic.requires_grad_(False)
-        self.policy = network(1, observation_dim, config.actor_hidden_dims, action_dim, config.actor_layer_norm)
-        scale_output(self.policy, POLICY_OUTPUT_VARIANCE)
-        self.target_policy = network(1, observation_dim, config.actor_hidden_dims, action_dim, config.actor_layer_norm)
+        self.policy = policy_network(observation_dim)
+        self.policy.weights[-1].data *= math.sqrt(POLICY_OUTPUT_VARIANCE)
+        self.target_policy = policy_network(observation_dim).requires_grad_(False)
         self.target_policy.load_state_dict(self.policy.state_dict())
-        self.target_policy.requires_grad_(False)
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))  # made so far, on the device
-        trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         # capturable: the step count stays on the device, so that a CUDA graph can hold the step
-        self.optimizer = torch.optim.Adam(trainable, lr=config.learning_rate, fused=True, capturable=True)
+        self.optimizer = torch.optim.Adam(trained, lr=config.learning_rate, fused=True, capturable=True)
 
     def update(self, batch: dict) -> dict:
-        """The targets' step and one gradient step on a minibatch, as the schedule has them; detached 0-d metrics."""
+        """The targets' step and one gradient step, as the schedule has them; returns detached 0-d metrics.
+
+        batch: tensors of the agent's dtype and device: observations and next_observations [B, O], actions [B, A] in
+        [-1, 1], rewards [B], masks [B] in [0, 1] (0: no bootstrapping), and the
+        data's next_actions [B, A]. Raises ValueError for any other shape.
+        """
+        check_columns(self, batch, (*COLUMNS, *self.batch_fields))
         self.updates += 1
-        active = self.updates % self.config.actor_interval == 0
-        critic_loss, actor_loss, metrics = self._loss(batch)
+        loss, metrics = self.loss(batch, self.draw(len(batch["actions"])))
         self.optimizer.zero_grad()
-        (critic_loss + active * actor_loss).backward()  # a skipped policy's gradient is zero, which Adam still takes
-        gated_soft_update(self.target_critic, self.critic, self.config.target_rate, active)  # before the step, as FQL
-        gated_soft_update(self.target_policy, self.policy, self.config.target_rate, active)
+        loss.backward()
+        # From before the step, as FQL's code.
+        gated_soft_update(self.target_critic, self.critic, self.config.target_rate, self.moves_policy())
+        gated_soft_update(self.target_policy, self.policy, self.config.target_rate, self.moves_policy())
         self.optimizer.step()
         return metrics
 
-    @torch.no_grad()
-    def losses(self, batch: dict) -> dict:
-        """The metrics of a validation batch: no gradient, and noise of its own, so that training is not changed."""
-        training_noise, self.noise = self.noise, Noise(VALIDATION_SEED).to(self.noise.like)
-        try:
-            return self._loss(batch)[-1]
-        finally:
-            self.noise = training_noise
+    def moves_policy(self) -> Tensor:
+        """Whether the present update moves the policy and all targets: 0-d, on the device."""
+        return self.updates % self.config.actor_interval == 0
 
-    def _loss(self, batch: dict) -> Tuple[Tensor, Tensor, dict]:
-        """The losses of the critics and of the policy at the present parameters, and the metrics."""
+    def draw(self, batch_size: int) -> dict:
+        """The random numbers of one update."""
+        return {"next_noise": self.noise.normal(batch_size, self.action_dim)}
+
+    def loss(self, batch: dict, noise: dict) -> tuple[Tensor, dict]:
+        """The losses that the present update differentiates, and all metrics: a pure function."""
+        critic_loss, metrics = self.critic_loss(batch, noise["next_noise"])
+        policy_loss, policy_metrics = self.policy_loss(batch)
+        loss = critic_loss + self.moves_policy() * policy_loss  # a skipped gradient is zero, which Adam still takes
+        metrics |= policy_metrics
+        return loss, {name: metric.detach() for name, metric in metrics.items()}
+
+    def critic_loss(self, batch: dict, next_noise: Tensor) -> tuple[Tensor, dict]:
+        """Temporal differences to the target policy's noisy action, whose distance to the data's is a penalty."""
         config = self.config
-        observations, actions = batch["observations"], batch["actions"]
-
-        # Critics: on the target policy's action with noise, which the penalty includes.
         with torch.no_grad():
-            next_actions = self._noisy(squashed_actions(self.target_policy, batch["next_observations"]))
-            next_distance = squared_distance(next_actions, batch["next_actions"])
-            next_q = q_values(self.target_critic, batch["next_observations"], next_actions).amin(dim=0)
+            next_actions = torch.tanh(self.target_policy(batch["next_observations"])[0])
+            next_actions = self.perturbed(next_actions, next_noise)
+            next_distance = (next_actions - batch["next_actions"]).square().sum(dim=-1)
+            next_q = self.target_critic(batch["next_observations"], next_actions).squeeze(-1).amin(dim=0)
             next_q = next_q - config.critic_bc_weight * next_distance
             target_q = batch["rewards"] + config.discount * batch["masks"] * next_q
-        q = q_values(self.critic, observations, actions)
-        critic_loss = (q - target_q).square().mean()
-
-        # Policy: uphill for the smaller critic, near the data.
-        policy_actions = squashed_actions(self.policy, observations)
-        policy_q = frozen_q_values(self.critic, observations, policy_actions).amin(dim=0)
-        q_loss, bc_loss = normalised_q_loss(policy_q), squared_distance(policy_actions, actions).mean()
-        actor_loss = q_loss + config.actor_bc_weight * bc_loss
-
+        q = self.critic(batch["observations"], batch["actions"]).squeeze(-1)
+        loss = (q - target_q).square().mean()
         metrics = {
-            "critic/loss": critic_loss,
+            "critic/loss": loss,
             "critic/q_mean": q.mean(),
             "critic/target_mean": target_q.mean(),
             "critic/next_distance": next_distance.mean(),
-            "actor/loss": actor_loss,
+        }
+        return loss, metrics
+
+    def policy_loss(self, batch: dict) -> tuple[Tensor, dict]:
+        """Uphill for the smaller critic, which is held fixed, and near the data."""
+        actions = torch.tanh(self.policy(batch["observations"])[0])
+        q = frozen_q_values(self.critic, batch["observations"], actions).amin(dim=0)
+        q_loss = -q.mean() / q.detach().abs().mean()  # does not depend on the rewards' scale
+        bc_loss = (actions - batch["actions"]).square().sum(dim=-1).mean()
+        loss = q_loss + self.config.actor_bc_weight * bc_loss
+        metrics = {
+            "actor/loss": loss,
             "actor/q_loss": q_loss,
             "actor/bc_loss": bc_loss,
-            "actor/q_mean": policy_q.mean(),
+            "actor/q_mean": q.mean(),
         }
-        metrics = {name: metric.detach() for name, metric in metrics.items()}
-        return critic_loss, actor_loss, metrics
+        return loss, metrics
 
-    def _noisy(self, actions: Tensor) -> Tensor:
-        """Actions [B, A] with clipped noise, in [-1, 1]."""
-        noise = self.config.actor_noise * self.noise.normal(*actions.shape)
-        return (actions + noise.clamp(-self.config.actor_noise_clip, self.config.actor_noise_clip)).clamp(-1, 1)
+    def perturbed(self, actions: Tensor, noise: Tensor) -> Tensor:
+        """Actions [B, A] with clipped noise of standard normal numbers [B, A], in [-1, 1]."""
+        config = self.config
+        noise = (config.actor_noise * noise).clamp(-config.actor_noise_clip, config.actor_noise_clip)
+        return (actions + noise).clamp(-1, 1)
 
     @torch.no_grad()
     def act(self, observations: Tensor, explore: bool = False) -> Tensor:
@@ -295,54 +266,25 @@ class ReBRAC(nn.Module):
 
         The noise is that of the next actions, as in FQL's code.
         """
-        actions = squashed_actions(self.policy, observations)
-        return self._noisy(actions) if explore else actions
-
-    def network_evaluations(self) -> int:
-        """Evaluations of one network that an action costs: one of the policy."""
-        return 1
-
-    def state_dict(self) -> dict:
-        """Everything an exact continuation needs: tensors and plain numbers only."""
-        return {
-            "networks": super().state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "noise": self.noise.generator.get_state(),
-        }
-
-    def load_state_dict(self, state: dict) -> None:
-        super().load_state_dict(state["networks"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.noise.generator.set_state(state["noise"])
+        check_columns(self, {"observations": observations}, ("observations",))
+        actions = torch.tanh(self.policy(observations)[0])
+        if explore:
+            actions = self.perturbed(actions, self.noise.normal(*actions.shape))
+        return actions
 
     @classmethod
-    def load(cls, run_dir) -> "ReBRAC":
-        """The agent of a run folder's checkpoint, on the CPU, for use anywhere."""
+    def load(cls, run_dir: str | Path) -> "ReBRAC":
+        """The trained agent of a run folder, on the CPU; needs nothing else of the repository."""
         checkpoint = torch.load(Path(run_dir) / "checkpoint.pt", map_location="cpu", weights_only=True)
-        agent = cls(ReBRACConfig(**checkpoint["config"]), checkpoint["observation_dim"], checkpoint["action_dim"])
-        agent.load_state_dict(checkpoint["agent"])
+        stored = checkpoint["config"]
+        config = ReBRACConfig(**{field.name: stored[field.name] for field in fields(ReBRACConfig)})
+        agent = cls(config, checkpoint["observation_dim"], checkpoint["action_dim"])
+        agent.load_state_dict(checkpoint["agent"]["networks"])
         return agent
 
 
-def train(configs: Sequence[ReBRACConfig], restart: bool = False) -> List[dict]:
-    """Trains an agent for each config on their task's data and evaluates it in the environment; returns the results.
-
-    The configs differ in the seed only. `restart` begins anew where runs are there already.
-    """
-    from envs import load_task
-    from harness.run import run
-
-    task = load_task(configs[0].task, configs[0].data_dir, configs[0].collect_episodes, configs[0].in_memory)
-    agents = [ReBRAC(config, task.observation_dim, task.action_dim) for config in configs]
-    return run(agents, task, restart)
-
-
-def main() -> None:
-    from harness.command_line import run_command
-
-    run_command(ReBRACConfig, train)
-
-
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository root, for envs/ and harness/
-    main()
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository, for envs/ and harness/
+    from harness.command_line import main
+
+    main(ReBRAC, ReBRACConfig)

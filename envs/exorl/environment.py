@@ -42,11 +42,11 @@ def _without_known_notices() -> Iterator[None]:
 
 
 def load_environment(domain: str, task: str) -> Union[control.Environment, composer.Environment]:
-    """dm_control's environment of a task: the suite's own, else that of `envs.exorl_<domain>`."""
+    """dm_control's environment of a task: the suite's own, else that of `envs.exorl.<domain>`."""
     with _without_known_notices():
         if (domain, task) in suite.ALL_TASKS:
             return suite.load(domain, task)
-        return importlib.import_module(f"envs.exorl_{domain}").load(task)
+        return importlib.import_module(f"envs.exorl.{domain}").load(task)
 
 
 class ActionScale:

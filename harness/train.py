@@ -1,0 +1,151 @@
+"""One run, from top to bottom: check, resume, update, log, evaluate, save, finish."""
+
+import contextlib
+import functools
+import time
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from common.errors import UserError
+from envs import load_task
+from envs.task import Task
+from harness import devices
+from harness.act_options import parse_grid
+from harness.agent_tools import validation_metrics
+from harness.config import RunConfig, algorithm_name
+from harness.divergence import refuse_divergence
+from harness.evaluation import EVALUATION_SEED, Evaluator
+from harness.loggers import check_loggers
+from harness.online import OnlinePhase
+from harness.run_folder import RunFolder, check_folder, load_agent, remove_run
+from harness.signals import Stopped, StopSignals
+from harness.sweep_report import sweep_and_report
+from harness.updates import Updates
+
+
+def train_run(agent_class: type, run: RunConfig, config: Any, restart: bool = False, task: Task | None = None) -> dict:
+    """Trains a run to its end from where its folder stands, sweeps as it asks, returns what result.json holds.
+
+    A finished run is not trained again; `restart` deletes the run's earlier files. SIGTERM and Ctrl-C write a
+    checkpoint and exit. Raises UserError for what the user must mend, before anything is deleted or written, and
+    Diverged (a UserError too) where a number is not finite.
+    """
+    devices.set_up_torch(run)
+    device = devices.choose_device(run.device)
+    grid = parse_grid(run.sweep, agent_class, config)
+    check_loggers(run)
+    task = task or load_task(run.task, run.data_dir, run.collect_episodes, run.in_memory)
+    agent = agent_class(config, task.observation_dim, task.action_dim, seed=run.seed).to(device)
+    check_task(agent, run, task)
+    if restart:
+        remove_run(run)
+    check_folder(run, config, task.identity, agent_class.act_options)
+    with RunFolder(run, config, task.identity) as folder:
+        result = folder.result()
+        if result is not None:
+            print(f"{folder.path}: finished before, not trained again (--restart would)")
+        else:
+            result = train(agent, device, run, task, folder)
+    if run.sweep:
+        agent = load_agent(agent_class, folder.path, algorithm_name(type(config))).to(device)
+        sweep_and_report(agent, task, run, grid, folder.path)
+    elif result["score"] is not None:
+        before = f"{result['offline_score']:.4g} offline, " if run.online_steps else ""
+        print(f"{folder.path}: {task.score_name} {before}{result['score']:.4g} after {result['step']} updates")
+    return result
+
+
+def check_task(agent: torch.nn.Module, run: RunConfig, task: Task) -> None:
+    """Raises UserError where the task has not what the run asks for: a column of the data, or an environment."""
+    for name in agent.batch_fields:
+        if name not in ("next_actions", *task.dataset.columns):
+            raise UserError(f"config: these options need the column {name}, which the data of {task.name} have not")
+    for name in ("online_steps", "sweep"):
+        if task.make_env is None and getattr(run, name):
+            raise UserError(f"config: {name} needs an environment, and {task.name} has none; leave it out")
+    if task.make_env is None:
+        print(f"{task.name} has no environment: its runs have losses, on validation data too if it has some, no score")
+
+
+def train(agent: torch.nn.Module, device: torch.device, run: RunConfig, task: Task, folder: RunFolder) -> dict:
+    """Makes the updates that are left and returns the result; the agent is on `device` and new."""
+    data = task.dataset.to(device)
+    validation = task.validation.to(device) if task.validation is not None else None
+    batches = devices.seeded_generator(device, run.seed, devices.BATCH_STREAM)
+    online = OnlinePhase(run, task, data, folder.path)
+    last = run.offline_steps + run.online_steps
+    step, seconds = folder.resume(agent, device, batches, online)  # updates of both phases, time spent on them
+    started, evaluating = time.perf_counter() - seconds, 0.0  # seconds of this call's evaluations
+    logged_step, logged_at = step, seconds
+    folder.describe(agent, device, step)
+
+    def elapsed() -> float:
+        return time.perf_counter() - started
+
+    def is_due(interval: int) -> bool:
+        return step > 0 and (step % interval == 0 or step in (run.offline_steps, last))
+
+    def updates_until_due() -> int:
+        if step >= run.offline_steps:
+            return 1  # a step in the environment comes before every update
+        intervals = (run.log_interval, run.eval_interval, run.checkpoint_interval)
+        return min(run.offline_steps - step, *(interval - step % interval for interval in intervals))
+
+    def next_batch() -> dict:
+        if step < run.offline_steps:
+            return data.sample(run.batch_size, batches, agent.batch_fields)
+        online.step(agent)
+        return online.replay.sample(run.batch_size, batches, agent.batch_fields)
+
+    def finite(metrics: dict) -> dict[str, float]:
+        """The metrics as plain numbers; waits for the device. Raises Diverged for them and for the agent's state."""
+        refuse_divergence(agent, metrics, run, data, folder.path, step)
+        return {name: float(metric) for name, metric in metrics.items()}
+
+    def save() -> None:
+        finite({})
+        loop = {"step": step, "seconds": elapsed(), "device": device.type, "batches": batches.get_state()}
+        folder.save_checkpoint(agent, loop | {"online": online.save(step)})
+
+    updates = Updates(agent, next_batch, [agent.noise.generator, batches], run.cuda_graphs and device.type == "cuda")
+    evaluator = task.make_env and Evaluator(task.make_env, run.eval_environments, run.eval_workers)
+    progress = tqdm(total=last, initial=step, desc="training", unit="update", disable=None, smoothing=0.1)
+    say = functools.partial(print, flush=True) if progress.disable else tqdm.write
+    with StopSignals() as signals, evaluator or contextlib.nullcontext(), online, progress:
+        try:
+            while True:
+                if evaluator and is_due(run.eval_interval) and step > folder.eval_log.last_step:
+                    finite({})
+                    with signals.may_interrupt():
+                        result = evaluator.evaluate(agent, run.eval_episodes, EVALUATION_SEED)
+                    evaluating += result.seconds
+                    row = {"step": step, "seconds": elapsed(), "evaluation_seconds": result.seconds, **result.row(task)}
+                    folder.log_evaluation(row)
+                    say(f"{step:>9,} updates: {task.score_name} {row[task.score_name]:.4g}")
+                if step == last:
+                    break
+                count, metrics = updates.advance(updates_until_due())
+                step += count
+                progress.update(count)
+                if is_due(run.log_interval):
+                    row = finite(metrics)
+                    if validation is not None:
+                        generator = devices.seeded_generator(device, run.seed, devices.VALIDATION_STREAM, step)
+                        batch = validation.sample(run.batch_size, generator, agent.batch_fields)
+                        row |= {f"validation/{name}": float(m) for name, m in validation_metrics(agent, batch).items()}
+                    speed = (step - logged_step) / (elapsed() - evaluating - logged_at)
+                    logged_step, logged_at = step, elapsed() - evaluating
+                    row = {"step": step, "seconds": elapsed(), "updates_per_second": speed, **row, **online.metrics()}
+                    folder.log_training(row)
+                    if progress.disable:
+                        say(f"{step:>9,} of {last:,} updates, {speed:,.0f} per second")
+                if is_due(run.checkpoint_interval):
+                    save()
+                signals.raise_if_received()
+        except Stopped:
+            save()
+            print(f"\nstopped after {step} updates; the same command continues from here", flush=True)
+            raise
+        return folder.finish(task, step, elapsed())
