@@ -34,7 +34,12 @@ class Task:
     action_dim: int
     score_name: str  # "return" | "success": the key of the evaluation's results that is the score
     identity: dict
+    different_episodes: Optional[int] = None  # that there are: seed s begins number s modulo them; None: no end
     reward_shift: float = 0.0  # what the data set's rewards hold beyond the environment's; added online too
+
+    def episodes(self, asked: int) -> int:
+        """As many as asked for, at most each once: repeated ones would make intervals of a mean too narrow."""
+        return min(asked, self.different_episodes or asked)
 
     def reference_scores(self) -> Dict[str, float]:
         """Scores of the data set itself by label, to set beside a policy's: empty where the suite knows none."""

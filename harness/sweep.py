@@ -27,9 +27,9 @@ def sweep(
     A row holds first all act options, then the task's score (mean), its <score>_low and <score>_high (bootstrap
     interval of the mean; NaN for a single episode) and <score>_std over episodes, length, episodes and
     network_evaluations per action, and normalized_return (D4RL's score of the mean return) where the task has one.
-    episodes, environments and workers default to the run's.
+    episodes (each different one once at most), environments and workers default to the run's.
     """
-    episodes = episodes or run.eval_episodes
+    episodes = episodes or task.episodes(run.eval_episodes)
     environments = min(environments or run.eval_environments, episodes)
     workers = run.eval_workers if workers is None else workers
     defaults = {name: getattr(agent.config, name) for name in agent.act_options}

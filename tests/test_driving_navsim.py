@@ -35,9 +35,11 @@ from envs.driving.scene_files import SPLITS, log_path, read_log, read_road, road
 from envs.driving.score import score
 from envs.driving.vehicle import A_Y, V_Y, to_world
 from harness.algorithms import algorithm_names, load_algorithm
+from harness.config import RunConfig
 from harness.driving import navsim_policy
 from harness.driving.policies import Policy, sample_plans
 from harness.run_folder import run_path
+from harness.train import train_run
 from tests import navsim_standin
 from tests.conftest import small_config
 
@@ -275,9 +277,9 @@ def test_scenes_of_the_two_sources_are_never_one_task(folder, tmp_path):
 def trained(name: str, folder: Path, run_dir: Path) -> Path:
     """The folder of a run of a few updates on the exported set."""
     algorithm = load_algorithm(name)
-    config = small_config(
-        algorithm,
+    run = RunConfig(
         task="driving/navsim",
+        label=name,
         data_dir=str(folder),
         run_dir=str(run_dir),
         device="cpu",
@@ -286,9 +288,10 @@ def trained(name: str, folder: Path, run_dir: Path) -> Path:
         checkpoint_interval=2,
         eval_interval=2,
         eval_episodes=1,
+        batch_size=16,
     )
-    algorithm.train([config])
-    return run_path(config)
+    train_run(algorithm.agent_class, run, small_config(algorithm))
+    return run_path(run)
 
 
 def own_plan(run: Path, folder: Path, scene, token: str) -> np.ndarray:

@@ -74,8 +74,10 @@ def load(name: str, data_dir: Optional[str] = None, collect_episodes: int = 0) -
         "generation": sidecar,
     }
     if split == CLOSED_LOOP:
+        different = None
         make_env = functools.partial(DrivingClosedLoop, folder, kind)
     else:
+        different = scenes[split]
         make_env = functools.partial(DrivingBandit, folder, kind, split)
         identity["episode_return_mean"] = float(rewards["train"].mean())
     sets = {
@@ -91,6 +93,7 @@ def load(name: str, data_dir: Optional[str] = None, collect_episodes: int = 0) -
         action_dim=data.encoding.action_dim,
         score_name="return",
         identity=identity,
+        different_episodes=different,
     )
 
 

@@ -34,10 +34,10 @@ class ScenePlanner:
     def __init__(self, checkpoint: Path, data_dir: Optional[str] = None):
         run_dir = checkpoint.parent
         self.policy = Policy(run_dir)
-        config = self.policy.config
-        if not is_exported(config.task.partition("/")[2]):
-            raise UserError(f"{run_dir}: its task is {config.task}; give a run of driving/navsim")
-        folder = data_folder(data_dir or config.data_dir or EXPORTED_DATA_DIR)
+        run = self.policy.run
+        if not is_exported(run.task.partition("/")[2]):
+            raise UserError(f"{run_dir}: its task is {run.task}; give a run of driving/navsim")
+        folder = data_folder(data_dir or run.data_dir or EXPORTED_DATA_DIR)
         read_sidecar(folder)
         if self.policy.data_identity["sha256"] != fingerprint(folder):
             raise UserError(f"{folder}: is not the set that {run_dir} was trained on; set data_dir to that one")

@@ -7,7 +7,6 @@ the best of these by their own scores, which no driver has: the most that choosi
 PDM-style scores of this repository's own scenes, not NAVSIM's; choose settings by --split validation.
 """
 
-import inspect
 from pathlib import Path
 from typing import Callable, Iterable, Optional, Sequence
 
@@ -56,7 +55,7 @@ def rows(
     for run in runs:
         policy = Policy(run)
         settings: list[dict] = [{}]
-        if greediness and "greediness" in inspect.signature(policy.agent.act).parameters:
+        if greediness and "greediness" in policy.agent.act_options:
             settings = [{"greediness": value} for value in greediness]
         for options in settings:
             suffix = "".join(f", {name} {value:g}" for name, value in options.items())
