@@ -109,7 +109,7 @@ def _exported(name: str, folder: Path, collect_episodes: int) -> dict:
     if not folder.exists():
         raise UserError(
             f"no scenes from NAVSIM in {folder}: export them with `{EXPORT_COMMAND} --out {folder}` in NAVSIM's own "
-            "environment (docs/driving.md), or set data_dir"
+            "environment (docs/navsim.md), or set data_dir"
         )
     sidecar = read_sidecar(folder)
     if "metric" not in sidecar:
