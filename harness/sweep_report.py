@@ -90,9 +90,7 @@ def sweep_and_report(
     swept = "; ".join(f"{name} {', '.join(map(str, values))}" for name, values in grid.items())
     print(f"evaluating {run.label} at {len(cells_of(grid))} settings, {episodes} episodes each: {swept}", flush=True)
     if episodes > task.episodes(episodes):
-        print(
-            f"{run.task} has {task.different_episodes} different episodes: intervals of {episodes} are too narrow"
-        )
+        print(f"{run.task} has {task.different_episodes} different episodes: intervals of {episodes} are too narrow")
     rows = sweep(agent, task, run, grid, episodes, environments, workers)
     shown = [{"policy": label, task.score_name: score} for label, score in task.reference_scores().items()]
     shown += [{"policy": run.label, **row} for row in rows]

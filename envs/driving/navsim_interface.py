@@ -65,9 +65,11 @@ def check_maps() -> None:
 def open_caches(folder: Path) -> Any:
     """NAVSIM's MetricCacheLoader of the folder that run_metric_caching.py wrote. Raises UserError."""
     listing = next(iter(sorted((folder / "metadata").glob("*.csv"))), None)
-    if listing is None:
-        raise UserError(f"{folder}: has no metadata/*.csv; give the folder of a run_metric_caching.py that has ended")
-    caches = navsim_module("navsim.common.dataloader").MetricCacheLoader(folder)
+    caches = listing and navsim_module("navsim.common.dataloader").MetricCacheLoader(folder)
+    if not caches or not caches.tokens:
+        raise UserError(
+            f"{folder}: has no metadata/*.csv that lists scenes; give the folder of a run_metric_caching.py that has ended"
+        )
     absent = [path for path in caches.metric_cache_paths.values() if not Path(path).is_file()]
     if absent:
         raise UserError(
