@@ -68,7 +68,7 @@ def open_caches(folder: Path) -> Any:
     caches = listing and navsim_module("navsim.common.dataloader").MetricCacheLoader(folder)
     if not caches or not caches.tokens:
         raise UserError(
-            f"{folder}: has no metadata/*.csv that lists scenes; give the folder of a run_metric_caching.py that has ended"
+            f"{folder}: has no metadata/*.csv that lists scenes; give the folder of a finished run_metric_caching.py"
         )
     absent = [path for path in caches.metric_cache_paths.values() if not Path(path).is_file()]
     if absent:
