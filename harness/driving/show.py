@@ -116,8 +116,8 @@ def corners_of_agents(scene: Scene, step: int) -> list[np.ndarray]:
 def _draw_road(axes: Axes, scene: Scene, low: np.ndarray, high: np.ndarray) -> None:
     """Draws the road between two corners, which become the limits of the axes."""
     x, y = (np.arange(low[axis], high[axis], PIXEL) + PIXEL / 2 for axis in (0, 1))
-    points = np.stack(np.meshgrid(x, y), axis=-1)
-    kinds = scene.road.drivable_at(points).astype(int) + scene.road.lane_at(points)
+    rows = np.stack(np.meshgrid(x, y), axis=-1)
+    kinds = np.stack([scene.road.drivable_at(row).astype(int) + scene.road.lane_at(row) for row in rows])
     extent = (low[0], low[0] + PIXEL * len(x), low[1], low[1] + PIXEL * len(y))
     palette = ListedColormap(GROUND)
     axes.imshow(kinds, origin="lower", extent=extent, cmap=palette, vmin=0, vmax=2, interpolation="nearest")
