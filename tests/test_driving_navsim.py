@@ -199,19 +199,27 @@ def test_polygons_are_the_cells_that_they_were_made_of(exported):
     assert 0.001 < several.mean() < 0.99 and np.array_equal(polygons.several_lanes(boxes), several)
 
 
-def test_a_map_has_parts_holes_and_layers_that_are_no_road(navsim):
-    layers = navsim_standin.SemanticMapLayer
+@pytest.mark.parametrize(
+    "layer, drivable, lane, intersection",
+    [
+        ("DRIVABLE_AREA", True, False, False),
+        ("CARPARK_AREA", True, False, False),
+        ("INTERSECTION", True, False, True),
+        ("LANE", False, True, False),
+        ("LANE_CONNECTOR", False, True, False),
+    ],
+)
+def test_a_map_has_layers_parts_and_holes(navsim, layer, drivable, lane, intersection):
     ring = shapely.box(0.0, 0.0, 10.0, 10.0).difference(shapely.box(4.0, 4.0, 6.0, 6.0))
     shapes = [shapely.MultiPolygon([ring, shapely.box(20.0, 0.0, 30.0, 10.0)]), shapely.box(50.0, 0.0, 60.0, 10.0)]
-    for lane in (False, True):
-        types = [layers.ROADBLOCK, layers.LANE if lane else layers.CARPARK_AREA]
-        drivable = navsim_standin.PDMDrivableMap(["a", "b"], types, shapes)
-        road = navsim_interface.road_of(drivable)
-        points = np.array([[1.0, 1.0], [5.0, 5.0], [25.0, 5.0], [15.0, 5.0], [55.0, 5.0]])
-        assert road.drivable_at(points).tolist() == [True, False, True, False, not lane]
-        assert road.lane_at(points).tolist() == [False, False, False, False, lane]
-        assert not road.intersection_at(points).any()
-        assert len(navsim_interface.road_of(drivable, ROAD).rows) == 2 - lane
+    layers = [navsim_standin.SemanticMapLayer.ROADBLOCK, navsim_standin.SemanticMapLayer[layer]]
+    cached = navsim_standin.PDMDrivableMap(["a", "b"], layers, shapes)
+    road = navsim_interface.road_of(cached)
+    points = np.array([[1.0, 1.0], [5.0, 5.0], [25.0, 5.0], [15.0, 5.0], [55.0, 5.0]])
+    assert road.drivable_at(points).tolist() == [True, False, True, False, drivable]
+    assert road.lane_at(points).tolist() == [False, False, False, False, lane]
+    assert road.intersection_at(points).tolist() == [False, False, False, False, intersection]
+    assert len(navsim_interface.road_of(cached, ROAD).rows) == 1 + drivable
 
 
 def test_the_speed_limit_is_of_a_lane_on_the_route(navsim):
