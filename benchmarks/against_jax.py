@@ -32,7 +32,7 @@ from harness.measurement.rates import rate, update_rate, waiting_for
 from harness.measurement.table import format_rows, machine, spread
 from harness.measurement.workload import SIZES, build_updates, count_flops, random_dataset, warm_up
 from harness.run_fields import MATMUL_PRECISIONS
-from harness.training.updates import UPDATES_PER_REPLAY
+from harness.updates import UPDATES_PER_REPLAY
 
 # What JAX calls torch's precisions; its own default on a GPU is tf32.
 JAX_PRECISIONS = {"highest": "highest", "high": "tensorfloat32", "medium": "bfloat16"}

@@ -32,7 +32,7 @@ from harness.compare import compare
 from harness.comparison.matrix import Comparison
 from harness.comparison.matrix_file import load_comparison
 from harness.comparison.results import Results, RunResult, Score
-from harness.csv_log import read_rows
+from harness.loggers import read_rows
 from harness.plots import COLOURS
 from harness.score_statistics import CONFIDENCE, FEWEST_SEEDS, interval
 

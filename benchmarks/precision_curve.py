@@ -25,14 +25,13 @@ from common.errors import CommandParser, UserError, exit_on_user_error
 from common.files import make_folder, write_rows_csv
 from harness.algorithms import ROOT
 from harness.config_file import load_config
-from harness.csv_log import read_rows
 from harness.devices import choose_device
+from harness.loggers import read_rows
 from harness.measurement.table import format_rows, machine
 from harness.plots import plot_lines
 from harness.run_fields import check_run_fields
-from harness.run_folder import run_path
+from harness.run_folder import SCORE_EVALUATIONS, run_path
 from harness.score_statistics import interval, intervals, mean
-from harness.training.one_run import SCORE_EVALUATIONS
 
 EVALUATIONS = 10  # of a run
 EXACT = "float32"

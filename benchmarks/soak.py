@@ -22,7 +22,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from common.errors import CommandParser, exit_on_user_error
-from harness.csv_log import CsvLog
+from harness.loggers import CsvLog
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK_START_UPDATES = 10_000

@@ -5,6 +5,7 @@ from typing import Iterable
 
 
 def nearest_names(name: str, known: Iterable[str]) -> str:
-    """`, did you mean a or b?` for the up to three names of `known` that resemble `name`; empty if none does."""
-    nearest = difflib.get_close_matches(name, list(known), n=3)
+    """`, did you mean a or b?` for up to three names of `known` that resemble `name` in any case, else empty."""
+    by_lower = {candidate.lower(): candidate for candidate in known}
+    nearest = [by_lower[match] for match in difflib.get_close_matches(name.lower(), list(by_lower), n=3)]
     return f", did you mean {' or '.join(nearest)}?" if nearest else ""

@@ -1,31 +1,29 @@
 """The data set: named tensors, one row per stored state, and the sampling of transitions from them."""
 
-from typing import Dict, Sequence
+from typing import Any, Dict, Sequence
 
-import numpy as np
 import torch
 
-from common.errors import UserError
-
-# A squashed policy cannot reach ±1, and its density there is infinite (FQL's released code, envs/env_utils.py).
-ACTION_LIMIT = 1.0 - 1e-5
-FINITE_CHECK_ROWS = 100_000  # rows looked at together: bounds the memory of the check
+from envs.transitions import ACTION_LIMIT, SCALE, refuse_out_of_range, rows_of_transitions
 
 
 class Dataset:
     """Named tensors, one row per stored state; row r's action, reward and mask belong to the transition r -> r+1.
 
     observations [R, O] float32
-    actions [R, A] float32, clipped here to ±ACTION_LIMIT: into a copy, unless they keep within it
+    actions [R, A] float32 in [-1, 1], clipped here to ±ACTION_LIMIT: into a copy, unless they keep within it
     rewards [R] float32
     masks [R] float32: 1 = bootstrap from the next observation
     valid [n] int64: ascending rows that have a successor; these are the transitions, so len(dataset) == n
+    has_last_actions: whether the action in the row of an episode's last state was recorded (OGBench's are)
     columns: further per-row tensors [R] by name
 
     The next observation is row r+1: it is indexed, never stored twice. Rows outside `valid` (the last state of an
-    episode) are reached as next observations only.
+    episode) are reached as next observations only; what else they hold is never read, their action where it was
+    recorded excepted.
     Tensors of these types are not copied; observations may be a view of a memory-mapped file, masks an expanded number.
-    Raises ValueError that names the field when shapes do not fit together.
+    Raises ValueError that names the field when shapes do not fit together, UserError that counts the transitions whose
+    actions are outside [-1, 1] by more than rounding.
     """
 
     def __init__(
@@ -35,15 +33,44 @@ class Dataset:
         rewards: torch.Tensor,
         masks: torch.Tensor,
         valid: torch.Tensor,
+        has_last_actions: bool = False,
         **columns: torch.Tensor,
     ):
         self.observations = torch.as_tensor(observations, dtype=torch.float32)
-        self.actions = _clipped(torch.as_tensor(actions, dtype=torch.float32))
+        self.actions = torch.as_tensor(actions, dtype=torch.float32)
         self.rewards = torch.as_tensor(rewards, dtype=torch.float32)
         self.masks = torch.as_tensor(masks, dtype=torch.float32)
         self.valid = torch.as_tensor(valid, dtype=torch.int64)
+        self.has_last_actions = has_last_actions
         self.columns = {name: torch.as_tensor(column) for name, column in columns.items()}
         self._check_shapes()
+        self._clip_actions()
+
+    @classmethod
+    def from_transitions(
+        cls,
+        observations: Any,
+        actions: Any,
+        rewards: Any,
+        next_observations: Any,
+        terminals: Any,
+        timeouts: Any = None,
+        action_low: Any = -1.0,
+        action_high: Any = 1.0,
+        source: str = "transitions",
+    ) -> "Dataset":
+        """The data set of N transitions in D4RL's and CORL's form, arrays or tensors on the CPU, in the order of time.
+
+        observations and next_observations [N, O]; actions [N, A] between action_low and action_high (numbers or [A]),
+        which become -1 and 1; rewards, terminals and timeouts [N] or [N, 1]. terminals is 1 where the episode truly
+        ended (no bootstrap), timeouts 1 where a limit cut it off (bootstraps).
+        Where next_observations is None a transition's is the next row; timeouts are needed then, and an episode's step
+        at its time limit is left out, as nobody recorded what followed (D4RL's qlearning_dataset).
+        Raises UserError that names `source`, the array and the row: NaN, wrong shape, actions outside their bounds.
+        """
+        arrays = (observations, actions, rewards, next_observations, terminals, timeouts, action_low, action_high)
+        columns = rows_of_transitions(*arrays, source=source)
+        return cls(**{name: torch.from_numpy(column) for name, column in columns.items()})
 
     def _check_shapes(self) -> None:
         rows = len(self.observations)
@@ -59,14 +86,26 @@ class Dataset:
         if self.valid[0] < 0 or self.valid[-1] > rows - 2 or bool((self.valid[1:] <= self.valid[:-1]).any()):
             raise ValueError(f"valid: rows must ascend within 0 to {rows - 2}, the last row has no successor")
 
+    def _clip_actions(self) -> None:
+        lowest, highest = self.actions.aminmax() if self.actions.numel() else (0, 0)
+        if not (lowest >= -ACTION_LIMIT and highest <= ACTION_LIMIT):
+            used = self.actions if self.has_last_actions else self.actions[self.valid]
+            refuse_out_of_range("data set", used.cpu().numpy(), SCALE)
+            self.actions = self.actions.clamp(-ACTION_LIMIT, ACTION_LIMIT)
+
     def __len__(self) -> int:
         return len(self.valid)
+
+    def with_observations(self, observations: torch.Tensor) -> "Dataset":
+        """The same transitions with other observations [R, O]."""
+        rest = (self.actions, self.rewards, self.masks, self.valid, self.has_last_actions)
+        return Dataset(observations, *rest, **self.columns)
 
     def to(self, device) -> "Dataset":
         """The same data set on `device`."""
         tensors = (self.observations, self.actions, self.rewards, self.masks, self.valid)
         columns = {name: column.to(device) for name, column in self.columns.items()}
-        return Dataset(*(tensor.to(device) for tensor in tensors), **columns)
+        return Dataset(*(tensor.to(device) for tensor in tensors), self.has_last_actions, **columns)
 
     def sample(
         self, batch_size: int, generator: torch.Generator, fields: Sequence[str] = ()
@@ -85,8 +124,8 @@ class Dataset:
     def take(self, indices: torch.Tensor, fields: Sequence[str] = ()) -> Dict[str, torch.Tensor]:
         """The transitions number `indices` [B] (0 to len(dataset) - 1) as a batch, see `sample`.
 
-        `fields` may name columns, and "next_actions" [B, A]: the action of row r+1, clamped at the last transition of
-        the whole data set (ReBRAC's released code; at an episode's end this is the action stored with its last state).
+        `fields` may name columns, and "next_actions" [B, A]: the action of row r+1 (ReBRAC's released code). At an
+        episode's end that row's action may be nobody's: unless it was recorded, the transition's own stands for it.
         """
         rows = self.valid[indices]
         batch = {
@@ -98,26 +137,11 @@ class Dataset:
         }
         for field in fields:
             if field == "next_actions":
-                batch[field] = self.actions[torch.minimum(rows + 1, self.valid[-1])]
+                following = self.valid[(indices + 1).clamp(max=len(self) - 1)]  # the row of the next transition
+                goes_on = (rows < self.valid[-1]) if self.has_last_actions else (following == rows + 1)
+                batch[field] = self.actions[torch.where(goes_on, rows + 1, rows)]
             elif field in self.columns:
                 batch[field] = self.columns[field][rows]
             else:
                 raise ValueError(f"unknown field {field!r}: next_actions or one of {sorted(self.columns)}")
         return batch
-
-
-def _clipped(actions: torch.Tensor) -> torch.Tensor:
-    if actions.numel() == 0 or (actions.min() >= -ACTION_LIMIT and actions.max() <= ACTION_LIMIT):
-        return actions
-    return actions.clamp(-ACTION_LIMIT, ACTION_LIMIT)
-
-
-def refuse_non_finite(source: str, field: str, array: np.ndarray) -> None:
-    """Raises UserError that names `source`, `field` and the row of the first NaN or infinity in `array` [R, ...]."""
-    for start in range(0, len(array), FINITE_CHECK_ROWS):
-        finite = np.isfinite(array[start : start + FINITE_CHECK_ROWS])
-        if not finite.all():
-            row = start + int(np.argwhere(~finite)[0, 0])
-            raise UserError(
-                f"{source}: {field} holds a NaN or infinity at row {row}: the file is damaged, fetch or make it again"
-            )

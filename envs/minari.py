@@ -1,12 +1,14 @@
 """Minari's tasks: `load` reads any Minari data set of flat vectors and recovers the environment its metadata names."""
 
+import dataclasses
 import functools
+import hashlib
 import json
 import math
 import os
 import tempfile
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import gymnasium
 import h5py
@@ -14,22 +16,31 @@ import minari
 import numpy as np
 import torch
 from gymnasium import spaces
-from gymnasium.envs.registration import load_env_creator
-from minari import EpisodeData, MinariDataset
+from gymnasium.envs.registration import EnvSpec, WrapperSpec, load_env_creator
 from minari.dataset.minari_dataset import parse_dataset_id
+from minari.dataset.minari_storage import MinariStorage
+from minari.serialization import deserialize_space, serialize_space
 
-from common.errors import UserError, one_line
+from common.errors import UserError, one_line, with_place
 from common.names import nearest_names
 from common.untrusted import check_hdf5
-from envs.dataset import Dataset, refuse_non_finite
+from envs.actions import ActionScale, describe
+from envs.dataset import Dataset
+from envs.minari_names import minari_id
+from envs.spaces import UnitEnvironment, flatten, observation_width
 from envs.task import Task, file_sha256
+from envs.transitions import ACTION_TOLERANCE, refuse_non_finite
 
 DEFAULT_DATA_DIR = "~/.minari/datasets"  # minari's own
 DATA_DIR_VARIABLE = "MINARI_DATASETS_PATH"  # minari's own
 MAIN_FILE = "main_data.hdf5"
 METADATA_FILE = "metadata.json"
 SPACES, ENVIRONMENT_SPECS = ("observation_space", "action_space"), ("env_spec", "eval_env_spec")
+SPEC_FIELDS = [field.name for field in dataclasses.fields(EnvSpec) if field.init]  # gymnasium 0.28 and 0.29 had more
+DRAWING_WRAPPERS = ("RecordVideo", "HumanRendering", "RenderCollection")
+FETCH_AGAIN = "delete this folder and fetch the data set again"
 LARGEST_WIDTH = 1_000_000  # numbers in one observation or action
+BOUNDS_TOLERANCE = 1e-6  # relative; spaces are stored as float32 or float64
 # Namespaces of Farama's server that hold data sets of vectors. A file is only as official as its metadata say.
 OFFICIAL_NAMESPACES = ("D4RL", "mujoco")
 # The rewards of D4RL's antmaze, 0 and 1 at the goal, are learned from as -1 and 0 (IQL's and FQL's released code).
@@ -39,122 +50,126 @@ SHIFTED_NAMESPACE, REWARD_SHIFT = "D4RL/antmaze", -1.0
 # ---- Spaces ----
 
 
-def observation_width(space: spaces.Space, source: str) -> int:
-    """Length O of a flattened observation. Raises UserError unless the space is a flat Box or a Dict of such spaces."""
-    if isinstance(space, spaces.Dict) and space.spaces:
-        return sum(observation_width(part, source) for part in space.spaces.values())
-    if isinstance(space, spaces.Box) and len(space.shape) == 1:
-        return space.shape[0]
-    raise UserError(
-        f"{source}: observation space {_describe(space)} is not supported: choose a data set whose observations are "
-        f"vectors (Box of one dimension) or Dicts of vectors"
-    )
+def _difference(stored: spaces.Space, own: spaces.Space, name: str) -> Optional[str]:
+    """How the environment's space differs from the data set's in structure or bounds; None where it does not."""
+    if isinstance(stored, spaces.Dict) and isinstance(own, spaces.Dict):
+        if set(stored.spaces) != set(own.spaces):
+            return f"{name}: entries {sorted(own.spaces)}, in the data {sorted(stored.spaces)}"
+        differences = (_difference(stored[key], own[key], f"{name}[{key!r}]") for key in sorted(stored.spaces))
+        return next(filter(None, differences), None)
+    if type(stored) is not type(own) or stored.shape != own.shape:
+        return f"{name}: {describe(own)}, in the data {describe(stored)}"
+    for bound in ("low", "high"):
+        ours, theirs = (getattr(space, bound).astype(np.float64) for space in (own, stored))
+        if not np.allclose(ours, theirs, rtol=BOUNDS_TOLERANCE, atol=BOUNDS_TOLERANCE):
+            return f"{name}: bounds {bound} = {_short(ours)}, in the data {_short(theirs)}"
+    return None
 
 
-def flatten(space: spaces.Space, value: Any) -> np.ndarray:
-    """One observation, or those of an episode, as float32 [..., O]; a Dict's entries follow one another by key.
-
-    All entries of a Dict are kept: the observation of D4RL's antmaze lacks the ant's position, which is in
-    achieved_goal. The order is that of gymnasium's FlattenObservation.
-    """
-    if isinstance(space, spaces.Dict):
-        return np.concatenate([flatten(space[key], value[key]) for key in sorted(space.spaces)], axis=-1)
-    return np.asarray(value, dtype=np.float32)
-
-
-class ActionScale:
-    """The map between actions in [-1, 1]^A and the box of the environment. Raises UserError for any other space."""
-
-    def __init__(self, space: spaces.Space, source: str):
-        if not isinstance(space, spaces.Box) or len(space.shape) != 1:
-            raise UserError(
-                f"{source}: action space {_describe(space)} is not supported: choose a data set whose actions are "
-                f"vectors (Box of one dimension)"
-            )
-        low, high = space.low.astype(np.float64), space.high.astype(np.float64)
-        if not np.isfinite([low, high]).all() or (low >= high).any():
-            raise UserError(f"{source}: action space has no finite bounds low < high: its actions cannot be scaled")
-        self.dtype, self.shape = space.dtype, space.shape
-        self._middle, self._half_range = (high + low) / 2, (high - low) / 2
-
-    def to_unit(self, actions: np.ndarray) -> np.ndarray:
-        """Actions [..., A] of the environment as float32 in [-1, 1]; a box that is ±1 already changes nothing."""
-        return ((actions - self._middle) / self._half_range).astype(np.float32)
-
-    def from_unit(self, actions: np.ndarray) -> np.ndarray:
-        """Actions [..., A] in [-1, 1], clipped to it, as the environment takes them."""
-        return (np.clip(actions, -1.0, 1.0) * self._half_range + self._middle).astype(self.dtype)
-
-
-def _describe(space: spaces.Space) -> str:
-    return f"{type(space).__name__}{space.shape or ''}"
+def _short(bounds: np.ndarray) -> str:
+    return np.array2string(bounds, precision=4, threshold=6, separator=", ").replace("\n", "")
 
 
 # ---- The environment ----
 
 
-class MinariEnvironment(gymnasium.Env):
-    """The environment that a data set names for evaluation, else the one it was collected in.
+def build_environment(record: dict, render_mode: Optional[str] = None) -> UnitEnvironment:
+    """The environment that a data set names for evaluation, else the one it was collected in, as a policy sees it.
 
-    Observations are float32 [O], flattened as the data are; actions are float32 [A] in [-1, 1], scaled to the box of
-    the data set. Rewards are the environment's own: D4RL's reward shift is for learning only. Of its info only
-    success is passed on, where there is one. `render_mode` is gymnasium's.
+    record: see `environment_record`; render_mode: gymnasium's. Rewards are the environment's own: D4RL's reward shift
+    is for learning only. Raises UserError where it cannot be built or observes something else than the data hold.
     """
-
-    def __init__(self, data_path: Path, render_mode: Optional[str] = None):
-        """data_path: the folder of metadata.json. Raises UserError where the environment cannot be built."""
-        dataset = open_dataset(data_path)
-        self.render_mode = render_mode
-        self._space = dataset.observation_space
-        self._scale = ActionScale(dataset.action_space, str(data_path))
-        width = observation_width(self._space, str(data_path))
-        self.environment = _recover(dataset, data_path, render_mode)
-        self.observation_space = spaces.Box(-np.inf, np.inf, (width,), np.float32)
-        self.action_space = spaces.Box(-1.0, 1.0, self._scale.shape, np.float32)
-
-    def reset(self, *, seed: Optional[int] = None, options: Optional[dict] = None) -> Tuple[np.ndarray, Dict[str, Any]]:
-        super().reset(seed=seed)
-        observation, _ = self.environment.reset(seed=seed, options=options)
-        return flatten(self._space, observation), {}
-
-    def step(self, action: np.ndarray) -> Tuple[np.ndarray, float, bool, bool, Dict[str, Any]]:
-        observation, reward, terminated, truncated, info = self.environment.step(self._scale.from_unit(action))
-        success = {"success": float(info["success"])} if "success" in info else {}
-        return flatten(self._space, observation), float(reward), bool(terminated), bool(truncated), success
-
-    def render(self) -> Any:
-        return self.environment.render()
-
-    def close(self) -> None:
-        self.environment.close()
-
-
-def _recover(dataset: MinariDataset, data_path: Path, render_mode: Optional[str]) -> gymnasium.Env:
-    metadata = dataset.storage.metadata
-    if "env_spec" not in metadata and "eval_env_spec" not in metadata:
+    source = record["source"]
+    environment = _build(record["spec"], source, record["requirements"], render_mode)
+    stored = deserialize_space(record["observation_space"])
+    difference = _difference(stored, environment.observation_space, "observations")
+    if difference is not None:
         raise UserError(
-            f"{data_path / METADATA_FILE}: env_spec and eval_env_spec are missing, so there is no environment to "
+            f"{source}: its environment is another than that of the data ({difference}): create the data set with "
+            f"eval_env= that has the wrappers of the collection, or install the version that it was collected in"
+        )
+    return UnitEnvironment(environment, source)
+
+
+def environment_record(data_path: Path, metadata: dict, storage: MinariStorage) -> dict:
+    """What `build_environment` needs, without the data: plain values, for JSON.
+
+    source: metadata.json, for messages; spec: gymnasium's EnvSpec as a dict, that for evaluation where there is one;
+    observation_space, action_space: of the data, as Minari writes them; requirements: packages that it asks for.
+    Wrappers that cannot be built again (a logger's of the collection) are left out, which is printed.
+    """
+    source = str(data_path / METADATA_FILE)
+    written = metadata.get("eval_env_spec") or metadata.get("env_spec")
+    if written is None:
+        raise UserError(
+            f"{source}: env_spec and eval_env_spec are missing, so there is no environment to "
             f"evaluate in: create the data set with env= or eval_env="
         )
+    return {
+        "source": source,
+        "spec": _readable_spec(json.loads(written), source),
+        **{name: serialize_space(getattr(storage, name)) for name in SPACES},
+        "requirements": list(metadata.get("requirements", ())),
+    }
+
+
+def _readable_spec(written: dict, source: str) -> dict:
+    """An env_spec with the fields that the installed gymnasium knows, that draws nothing and can be built."""
+    spec = {name: value for name, value in written.items() if name in SPEC_FIELDS}
+    spec["kwargs"] = {name: value for name, value in spec.get("kwargs", {}).items() if name != "render_mode"}
+    spec["additional_wrappers"] = []
+    for wrapper in written.get("additional_wrappers", ()):
+        if wrapper["kwargs"] is not None and _is_installed(wrapper["entry_point"]):
+            spec["additional_wrappers"] += [wrapper] if wrapper["name"] not in DRAWING_WRAPPERS else []
+        else:
+            print(f"{source}: its environment is built without the wrapper {wrapper['name']}, which cannot be rebuilt")
+    return spec
+
+
+def _is_installed(entry_point: str) -> bool:
+    try:
+        load_env_creator(entry_point)
+    except (ImportError, AttributeError):
+        return False
+    return True
+
+
+def _build(spec: dict, source: str, requirements: List[str], render_mode: Optional[str] = None) -> gymnasium.Env:
+    """The environment of a `_readable_spec`. Raises UserError where it would be a program or cannot be built."""
+    _refuse_programs([spec], source)
+    wrappers = tuple(WrapperSpec(**wrapper) for wrapper in spec["additional_wrappers"])
     options = {} if render_mode is None else {"render_mode": render_mode}
     try:
-        environment = dataset.recover_environment(eval_env=True, **options)
-    except (gymnasium.error.Error, ImportError) as error:
-        packages = " ".join(f'"{requirement}"' for requirement in metadata.get("requirements", []))
+        return gymnasium.make(EnvSpec(**{**spec, "additional_wrappers": wrappers}), **options)
+    except Exception as error:  # whatever the constructor of an environment of another version raises
+        packages = " ".join(f'"{requirement}"' for requirement in requirements)
         raise UserError(
-            f"{data_path / METADATA_FILE}: its environment cannot be built ({one_line(error)}): install the package "
-            f"that has it{f', `pip install {packages}`' if packages else ''}"
+            f"{source}: its environment cannot be built ({with_place(error)}): install the "
+            f"package that has it, in the version of the collection"
+            f"{f', `pip install {packages}`' if packages else ''}"
         ) from error
-    data_spaces = (dataset.observation_space, dataset.action_space)
-    for kind, own, stored in zip(
-        ("observation", "action"), (environment.observation_space, environment.action_space), data_spaces, strict=True
-    ):
-        if spaces.flatdim(own) != spaces.flatdim(stored):
-            raise UserError(
-                f"{data_path / METADATA_FILE}: the environment's {kind}s have {spaces.flatdim(own)} entries, the data "
-                f"set's {spaces.flatdim(stored)}: its env_spec is of another environment or version"
-            )
-    return environment
+
+
+def _compare_actions(record: dict, environment: gymnasium.Env, metadata: dict) -> None:
+    """Raises UserError unless an action in [-1, 1] means the same in the data and in the environment.
+
+    The data's box and the environment's may differ where the collection's wrappers rescaled the same actuators.
+    """
+    stored = deserialize_space(record["action_space"])
+    difference = _difference(stored, environment.action_space, "actions")
+    if difference is None:
+        return
+    if stored.shape == environment.action_space.shape and metadata.get("env_spec") is not None:
+        collection = _build(_readable_spec(json.loads(metadata["env_spec"]), record["source"]), record["source"], [])
+        boxes = (collection.unwrapped.action_space, environment.unwrapped.action_space)
+        same = _difference(stored, collection.action_space, "actions") or _difference(*boxes, "actions")
+        collection.close()
+        if same is None:
+            return
+    raise UserError(
+        f"{record['source']}: its environment takes other actions than the data hold ({difference}): create the data "
+        f"set with eval_env= that has the wrappers of the collection"
+    )
 
 
 # ---- The data ----
@@ -174,33 +189,47 @@ def load(name: str, data_dir: Optional[str] = None, collect_episodes: int = 0) -
     data_path = root / name / "data"
     if not (data_path / METADATA_FILE).exists():
         _download(root, name)
-    minari_dataset = open_dataset(data_path)
-    environment = MinariEnvironment(data_path)  # built once now: a missing package is said before the training
+    storage, metadata = open_storage(data_path)
+    width = observation_width(storage.observation_space, str(data_path / METADATA_FILE))
+    scale = ActionScale(storage.action_space, str(data_path / METADATA_FILE))
+    record = environment_record(data_path, metadata, storage)
+    environment = build_environment(record).env
+    _compare_actions(record, environment, metadata)
     environment.close()
-    dataset, returns = _read(minari_dataset, name, data_path)
+    bounds = environment.action_space
+    dataset, returns = _read(storage, scale, name)
     return Task(
         name=f"minari/{name}",
         dataset=dataset,
         validation=None,
-        make_env=functools.partial(MinariEnvironment, data_path),
-        observation_dim=environment.observation_space.shape[0],
-        action_dim=environment.action_space.shape[0],
+        make_env=functools.partial(build_environment, record),
+        observation_dim=width,
+        action_dim=scale.shape[0],
         score_name="return",
-        identity=_identity(name, data_path, minari_dataset.storage.metadata, len(dataset), returns),
+        identity=_identity(name, data_path, metadata, record, len(dataset), returns),
         reward_shift=_reward_shift(name),
+        environment=record | {"action_low": bounds.low.tolist(), "action_high": bounds.high.tolist()},
     )
 
 
-def open_dataset(data_path: Path) -> MinariDataset:
-    """The data set whose metadata.json is in data_path. Raises UserError where it cannot be read."""
+def load_environment(name: str, record: dict, data_dir: Optional[str] = None) -> Callable[..., UnitEnvironment]:
+    """The `make_env` of the task `name` from its record, for which no data are needed."""
+    return functools.partial(build_environment, record)
+
+
+def open_storage(data_path: Path) -> Tuple[MinariStorage, dict]:
+    """(the data, what metadata.json holds) of the data set in data_path. Raises UserError where it cannot be read."""
     check_metadata(data_path)
     try:
-        dataset = MinariDataset(data_path)
+        storage, metadata = MinariStorage.read(data_path), MinariStorage.read_raw_metadata(data_path)
     except Exception as error:  # minari, json, h5py and gymnasium raise many types for damaged files
-        raise UserError(f"{data_path}: is no readable Minari data set ({one_line(error)}): fetch it again") from error
-    if dataset.storage.FORMAT != "hdf5":
-        raise UserError(f"{data_path}: is stored as {dataset.storage.FORMAT}: only hdf5 is read, store it as that")
-    return dataset
+        raise UserError(f"{data_path}: is no readable Minari data set ({one_line(error)}): {FETCH_AGAIN}") from error
+    if storage.FORMAT != "hdf5":
+        raise UserError(f"{data_path}: is stored as {storage.FORMAT}: only hdf5 is read, store it as that")
+    version = metadata.get("minari_version")
+    if version not in minari.supported_dataset_versions:
+        raise UserError(f"{data_path}: Minari {minari.__version__} does not support data sets of Minari {version}")
+    return storage, metadata
 
 
 def check_metadata(data_path: Path) -> None:
@@ -218,22 +247,26 @@ def check_metadata(data_path: Path) -> None:
         for name in SPACES:
             largest = max(largest, _largest_length(json.loads(metadata.get(name, "null"))))
         specs = [json.loads(metadata[name]) for name in ENVIRONMENT_SPECS if metadata.get(name) is not None]
-        calls = [(spec["entry_point"], spec["id"], gymnasium.Env) for spec in specs]
-        calls += [
-            (wrapper["entry_point"], None, gymnasium.Wrapper)
-            for spec in specs
-            for wrapper in spec["additional_wrappers"]
-        ]
-        refused = [entry_point for entry_point, name, kind in calls if not _is_harmless(entry_point, name, kind)]
+        _refuse_programs(specs, str(path))
+    except UserError:
+        raise
     except Exception as error:  # strangers' JSON may hold anything anywhere
-        raise UserError(f"{data_path}: is no readable Minari data set ({one_line(error)}): fetch it again") from error
-    if refused:
-        raise UserError(
-            f"{path}: names {str(refused[0])[:80]!r} as its environment, which is none: such a file may run any "
-            f"program, fetch the data set from a source that you trust"
-        )
+        raise UserError(f"{data_path}: is no readable Minari data set ({one_line(error)}): {FETCH_AGAIN}") from error
     if not (isinstance(episodes, int) and 0 <= episodes <= size) or largest > LARGEST_WIDTH:
-        raise UserError(f"{path}: claims {episodes} episodes, or entries of {largest} numbers: fetch it again")
+        raise UserError(f"{path}: claims {episodes} episodes, or entries of {largest} numbers: {FETCH_AGAIN}")
+
+
+def _refuse_programs(specs: List[dict], source: str) -> None:
+    """Raises UserError where gymnasium would import and call something else than an environment or a wrapper."""
+    calls = [(spec["entry_point"], spec["id"], gymnasium.Env) for spec in specs]
+    wrappers = [wrapper for spec in specs for wrapper in spec.get("additional_wrappers", ())]
+    calls += [(wrapper["entry_point"], None, gymnasium.Wrapper) for wrapper in wrappers]
+    for entry_point, name, kind in calls:
+        if not _is_harmless(entry_point, name, kind):
+            raise UserError(
+                f"{source}: names {str(entry_point)[:80]!r} as its environment, which is none: such a file may run any "
+                f"program, fetch the data set from a source that you trust"
+            )
 
 
 def _largest_length(space: Any) -> int:
@@ -264,66 +297,88 @@ def _reward_shift(name: str) -> float:
     return REWARD_SHIFT if name.startswith(f"{SHIFTED_NAMESPACE}/") else 0.0
 
 
-def _read(dataset: MinariDataset, name: str, data_path: Path) -> Tuple[Dataset, np.ndarray]:
-    """The data set as rows, the final observation of every episode among them, and the returns [episodes]."""
-    source = str(data_path / MAIN_FILE)
-    scale = ActionScale(dataset.action_space, source)
+def _read(storage: MinariStorage, scale: ActionScale, name: str) -> Tuple[Dataset, np.ndarray]:
+    """The data set as rows, the final observation of every episode among them, and the returns [episodes].
+
+    Episodes without a step, which a collector leaves when it is closed after a reset, are left out.
+    """
+    source = str(storage.data_path / MAIN_FILE)
     shift = _reward_shift(name)
     columns: Dict[str, List[np.ndarray]] = {"observations": [], "actions": [], "rewards": [], "masks": [], "valid": []}
-    returns, start = [], 0
-    for episode in _episodes(dataset, source):
-        observations = flatten(dataset.observation_space, episode.observations)
-        steps = len(episode.rewards)
-        _check_episode(episode, observations, scale.shape, source)
-        actions = scale.to_unit(episode.actions)
-        returns.append(episode.rewards.sum(dtype=np.float64))
+    returns, start, outside = [], 0, 0
+    for episode in _episodes(storage, source):
+        steps = len(episode["rewards"])
+        if steps == 0:
+            continue
+        observations = flatten(storage.observation_space, episode["observations"])
+        rewards = np.asarray(episode["rewards"]).reshape(_as_vector(np.shape(episode["rewards"])))
+        _check_episode(episode, observations, rewards, scale.shape, source)
+        actions = scale.to_unit(episode["actions"])
+        outside += int((np.abs(actions) > 1 + ACTION_TOLERANCE).any(axis=1).sum())
+        actions = actions.clip(-1.0, 1.0)
+        returns.append(rewards.sum(dtype=np.float64))
         # The final observation has no action, reward and end of its own: it repeats the action before it, so that
         # next_actions holds no invented one.
         columns["observations"].append(observations)
         columns["actions"].append(np.concatenate([actions, actions[-1:]]))
-        columns["rewards"].append(np.append(episode.rewards + shift, 0.0).astype(np.float32))
-        columns["masks"].append(np.append(~episode.terminations.astype(bool), True).astype(np.float32))
+        columns["rewards"].append(np.append(rewards + shift, 0.0).astype(np.float32))
+        columns["masks"].append(np.append(~episode["terminations"].astype(bool), True).astype(np.float32))
         columns["valid"].append(np.arange(start, start + steps))
         start += steps + 1
     if not returns:
         raise UserError(f"{source}: holds no episode: fetch or make it again")
+    if outside:
+        print(
+            f"{source}: actions of {outside} of {start - len(returns)} steps are outside the action space and are "
+            f"clipped to it"
+        )
     arrays = {field: np.concatenate(parts) for field, parts in columns.items()}
     for field in ("observations", "actions", "rewards"):
         refuse_non_finite(source, field, arrays[field])
     return Dataset(**{field: torch.from_numpy(array) for field, array in arrays.items()}), np.asarray(returns)
 
 
-def _episodes(dataset: MinariDataset, source: str) -> Iterator[EpisodeData]:
+def _as_vector(shape: tuple) -> tuple:
+    """[T] for the rewards [T, 1] of an environment that gives them in a vector."""
+    return shape[:1] if shape[1:] == (1,) else shape
+
+
+def _episodes(storage: MinariStorage, source: str) -> Iterator[dict]:
     """The episodes by their number: minari asks for episode_0, episode_1, ..., where HDF5 would sort 10 before 2."""
     try:
-        check_hdf5(dataset.storage.data_path / MAIN_FILE)
-        with h5py.File(dataset.storage.data_path / MAIN_FILE) as file:
-            named = {f"episode_{index}" for index in range(dataset.storage.total_episodes)}
+        check_hdf5(storage.data_path / MAIN_FILE)
+        with h5py.File(storage.data_path / MAIN_FILE) as file:
+            named = {f"episode_{index}" for index in range(storage.total_episodes)}
             if named ^ set(file):
                 missing = f"{min(named ^ set(file))} is missing or not named"
                 raise ValueError(f"{len(file)} episodes, where the metadata name {len(named)}: {missing}")
-        yield from dataset.iterate_episodes(range(dataset.storage.total_episodes))
+        yield from storage.get_episodes(range(storage.total_episodes))
     except Exception as error:  # h5py raises many types for a damaged file
-        raise UserError(f"{source}: truncated or damaged ({one_line(error)}): fetch it again") from error
+        raise UserError(f"{source}: truncated or damaged ({one_line(error)}): {FETCH_AGAIN}") from error
 
 
-def _check_episode(episode: EpisodeData, observations: np.ndarray, action_shape: tuple, source: str) -> None:
-    steps = len(episode.rewards)
+def _check_episode(
+    episode: dict, observations: np.ndarray, rewards: np.ndarray, action_shape: tuple, source: str
+) -> None:
+    steps = len(rewards)
     shapes = {
         "observations": (observations.shape[:1], (steps + 1,)),
-        "actions": (np.shape(episode.actions), (steps, *action_shape)),
-        "terminations": (episode.terminations.shape, (steps,)),
-        "truncations": (episode.truncations.shape, (steps,)),
+        "actions": (np.shape(episode["actions"]), (steps, *action_shape)),
+        "rewards": (rewards.shape, (steps,)),
+        "terminations": (episode["terminations"].shape, (steps,)),
+        "truncations": (episode["truncations"].shape, (steps,)),
     }
     for field, (found, expected) in shapes.items():
-        if found != expected or steps == 0:
+        if found != expected:
+            reason = "several objectives are not supported" if field == "rewards" else "the file is damaged"
             raise UserError(
-                f"{source}: {field} of episode_{episode.id} have shape {found}, expected {expected} with at least one "
-                f"step: the file is damaged, fetch or make it again"
+                f"{source}: {field} of episode_{episode['id']} have shape {found}, expected {expected}: {reason}, "
+                f"fetch or make it again"
             )
 
 
-def _identity(name: str, data_path: Path, metadata: dict, transitions: int, returns: np.ndarray) -> dict:
+def _identity(name: str, data_path: Path, metadata: dict, record: dict, transitions: int, returns: np.ndarray) -> dict:
+    scored_in = json.dumps({key: value for key, value in record.items() if key != "source"}, sort_keys=True)
     sha256, hashed = file_sha256(data_path / MAIN_FILE)
     named = all(metadata.get(field) for field in ("author", "code_permalink"))
     official = named and name.split("/")[0] in OFFICIAL_NAMESPACES
@@ -332,6 +387,7 @@ def _identity(name: str, data_path: Path, metadata: dict, transitions: int, retu
         "path": str(data_path / MAIN_FILE),
         "sha256": sha256,
         "sha256_of": hashed,
+        "environment_sha256": hashlib.sha256(scored_in.encode()).hexdigest(),  # spaces and env_spec: metadata.json's
         "source": "official" if official else "local file",
         "transitions": transitions,
         "episodes": len(returns),
@@ -360,25 +416,38 @@ def _check_id(name: str) -> None:
         parse_dataset_id(name)
     except (ValueError, TypeError) as error:
         raise UserError(
-            f"{name!r} is no id of a Minari data set: expected minari/<namespace>/<name>-v<number>, e.g. "
-            f"minari/D4RL/pointmaze/umaze-v2"
+            f"{name!r} is no id of a Minari data set{_renamed(name)} (expected minari/<namespace>/<name>-v<number>, "
+            f"e.g. minari/D4RL/pointmaze/umaze-v2)"
         ) from error
+
+
+def _renamed(name: str) -> str:
+    """`, did you mean ...?` for an id of D4RL or of Minari before version 0.5."""
+    today = minari_id(name)
+    return f", did you mean minari/{today}?" if today not in (None, name) else ""
 
 
 def _download(root: Path, name: str) -> None:
     """Fetches the data set into `root` as a whole: it is downloaded beside its place and moved there at the end."""
+    folder = root / name
+    if folder.exists():
+        raise UserError(
+            f"{folder}: holds a part of a data set only (no data/{METADATA_FILE}), as a download that broke off leaves "
+            f"it: delete this folder and give the same command again"
+        )
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as folder:
-            _minari_download(name, folder)
-            (root / name).parent.mkdir(parents=True, exist_ok=True)
-            os.replace(Path(folder) / name, root / name)
+        with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as temporary:
+            _minari_download(name, temporary)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            if not folder.exists():  # another process may have fetched it meanwhile
+                os.replace(Path(temporary) / name, folder)
     except Exception as error:  # each of minari's remotes has error types of its own
         local = [path.parent.parent.relative_to(root).as_posix() for path in root.glob(f"**/data/{METADATA_FILE}")]
         raise UserError(
-            f"no Minari data set {name!r} in {root}{nearest_names(name, local)} and the download failed "
-            f"({one_line(error)}): run `minari download {name}` where there is internet and copy the folder {name} "
-            f"there, or set data_dir or {DATA_DIR_VARIABLE} to the folder that holds it"
+            f"no Minari data set {name!r} in {root}{_renamed(name) or nearest_names(name, local)} and the download "
+            f"failed ({one_line(error)}): run `minari download {name}` where there is internet and copy the folder "
+            f"{name} there, or set data_dir or {DATA_DIR_VARIABLE} to the folder that holds it"
         ) from error
 
 

@@ -1,17 +1,28 @@
 """What a run needs to know of a task: data, environment, sizes, the name of its score and where the data came from."""
 
+import dataclasses
 import hashlib
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable, Dict, Optional, Tuple
 
 import gymnasium
+import torch
 
+from common.errors import UserError
 from envs.dataset import Dataset
+from envs.spaces import NormalizedObservations, Wrapped
 
 WHOLE_FILE_LIMIT = 1 << 30  # bytes; a larger file is hashed by sample, which takes a second instead of minutes
 SAMPLE_BLOCKS = 256
 SAMPLE_BLOCK_SIZE = 1 << 20  # bytes
+CONSTANT = 1e-6  # a standard deviation below this share of the mean is rounding: such an observation is only centred
+# Of an identity: the data, validation data where there is a file, and the environment where a file decides it (Minari).
+DATA_HASHES = ("sha256", "validation_sha256", "environment_sha256")
+RECORDED = ("observation_dim", "action_dim", "score_name", "reward_shift", "max_episode_steps")
+NORMALIZATION = ("observation_mean", "observation_std")  # keys of an environment's record
+SUCCESS_KEYS = ("success", "is_success")  # of an environment's info: OGBench's and Gymnasium-Robotics'
 
 
 @dataclass(frozen=True)
@@ -22,20 +33,32 @@ class Task:
     no termination for ExORL, r(s) and an end at the goal for OGBench, D4RL's own for Minari. So an online transition
     is (reward + reward_shift, mask = not terminated) for every suite, and truncation bootstraps.
 
-    identity is JSON-able: suite, path, sha256, source ("official" | "locally generated"), transitions, episodes
-    and what the suite adds.
+    identity is JSON-able: suite, path, sha256, source ("official" | "locally generated" | "unknown" | ...),
+    transitions, episodes and what the suite adds. environment is JSON-able too: what the suite needs, besides the
+    name, to make the environment where the data are not (`envs.load_environment`).
     """
 
     name: str
-    dataset: Dataset
+    dataset: Optional[Dataset]  # None only where a task was loaded from a run's record
     validation: Optional[Dataset]
-    make_env: Callable[[], gymnasium.Env]  # picklable
+    make_env: Optional[Callable[[], gymnasium.Env]]  # picklable; None: data without an environment, and so no score
     observation_dim: int
     action_dim: int
     score_name: str  # "return" | "success": the key of the evaluation's results that is the score
     identity: dict
     different_episodes: Optional[int] = None  # that there are: seed s begins number s modulo them; None: no end
     reward_shift: float = 0.0  # what the data set's rewards hold beyond the environment's; added online too
+    max_episode_steps: Optional[int] = None  # where the environment itself names no limit, see envs/checks.py
+    environment: dict = field(default_factory=dict)
+
+    def record(self) -> dict:
+        """What a run keeps of its task, JSON-able, so that its policy acts where the data are not.
+
+        action_low, action_high [A]: what the policy's -1 and 1 are to the simulator that the suite builds;
+        observation_mean, observation_std [O] where observations are normalised; and what the suite needs.
+        """
+        bounds = {"action_low": [-1.0] * self.action_dim, "action_high": [1.0] * self.action_dim}
+        return {name: getattr(self, name) for name in RECORDED} | bounds | self.environment
 
     def episodes(self, asked: int) -> int:
         """As many as asked for, at most each once: repeated ones would make intervals of a mean too narrow."""
@@ -54,6 +77,54 @@ class Task:
         if references is None:
             return None
         return 100.0 * (episode_return - references["min"]) / (references["max"] - references["min"])
+
+
+def refuse_non_finite_rows(task: Task) -> None:
+    """Raises UserError that names the array and the row where a transition of the task would read a NaN or infinity."""
+    for label, dataset in (("", task.dataset), ("validation ", task.validation)):
+        if dataset is None:
+            continue
+        reads = torch.zeros(len(dataset.observations), dtype=torch.bool)
+        reads[dataset.valid] = True
+        for name in ("actions", "rewards", "masks", "observations"):
+            if name == "observations":
+                reads[dataset.valid + 1] = True
+            bad = reads & ~getattr(dataset, name).reshape(len(reads), -1).isfinite().all(1)
+            if bad.any():
+                raise UserError(
+                    f"task {task.name}: {label}{name} hold a NaN or infinity at row {bad.int().argmax()}: mend the data"
+                )
+
+
+def normalize_observations(task: Task) -> Task:
+    """The task with (observation - mean) / std in its data sets and its environment, [O] each over the data set's rows.
+
+    Both are in the task's record. An observation that never changes is centred and keeps its unit.
+    """
+    observations = task.dataset.observations
+    blocks = observations.split(100_000)  # in double precision: a sum of ten million float32 has few digits left
+    mean = sum(block.double().sum(0) for block in blocks) / len(observations)
+    std = (sum((block.double() - mean).square().sum(0) for block in blocks) / len(observations)).sqrt()
+    std = torch.where(std > CONSTANT * mean.abs(), std, 1.0)
+    record = {name: value.float().tolist() for name, value in zip(NORMALIZATION, (mean, std), strict=True)}
+    sets = {
+        name: dataset and dataset.with_observations((dataset.observations - mean.float()) / std.float())
+        for name, dataset in (("dataset", task.dataset), ("validation", task.validation))
+    }
+    make_env = normalized(task.make_env, record)
+    return dataclasses.replace(task, **sets, make_env=make_env, environment=task.environment | record)
+
+
+def normalized(make_env: Optional[Callable[[], gymnasium.Env]], record: dict) -> Optional[Callable[[], gymnasium.Env]]:
+    """`make_env` with the normalisation that a record holds, as it is where there is none."""
+    if make_env is None or not all(name in record for name in NORMALIZATION):
+        return make_env
+    return Wrapped(make_env, NormalizedObservations, tuple(record[name] for name in NORMALIZATION))
+
+
+def success_of(info: dict) -> float:
+    """1 or 0 as the info of an environment's step reports it, NaN where it says nothing."""
+    return float(next((info[key] for key in SUCCESS_KEYS if key in info), math.nan))
 
 
 def file_sha256(path: Path) -> Tuple[str, str]:

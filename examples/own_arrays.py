@@ -21,8 +21,12 @@ data = {name: torch.from_numpy(array) for name, array in (arrays | {"next_observ
 config = DIPOLEConfig(actor_hidden_dims=(64, 64), value_hidden_dims=(64, 64), learning_rate=1e-3, inverse_temperature=5)
 agent = DIPOLE(config, observation_dim=3, action_dim=2)
 for _ in range(400):
-    rows = torch.randint(len(states), (config.batch_size,))
+    rows = torch.randint(len(states), (256,))
     metrics = agent.update({name: column[rows] for name, column in data.items()})
+
+torch.save(agent.state_dict(), "agent.pt")  # and later, elsewhere:
+agent = DIPOLE(config, observation_dim=3, action_dim=2)
+agent.load_state_dict(torch.load("agent.pt", weights_only=True))
 
 print(f"data: mean reward {rewards.mean():.2f}")
 for greediness in (0.0, 1.0):

@@ -45,6 +45,8 @@ class RunConfig:
         0  # if a local data set is missing, collect this many episodes; 0: print the command instead
     )
     in_memory: bool = True  # false: observations stay in the file, memory-mapped (exorl only)
+    normalize_observations: bool = False  # subtract the data's mean and divide by its standard deviation
+    max_episode_steps: Optional[int] = None  # end episodes after this many steps; null: the environment's own limit
     offline_steps: int = 1_000_000  # updates on the data set
     online_steps: int = 0  # environment steps after those, each followed by an update
     batch_size: int = 256  # transitions in a minibatch
@@ -84,7 +86,15 @@ RETIRED = {
 LOGGERS = ("csv", "tensorboard", "wandb")
 ANY = math.inf
 COUNTS = (  # at least 1
-    *("offline_steps", "batch_size", "replay_capacity", "log_interval", "checkpoint_interval", "eval_interval"),
+    *(
+        "offline_steps",
+        "max_episode_steps",
+        "batch_size",
+        "replay_capacity",
+        "log_interval",
+        "checkpoint_interval",
+        "eval_interval",
+    ),
     *("eval_episodes", "eval_environments", "actor_hidden_dims", "value_hidden_dims", "num_critics"),
     *("num_candidates", "target_candidates", "backup_candidates", "resample_candidates", "flow_steps"),
     *("diffusion_steps", "denoising_steps", "sampling_steps", "decay_interval", "ema_interval", "actor_interval"),

@@ -15,11 +15,10 @@ from typing import Sequence
 
 from common.errors import CommandParser, UserError, exit_on_user_error
 from common.files import make_folder
-from envs import load_task
 from harness.act_options import parse_grid, unknown_option
 from harness.devices import choose_device, set_up_torch
 from harness.graphics import check_graphics, choose_graphics
-from harness.run_folder import check_identity, load_agent, load_run, read_environment
+from harness.run_folder import load_agent, load_run, load_trained_task
 from harness.sweep_report import sweep_and_report
 from harness.video import log_videos, record
 
@@ -36,7 +35,7 @@ def _parser(options: Sequence[str] = ()) -> argparse.ArgumentParser:
         "--video_episodes", type=int, default=0, help="mp4 files to record, at the first value of every act option"
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--data_dir", help="folder of the data sets (default: the run's)")
+    parser.add_argument("--data_dir", help="folder of the data, if the environment is in it (default: the run's)")
     parser.add_argument("--out", type=Path, help="folder for the results (default: RUN_DIR)")
     return parser
 
@@ -68,14 +67,13 @@ def evaluate_command(argv: Sequence[str]) -> None:
 
     set_up_torch(run)
     agent = load_agent(algorithm.agent_class, run_dir, algorithm.name).to(choose_device(arguments.device))
-    if arguments.video_episodes:
+    draws = bool(arguments.video_episodes)
+    if draws:
         choose_graphics()  # before the task imports MuJoCo, which reads the choice then
-    task = load_task(run.task, arguments.data_dir or run.data_dir, 0, run.in_memory)
+    task = load_trained_task(run_dir, run, arguments.data_dir, draws)
     if task.make_env is None:
         raise UserError(f"{run.task}: has no environment to evaluate in")
-    advice = f"since {run_dir} was trained, so its scores would not be comparable; restore it"
-    check_identity(read_environment(run_dir)["data"], task.identity, advice)
-    if arguments.video_episodes:
+    if draws:
         check_graphics()  # before the sweep, which may take long
     folder = arguments.out or run_dir
     make_folder(folder, "--out")

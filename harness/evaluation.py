@@ -22,10 +22,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from common.errors import UserError, one_line
+from envs.seeding import generators_preserved
 from envs.task import Task
 from harness.agent_tools import noise_of
 from harness.environment_processes import LESS_MEMORY, SECONDS_TO_ANSWER, EnvironmentProcesses
-from harness.environment_rows import EnvironmentRows, global_numpy_preserved
+from harness.environment_rows import EnvironmentRows
 
 EVALUATION_SEED = 10_000  # of the evaluations during training
 GRID_SEED = 1_000_000  # of the sweeps of act options
@@ -36,9 +37,9 @@ TUNING_SEED = 2_000_000  # of the evaluations that choose hyperparameters
 class EvaluationResult:
     """Scores of n episodes, in the order of their seeds.
 
-    returns [n]: undiscounted sums of rewards; lengths [n]: environment steps; successes [n]: info["success"] at the
-    last step, None where the environment reports none; seconds: of the whole evaluation; restarts: how often a process
-    of environments was replaced and its episodes repeated.
+    returns [n]: undiscounted sums of rewards; lengths [n]: environment steps; successes [n]: info["success"] (or
+    ["is_success"]) at the last step, None where no episode reports one; seconds: of the whole evaluation; restarts: how
+    often a process of environments was replaced and its episodes repeated.
     """
 
     returns: np.ndarray
@@ -161,7 +162,7 @@ class Evaluator:
         returns, lengths, successes = np.zeros(episodes), np.zeros(episodes, dtype=np.int64), np.zeros(episodes)
         progress = tqdm(total=episodes, desc="evaluation", unit="episode", leave=False, disable=None)
         try:
-            with progress, global_numpy_preserved():
+            with progress, generators_preserved():
                 if self.rows is None:
                     self.rows = self._build()
                 restarts = self.rows.restarts
@@ -179,9 +180,8 @@ class Evaluator:
                     f"{LESS_MEMORY}"
                 ) from error
             raise
-        if np.isnan(successes).any() and not np.isnan(successes).all():
-            raise ValueError('info["success"] is missing at the last step of some episodes only')
-        reported = None if np.isnan(successes).any() else successes
+        # Some environments report a success only where there is one: no word of it in other episodes is a failure.
+        reported = None if np.isnan(successes).all() else np.nan_to_num(successes, nan=0.0)
         seconds = time.perf_counter() - started
         return EvaluationResult(returns, lengths, reported, seconds, self.rows.restarts - restarts)
 

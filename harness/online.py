@@ -12,7 +12,8 @@ from common.errors import UserError
 from common.files import remove_abandoned, replacing
 from envs.dataset import Dataset
 from envs.replay import Replay
-from envs.task import Task
+from envs.seeding import SeededEnvironment, generators_preserved
+from envs.task import Task, success_of
 from harness import run_files
 from harness.config import RunConfig
 from harness.devices import EPISODE_STREAM
@@ -21,7 +22,7 @@ FIRST_SEED = 1 << 31  # evaluations' seeds are smaller
 
 
 class OnlinePhase:
-    """One environment in which the agent acts, one step between two updates; a context manager, closed at its end.
+    """One environment in which the agent acts, one step between two updates; to be closed.
 
     Episode i is reset with a seed made from (the run's seed, i). What happens is in the replay, of which `save` writes
     what is new to a file of its own, replay/part_<step>.npz; a checkpoint lists these files with their hashes.
@@ -31,8 +32,7 @@ class OnlinePhase:
     def __init__(self, run: RunConfig, task: Task, dataset: Dataset, folder: Path):
         self.run, self.task, self.folder = run, task, folder / run_files.REPLAY_FOLDER
         room = None if run.keep_offline else max(run.replay_capacity - len(dataset), 0)
-        capacity = min(run.replay_capacity, run.online_steps)
-        self.replay = Replay(dataset, capacity, room, run.balanced_sampling)
+        self.replay = Replay(dataset, min(run.replay_capacity, run.online_steps), room, run.balanced_sampling)
         self.device = dataset.observations.device
         self.environment: Any = None  # built when the phase begins
         self.observation: np.ndarray | None = None  # [O]; None between two episodes
@@ -41,14 +41,9 @@ class OnlinePhase:
         self.last_episode: dict[str, float] = {}  # what train.csv says of the last whole episode
         self.parts: list[list] = []  # [step, number of the first transition, transitions, sha256] of each file
 
-    def __enter__(self) -> "OnlinePhase":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
+    def close(self) -> None:
         if self.environment is not None:
             self.environment.close()
-
-    # ---- Acting ----
 
     def step(self, agent: torch.nn.Module) -> None:
         """One environment step with an exploring action, into the replay. Raises FloatingPointError for NaNs."""
@@ -61,14 +56,17 @@ class OnlinePhase:
         transition = self._play(action)
         self.replay.add({name: torch.as_tensor(value)[None] for name, value in transition.items()})
 
+    @generators_preserved()
     def _begin_episode(self) -> None:
+        key = (self.run.seed, EPISODE_STREAM, self.episode)
+        seed = int(np.random.SeedSequence(key).generate_state(1)[0]) | FIRST_SEED
         if self.environment is None:
-            self.environment = self.task.make_env()
-        seed = np.random.SeedSequence((self.run.seed, EPISODE_STREAM, self.episode)).generate_state(1)[0]
-        observation, _ = self.environment.reset(seed=int(seed) | FIRST_SEED)
+            self.environment = SeededEnvironment(self.task.make_env, seed)
+        observation, _ = self.environment.reset(seed)
         self.observation = np.asarray(observation, dtype=np.float32)
         self.steps, self.episode_return = 0, 0.0
 
+    @generators_preserved()
     def _play(self, action: np.ndarray) -> dict[str, np.ndarray]:
         """Steps the environment; returns the transition by the replay's columns, with the task's reward and mask."""
         observation, episode = self.observation, self.episode
@@ -81,8 +79,8 @@ class OnlinePhase:
         self.episode_return += float(reward)
         if terminated or truncated:
             self.last_episode = {"exploration/return": self.episode_return, "exploration/length": self.steps}
-            if "success" in info:
-                self.last_episode["exploration/success"] = float(info["success"])
+            if not np.isnan(success_of(info)):
+                self.last_episode["exploration/success"] = success_of(info)
             self.observation, self.steps, self.episode = None, 0, episode + 1
         return {
             "observations": observation,
@@ -111,13 +109,8 @@ class OnlinePhase:
                 temporary.write_bytes(content.getbuffer())
             digest = hashlib.sha256(content.getbuffer()).hexdigest()
             self.parts.append([step, self.replay.added - count, count, digest])
-        return {
-            "parts": self.parts,
-            "added": self.replay.added,
-            "episode": self.episode,
-            "steps": self.steps,
-            "last_episode": self.last_episode,
-        }
+        state = {"parts": self.parts, "added": self.replay.added, "episode": self.episode}
+        return state | {"steps": self.steps, "last_episode": self.last_episode}
 
     def restore(self, step: int, state: dict | None) -> None:
         """Returns to the `state` of a checkpoint after `step` updates; removes files that were written after it.
@@ -155,12 +148,9 @@ class OnlinePhase:
     def _read(self, part: list) -> dict[str, torch.Tensor]:
         """The transitions of one file. Raises UserError unless it is, byte for byte, the one that was written."""
         path = self._part(part[0])
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror}); put it back, or add --restart") from error
+        content = path.read_bytes() if path.exists() else b""
         if hashlib.sha256(content).hexdigest() != part[3]:
-            raise UserError(f"{path}: is damaged or another run's; put the right file back, or add --restart")
+            raise UserError(f"{path}: is absent, damaged or another run's; put the right one back, or add --restart")
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             return {name: torch.from_numpy(array) for name, array in arrays.items()}
 

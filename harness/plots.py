@@ -36,7 +36,7 @@ def plot_learning_curve(
     the online phase begins, marked by a vertical line. Raises ValueError without rows.
     """
     if isinstance(evaluations, (str, Path)):
-        with open(evaluations, newline="", encoding="utf-8") as file:
+        with open(evaluations, newline="", encoding="utf-8-sig") as file:
             evaluations = list(csv.DictReader(file))
     rows = [row for row in evaluations if row.get(score_name) not in (None, "")]
     if not rows:

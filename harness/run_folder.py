@@ -10,16 +10,18 @@ import math
 import os
 import secrets
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from common.errors import UserError, one_line
 from common.files import locked, make_folder, remove_abandoned, replacing, write_text
 from common.untrusted import check_stored_zip
-from envs.task import Task
+from envs import load_environment, load_task
+from envs.task import DATA_HASHES, NORMALIZATION, Task, normalize_observations
 from harness import devices, run_files
 from harness.agent_tools import restore, state_of
 from harness.algorithms import Algorithm, load_algorithm
@@ -64,6 +66,12 @@ def remove_run(run: RunConfig) -> None:
     for folder in {part.parent for part in parts}:
         if not any(folder.iterdir()):
             folder.rmdir()
+
+
+def load_run_task(run: RunConfig) -> Task:
+    """The run's data, which may be made or fetched first, and its environment. Raises UserError as envs.load_task."""
+    task = load_task(run.task, run.data_dir, run.collect_episodes, run.in_memory, run.max_episode_steps)
+    return normalize_observations(task) if run.normalize_observations else task
 
 
 # ---- Whether a run may use its folder ----
@@ -124,11 +132,11 @@ def _check_fields(path: Path, stored: dict, asked: dict, act_options: Sequence[s
 
 
 def check_identity(stored: dict, identity: dict, advice: str) -> None:
-    """Raises UserError unless both are of the same data: a hash (a key that ends with sha256) of one is the other's.
+    """Raises UserError unless both are of the same data: the hashes of one are the other's.
 
-    A hash that an earlier version did not record is not compared, but for that of a validation file.
+    That of the environment's file is compared if it is `stored`: earlier versions did not record it.
     """
-    hashes = {name for name in stored if name.endswith("sha256")} | ({"sha256", "validation_sha256"} & identity.keys())
+    hashes = [name for name in DATA_HASHES if name in stored or name != "environment_sha256"]
     if any(stored.get(name) != identity.get(name) for name in hashes):
         raise UserError(f"{identity.get('path')}: the data set has changed {advice}")
 
@@ -142,9 +150,9 @@ class RunFolder:
     Entering raises UserError where another process has the run; a process that ended, however it did, has none.
     """
 
-    def __init__(self, run: RunConfig, config: Any, identity: dict):
+    def __init__(self, run: RunConfig, config: Any, task: Task):
         """Opens the folder, new or checked by `check_folder`. Raises UserError for a damaged log."""
-        self.run, self.config, self.identity = run, config, identity
+        self.run, self.config, self.task = run, config, task
         self.path = run_path(run)
         make_folder(self.path, "run_dir")
         self.train_log = CsvLog(self.path / run_files.TRAIN_LOG)
@@ -185,7 +193,8 @@ class RunFolder:
             "algorithm": algorithm_name(type(self.config)),
             "harness_version": HARNESS_VERSION,
             "run_id": before["run_id"],  # names it in W&B
-            "data": self.identity,
+            "data": self.task.identity,
+            "environment": self.task.record(),
             "parameters": sum(parameter.numel() for parameter in agent.parameters() if parameter.requires_grad),
             **machine,
             "command": sys.argv,
@@ -264,8 +273,9 @@ class RunFolder:
         for logger in self.loggers:
             logger.log("evaluation", row)
 
-    def finish(self, task: Task, step: int, seconds: float) -> dict:
+    def finish(self, step: int, seconds: float) -> dict:
         """Draws the learning curve and writes result.json, which marks the run as finished."""
+        task = self.task
         scores = {int(row["step"]): float(row[task.score_name]) for row in self.eval_log.rows}
         last = list(scores.values())[-SCORE_EVALUATIONS:]
         if scores:
@@ -352,6 +362,43 @@ def load_run(run_dir: Path) -> tuple[Algorithm, RunConfig, Any]:
             raise UserError(f"{run_dir}: holds no {name}; give the folder of a run that has written a checkpoint")
     algorithm = load_algorithm(read_json(run_dir / run_files.ENVIRONMENT, needed=("algorithm",))["algorithm"])
     return algorithm, *stored_config(run_dir / run_files.CONFIG, algorithm.config_class)
+
+
+def load_trained_task(run_dir: Path, run: RunConfig, data_dir: str | None = None, draws: bool = False) -> Task:
+    """The task of a trained run, by what the run has kept of it, without its data sets; to act and be evaluated in.
+
+    Runs of earlier versions kept no record of it: they need the data they were trained on. data_dir: replaces the
+    run's; draws: whether pictures will be drawn. Raises UserError where the data have changed.
+    """
+    stored, data_dir = read_environment(run_dir), data_dir or run.data_dir
+    if "environment" in stored:
+        return load_environment(run.task, stored["environment"], stored["data"], data_dir, draws)
+    task = load_task(run.task, data_dir, 0, run.in_memory, run.max_episode_steps, draws)
+    check_identity(stored["data"], task.identity, f"since {run_dir} was trained; restore it")
+    return task
+
+
+def load_policy(run_dir: Path | str, **act_options: Any) -> Callable[[np.ndarray], np.ndarray]:
+    """A trained run as a function in the units of its simulator, for which the run folder is enough.
+
+    It maps one observation [O] (a Dict's entries in the order of their keys) to the action [A] of the agent's
+    `act(..., **act_options)`: it normalises the observation if the run did, and scales the action from [-1, 1] to
+    the simulator's bounds. Raises UserError for a folder without a run and for one of an earlier version.
+    """
+    algorithm, _, _ = load_run(Path(run_dir))
+    record = read_environment(Path(run_dir)).get("environment")
+    if record is None:
+        raise UserError(f"{run_dir}: an earlier version trained this run and kept no action bounds; train it anew")
+    agent = load_agent(algorithm.agent_class, Path(run_dir), algorithm.name)
+    low, high = np.asarray(record["action_low"]), np.asarray(record["action_high"])
+    mean, std = (np.asarray(record.get(name, default)) for name, default in zip(NORMALIZATION, (0.0, 1.0), strict=True))
+
+    def policy(observation: np.ndarray) -> np.ndarray:
+        inputs = torch.as_tensor((observation - mean) / std, dtype=torch.float32)[None]
+        action = agent.act(inputs, **act_options)[0].numpy()
+        return low + (action + 1) / 2 * (high - low)
+
+    return policy
 
 
 def read_environment(folder: Path) -> dict:

@@ -45,6 +45,7 @@ def sweep(
 def result_row(agent: Any, task: Task, options: dict, result: EvaluationResult) -> dict:
     """The row of `sweep` for one evaluation with these act options."""
     scores = result.scores(task.score_name)
+    nothing = agent.noise.like.new_zeros(1, task.observation_dim)
     low, high = interval([scores])
     normalized = task.normalized_return(float(result.returns.mean()))
     return {
@@ -55,7 +56,7 @@ def result_row(agent: Any, task: Task, options: dict, result: EvaluationResult) 
         f"{task.score_name}_std": float(scores.std()),
         "length": float(result.lengths.mean()),
         "episodes": len(scores),
-        "network_evaluations": network_evaluations(agent, **options),
+        "network_evaluations": int(network_evaluations(agent, nothing, **options)),
         **({} if normalized is None else {"normalized_return": normalized}),
     }
 

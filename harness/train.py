@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from common.errors import UserError
-from envs import load_task
+from common.errors import UserError, one_line
 from envs.task import Task
 from harness import devices
 from harness.act_options import parse_grid
@@ -19,7 +18,7 @@ from harness.divergence import refuse_divergence
 from harness.evaluation import EVALUATION_SEED, Evaluator
 from harness.loggers import check_loggers
 from harness.online import OnlinePhase
-from harness.run_folder import RunFolder, check_folder, load_agent, remove_run
+from harness.run_folder import RunFolder, check_folder, load_agent, load_run_task, remove_run
 from harness.signals import Stopped, StopSignals
 from harness.sweep_report import sweep_and_report
 from harness.updates import Updates
@@ -36,13 +35,16 @@ def train_run(agent_class: type, run: RunConfig, config: Any, restart: bool = Fa
     device = devices.choose_device(run.device)
     grid = parse_grid(run.sweep, agent_class, config)
     check_loggers(run)
-    task = task or load_task(run.task, run.data_dir, run.collect_episodes, run.in_memory)
-    agent = agent_class(config, task.observation_dim, task.action_dim, seed=run.seed).to(device)
+    task = task or load_run_task(run)
+    try:
+        agent = agent_class(config, task.observation_dim, task.action_dim, seed=run.seed).to(device)
+    except ValueError as error:  # an agent that cannot be built for this task, as one on a base that is not there
+        raise UserError(f"config: {one_line(error, None)}") from error
     check_task(agent, run, task)
     if restart:
         remove_run(run)
     check_folder(run, config, task.identity, agent_class.act_options)
-    with RunFolder(run, config, task.identity) as folder:
+    with RunFolder(run, config, task) as folder:
         result = folder.result()
         if result is not None:
             print(f"{folder.path}: finished before, not trained again (--restart would)")
@@ -115,7 +117,7 @@ def train(agent: torch.nn.Module, device: torch.device, run: RunConfig, task: Ta
     evaluator = task.make_env and Evaluator(task.make_env, run.eval_environments, run.eval_workers)
     progress = tqdm(total=last, initial=step, desc="training", unit="update", disable=None, smoothing=0.1)
     say = functools.partial(print, flush=True) if progress.disable else tqdm.write
-    with StopSignals() as signals, evaluator or contextlib.nullcontext(), online, progress:
+    with StopSignals() as signals, evaluator or contextlib.nullcontext(), contextlib.closing(online), progress:
         try:
             while True:
                 if evaluator and is_due(run.eval_interval) and step > folder.eval_log.last_step:
@@ -150,4 +152,4 @@ def train(agent: torch.nn.Module, device: torch.device, run: RunConfig, task: Ta
             save()
             print(f"\nstopped after {step} updates; the same command continues from here", flush=True)
             raise
-        return folder.finish(task, step, elapsed())
+        return folder.finish(step, elapsed())

@@ -6,8 +6,9 @@ import torch
 
 from common.errors import UserError
 from envs import load_task
-from envs.dataset import ACTION_LIMIT, Dataset, refuse_non_finite
+from envs.dataset import Dataset
 from envs.task import SAMPLE_BLOCK_SIZE, file_sha256
+from envs.transitions import ACTION_LIMIT, refuse_non_finite
 
 
 def two_episodes(**changes) -> Dataset:
@@ -34,17 +35,39 @@ def test_transitions_are_aligned():
     assert batch["state_values"].tolist() == [0, -1, -2, -4, -5]
 
 
-def test_next_actions_are_of_the_next_row_and_clamped_at_the_last_transition():
-    next_actions = two_episodes().take(torch.arange(5), fields=("next_actions",))["next_actions"]
-    assert torch.allclose(next_actions[:, 0], torch.tensor([0.1, 0.2, 0.3, 0.5, 0.5]))
+@pytest.mark.parametrize("recorded, at_the_end", [(True, 0.3), (False, 0.2)])
+def test_next_actions_are_of_the_next_row_or_at_an_episodes_end_the_transitions_own(recorded, at_the_end):
+    dataset = two_episodes(has_last_actions=recorded).to("cpu")
+    next_actions = dataset.take(torch.arange(5), fields=("next_actions",))["next_actions"]
+    assert torch.allclose(next_actions[:, 0], torch.tensor([0.1, 0.2, at_the_end, 0.5, 0.5]))
 
 
-def test_actions_are_clipped():
-    actions = torch.linspace(-1.5, 1.5, 7)[:, None]
-    clipped = two_episodes(actions=actions).actions[:, 0]
-    assert clipped.min() == -torch.tensor(ACTION_LIMIT) and clipped.max() == torch.tensor(ACTION_LIMIT)
-    assert torch.equal(clipped[2:5], actions[2:5, 0])
-    assert actions.min() == -1.5  # the caller's tensor stays
+def test_nothing_that_a_loader_fills_in_reaches_an_algorithm():
+    """The last row of an episode has an observation only: no field of a minibatch has the rest."""
+    filled = two_episodes()
+    gaps = {field: getattr(filled, field).clone() for field in ("actions", "rewards", "masks")}
+    gaps["state_values"] = filled.columns["state_values"].clone()
+    for array in gaps.values():
+        array[[3, 6]] = torch.nan
+    poisoned = two_episodes(**gaps)
+    fields = ("next_actions", "state_values")
+    expected, found = (dataset.take(torch.arange(5), fields) for dataset in (filled, poisoned))
+    assert expected.keys() == found.keys()
+    for field, column in expected.items():
+        assert torch.equal(found[field], column), field
+
+
+@pytest.mark.parametrize("over, clipped", [(1e-7, True), (5e-4, True), (2e-3, False), (9.0, False)])
+def test_actions_are_clipped_where_rounding_put_them_outside_and_refused_where_they_are_of_another_scale(over, clipped):
+    actions = torch.tensor([-1 - over, 0.5, 1 + over, 0, 0.1, 0.2, 0])[:, None]
+    if clipped:
+        limited = two_episodes(actions=actions).actions[:, 0]
+        assert limited[0] == -torch.tensor(ACTION_LIMIT) and limited[2] == torch.tensor(ACTION_LIMIT)
+        assert torch.equal(limited[[1, 3, 4, 5, 6]], actions[[1, 3, 4, 5, 6], 0])
+        assert actions[0] == -1 - over  # the caller's tensor stays
+    else:
+        with pytest.raises(UserError, match="actions of 2 of 5 rows are outside -1 to 1, the first in row 0"):
+            two_episodes(actions=actions)
 
 
 def test_sampling_is_uniform_over_transitions_and_never_takes_a_last_row():

@@ -18,7 +18,6 @@ import torch
 
 from common.errors import UserError
 from envs import load_task
-from envs.dataset import ACTION_LIMIT
 from envs.driving import collect, tasks
 from envs.driving.bandit import DrivingBandit, load_data, read_split
 from envs.driving.collect import FAMILIES
@@ -30,6 +29,7 @@ from envs.driving.scene import DRIVABLE, Road, Scene
 from envs.driving.scene_files import log_paths, read_log, read_road, road_path, split_of
 from envs.driving.score import score
 from envs.driving.vehicle import DT
+from envs.transitions import ACTION_LIMIT
 from harness.algorithms import algorithm_names, load_algorithm
 from harness.evaluation import evaluate
 from tests.conftest import small_config

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import shutil
 from types import SimpleNamespace
 
 import gymnasium
@@ -14,30 +15,28 @@ from torch import nn
 
 import harness.evaluate
 import harness.run_folder
+from algorithms.dipole import DIPOLE, Noise
 from common.errors import UserError
 from common.files import write_rows_csv
 from envs.task import Task
-from harness.act_options import act_options, parse_grid
-from harness.config_file import config_to_yaml
-from harness.evaluation import GRID_SEED
+from harness.act_options import parse_grid
+from harness.config import RunConfig, config_to_yaml
+from harness.evaluation import GRID_SEED, evaluate
 from harness.plots import plot_learning_curve, plot_sweep
+from harness.run_folder import load_policy, load_run_task, load_trained_task, run_path
 from harness.score_statistics import interval
 from harness.sweep import sweep
 from harness.sweep_report import format_table, greediness_remark, write_sweep_report
+from harness.train import train_run
+from tests.test_arrays import pendulum
 from tests.toy import toy_checkpoint
+from tests.toy_run import toy_settings
+
+TOY_RUN = RunConfig(task="toy/target", label="toy", threads=1, eval_episodes=4, eval_environments=3)
 
 
 @dataclasses.dataclass(frozen=True)
 class ToyConfig:
-    task: str = "toy/target"
-    data_dir: str = "data"
-    collect_episodes: int = 0
-    in_memory: bool = True
-    threads: int = 1
-    matmul_precision: str = "highest"
-    eval_episodes: int = 4
-    eval_environments: int = 3
-    eval_workers: int = 0
     greediness: float = 0.0
     num_candidates: int = 4
     flow_steps: int = 10
@@ -53,17 +52,18 @@ class ToyConfig:
 class Toy(nn.Module):
     """Acts by its greediness: the return grows with it."""
 
+    act_options = ("greediness", "num_candidates", "flow_steps")
+
     def __init__(self, config):
         super().__init__()
-        self.noise = nn.Identity()  # evaluation puts its own in this place
+        self.noise, self.network = Noise(0), nn.Identity()
         self.config, self.calls = config, []
 
     def act(self, observations, greediness=None, num_candidates=None, flow_steps=None):
         self.calls.append((greediness, num_candidates, flow_steps))
+        for _ in range(flow_steps):
+            self.network(observations.repeat(num_candidates, 1))
         return torch.full((len(observations), 1), float(greediness)) + 0.1 * self.noise.normal(len(observations), 1)
-
-    def network_evaluations(self, greediness=None, num_candidates=None, flow_steps=None):
-        return num_candidates * flow_steps
 
     @classmethod
     def load(cls, run_dir):
@@ -74,11 +74,10 @@ class Toy(nn.Module):
 class Plain(Toy):
     """An agent without act options."""
 
+    act_options = ()
+
     def act(self, observations, explore=False):
         return 0.1 * self.noise.normal(len(observations), 1)
-
-    def network_evaluations(self):
-        return 1
 
 
 class Target(gymnasium.Env):
@@ -105,7 +104,7 @@ def toy_task(score_name="return"):
         observation_dim=2,
         action_dim=1,
         score_name=score_name,
-        identity={"episode_return_mean": 1.5, "episode_return_best": 3.0},
+        identity={"episode_return_mean": 1.5, "episode_return_best": 3.0, "source": "official"},
     )
 
 
@@ -124,30 +123,31 @@ def toy_row(greediness, mean, num_candidates=1, half_width=0.1):
     }
 
 
+def write_toy_run(folder) -> None:
+    (folder / "config.yaml").write_text(config_to_yaml(TOY_RUN, ToyConfig()))
+    record = {"algorithm": "toy", "run_id": "0", "data": toy_task().identity, "environment": toy_task().record()}
+    (folder / "environment.json").write_text(json.dumps(record))
+    torch.save(toy_checkpoint("toy"), folder / "checkpoint.pt")
+
+
 @pytest.fixture
 def run_dir(tmp_path, monkeypatch):
     folder = tmp_path / "seed_0"
     folder.mkdir()
-    (folder / "config.yaml").write_text(config_to_yaml(ToyConfig()))
-    (folder / "environment.json").write_text(json.dumps({"algorithm": "toy"}))
-    torch.save(toy_checkpoint("toy"), folder / "checkpoint.pt")
+    write_toy_run(folder)
     algorithm = SimpleNamespace(name="toy", config_class=ToyConfig, agent_class=Toy)
     loaded = []
     monkeypatch.setattr(harness.run_folder, "load_algorithm", lambda name: {"toy": algorithm}[name])
-    monkeypatch.setattr(harness.evaluate, "load_task", lambda *arguments: loaded.append(arguments) or toy_task())
-    monkeypatch.setattr(harness.evaluate, "set_up_torch", lambda config: loaded.append(config.threads))
+    monkeypatch.setattr(
+        harness.run_folder, "load_environment", lambda *arguments: loaded.append(arguments) or toy_task()
+    )
+    monkeypatch.setattr(harness.evaluate, "set_up_torch", lambda run: loaded.append(run.threads))
     return SimpleNamespace(folder=folder, algorithm=algorithm, loaded=loaded)
 
 
 def command(monkeypatch, *arguments):
     monkeypatch.setattr("sys.argv", ["evaluate", *map(str, arguments)])
     harness.evaluate.main()
-
-
-def test_options_are_the_parameters_of_act_that_are_config_fields():
-    assert act_options(Toy, ToyConfig()) == ("greediness", "num_candidates", "flow_steps")
-    assert act_options(Toy(ToyConfig()), ToyConfig()) == ("greediness", "num_candidates", "flow_steps")
-    assert act_options(Plain, ToyConfig()) == ()
 
 
 def test_grid_values_have_the_types_of_the_config():
@@ -199,7 +199,7 @@ def test_sweep_runs_every_cell_on_the_same_seeds():
     Target.seeds.clear()
     agent = Toy(ToyConfig())
     grid = {"greediness": [0.0, 1.0], "num_candidates": [1, 2]}
-    rows = sweep(agent, toy_task(), ToyConfig(), grid, episodes=5)
+    rows = sweep(agent, toy_task(), TOY_RUN, grid, episodes=5)
     assert [(row["greediness"], row["num_candidates"], row["flow_steps"]) for row in rows] == [
         (0.0, 1, 10),
         (0.0, 2, 10),
@@ -214,7 +214,7 @@ def test_sweep_runs_every_cell_on_the_same_seeds():
         assert row["return_low"] <= row["return"] <= row["return_high"]
         assert row["network_evaluations"] == 10 * row["num_candidates"]
         assert (row["episodes"], row["length"]) == (5, 2.0)
-    successes = sweep(agent, toy_task("success"), ToyConfig(), {"greediness": [0.0, 1.0]}, episodes=3)
+    successes = sweep(agent, toy_task("success"), TOY_RUN, {"greediness": [0.0, 1.0]}, episodes=3)
     assert [(row["success"], row["success_low"], row["success_high"]) for row in successes] == [(0, 0, 0), (1, 1, 1)]
 
 
@@ -257,7 +257,8 @@ def test_table_is_aligned_and_csv_reads_back(tmp_path):
 def test_command_writes_table_and_figure(run_dir, monkeypatch, capsys):
     command(monkeypatch, run_dir.folder, "--greediness", "0", "0.5", "--num_candidates", "1", "2", "--data_dir", "here")
     output = capsys.readouterr().out
-    assert "toy on toy/target" in output and "network evaluations" in output
+    assert "toy/target (official), seed 0" in output and "network evaluations" in output
+    assert "data: best episode" in output and "4 settings, 4 episodes each: greediness 0.0, 0.5; num_cand" in output
     with open(run_dir.folder / "greediness.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["greediness"], row["num_candidates"]) for row in rows] == [
@@ -268,7 +269,7 @@ def test_command_writes_table_and_figure(run_dir, monkeypatch, capsys):
     ]
     assert {row["episodes"] for row in rows} == {"4"}
     assert matplotlib.image.imread(run_dir.folder / "greediness.png").shape[2] == 4
-    assert run_dir.loaded == [1, ("toy/target", "here", 0, True)]
+    assert run_dir.loaded == [1, ("toy/target", toy_task().record(), toy_task().identity, "here", False)]
     assert not list(run_dir.folder.glob("*.tmp"))
 
 
@@ -334,6 +335,67 @@ def test_command_without_a_folder_and_help(run_dir, monkeypatch, capsys):
             command(monkeypatch, *arguments)
         assert stop.value.code == 0
         assert ("--num_candidates VALUE" in capsys.readouterr().out) == lists_options
+
+
+# ---- What a run has kept is enough ----
+
+
+@pytest.fixture(scope="module")
+def pendulum_run(tmp_path_factory):
+    """(folder, task) of a run on normalised data of Pendulum, whose actions are in [-2, 2]; the data are deleted."""
+    folder = tmp_path_factory.mktemp("pendulum")
+    np.savez(folder / "a.npz", **pendulum(steps=40))
+    changes = {"task": "arrays/a.npz@Pendulum-v1", "data_dir": str(folder), "normalize_observations": True}
+    run, config = toy_settings(folder, offline_steps=20, max_episode_steps=50, **changes)
+    task = load_run_task(run)
+    train_run(DIPOLE, run, config)
+    (folder / "a.npz").unlink()
+    return run_path(run), task
+
+
+def test_evaluation_needs_no_data(pendulum_run, capsys):
+    folder, task = pendulum_run
+    before = evaluate(DIPOLE.load(folder), task.make_env, 3, GRID_SEED)
+    assert set(before.lengths) == {50}
+    harness.evaluate.evaluate_command([str(folder), "--episodes", "3"])
+    with open(folder / "evaluation.csv", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert float(row["return"]) == before.returns.mean()
+
+
+def test_a_run_folder_acts_in_the_units_of_its_simulator(pendulum_run):
+    """In the whole box, with the normalisation of the data: as the agent does in its own environment."""
+    folder, task = pendulum_run
+    policy, agent = load_policy(folder, num_candidates=1), DIPOLE.load(folder)
+    simulator, own = gymnasium.make("Pendulum-v1"), task.make_env()
+    observation, seen = simulator.reset(seed=3)[0], own.reset(seed=3)[0]
+    forces = []
+    for _ in range(20):
+        action = policy(observation)
+        observation = simulator.step(action.astype(np.float32))[0]
+        seen = own.step(agent.act(torch.as_tensor(seen)[None], num_candidates=1)[0].numpy())[0]
+        forces.append(float(action[0]))
+    np.testing.assert_allclose((observation - own.mean) / own.std, seen, rtol=1e-4, atol=1e-4)
+    assert 1 < np.abs(forces).max() <= 2
+
+
+def test_runs_of_earlier_versions_need_their_data(pendulum_run, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(pendulum_run[0], folder)
+    environment = json.loads((folder / "environment.json").read_text())
+    del environment["environment"]
+    (folder / "environment.json").write_text(json.dumps(environment))
+    np.savez(tmp_path / "a.npz", **pendulum(steps=40))
+    run = RunConfig(task="arrays/a.npz@Pendulum-v1", data_dir=str(tmp_path))
+    assert load_trained_task(folder, run).make_env is not None
+    np.savez(tmp_path / "a.npz", **pendulum(steps=41))
+    with pytest.raises(UserError, match=f"a.npz: the data set has changed since {folder} was trained"):
+        load_trained_task(folder, run)
+    with pytest.raises(UserError, match="an earlier version trained this run"):
+        load_policy(folder)
+
+
+# ---- Figures and files ----
 
 
 def test_learning_curve_is_drawn_from_rows_and_files(tmp_path):

@@ -26,26 +26,16 @@ def test_own_arrays_needs_the_copied_file_only_and_learns(tmp_path):
     assert data < cautious < greedy, done.stdout
 
 
-def test_a_custom_task_has_the_rows_of_its_episodes():
-    episodes = custom_task.logged_episodes(count=3)
-    episodes[1] = {  # ends early, in the middle of the others
-        "observations": episodes[1]["observations"][:7],
-        "actions": episodes[1]["actions"][:6],
-        "rewards": episodes[1]["rewards"][:6],
-        "terminated": True,
-    }
-    dataset = custom_task.as_dataset(episodes)
-    assert len(dataset) == sum(len(episode["actions"]) for episode in episodes)
-    batch = dataset.take(torch.arange(len(dataset)))
-    row = 0
-    for episode in episodes:
-        for step, reward in enumerate(episode["rewards"]):
-            assert np.array_equal(batch["observations"][row], episode["observations"][step])
-            assert np.array_equal(batch["next_observations"][row], episode["observations"][step + 1])
-            last = step == len(episode["rewards"]) - 1
-            assert batch["masks"][row] == (0.0 if last and episode["terminated"] else 1.0)
-            assert np.isclose(batch["rewards"][row], reward)
-            row += 1
+def test_a_custom_tasks_policy_acts_in_the_units_of_its_environment():
+    arrays, task = custom_task.logged_transitions(episodes=3), custom_task.load("reach")
+    batch = task.dataset.take(torch.arange(len(arrays["rewards"])))
+    assert np.array_equal(batch["observations"], arrays["observations"])
+    assert np.array_equal(batch["next_observations"], arrays["next_observations"])
+    assert np.allclose(0.2 * batch["actions"], arrays["actions"], atol=1e-5)
+    environment = task.make_env()
+    before, _ = environment.reset(seed=0)
+    after = environment.step(np.array([1.0, -0.5]))[0]
+    assert np.allclose(after - before, [0.2, -0.1, 0, 0])
 
 
 def test_a_custom_task_trains_in_the_harness_and_beats_its_data(tmp_path, monkeypatch):

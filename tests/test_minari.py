@@ -17,10 +17,11 @@ import torch
 from gymnasium import spaces
 from minari.data_collector.episode_buffer import EpisodeBuffer
 
+from algorithms.dipole import Noise
 from common.errors import UserError
-from envs import load_task
-from envs.dataset import ACTION_LIMIT
-from envs.minari import MinariEnvironment
+from envs import load_environment, load_task
+from envs.actions import ActionScale
+from envs.transitions import ACTION_LIMIT
 from harness.evaluation import evaluate
 from harness.sweep import sweep
 from harness.sweep_report import format_table
@@ -51,7 +52,7 @@ class GoalEnv(gymnasium.Env):
         return observation, float(action[1]), False, self.steps == 10, {"success": self.steps > 5, "heavy": [1]}
 
 
-gymnasium.register("MinariTestGoal-v0", entry_point=f"{__name__}:GoalEnv")
+gymnasium.register("MinariTestGoal-v0", entry_point=f"{__name__}:GoalEnv", max_episode_steps=10)
 
 
 def pendulum_episode(index: int) -> dict:
@@ -65,6 +66,11 @@ def pendulum_episode(index: int) -> dict:
         "terminations": ends & (index % 2 == 0),
         "truncations": ends & (index % 2 == 1),
     }
+
+
+def unit_episode(index: int) -> dict:
+    """Three steps of pendulum_episode(0) with actions in [-1, 1]."""
+    return pendulum_episode(0) | {"actions": np.float32([[-1], [0], [1]])}
 
 
 def goal_episode(index: int) -> dict:
@@ -159,7 +165,6 @@ def test_sweeps_report_the_normalised_return(tmp_path, monkeypatch):
     name = "D4RL/goal/toy-v0"
     create(tmp_path, monkeypatch, name, "MinariTestGoal-v0", goal_episode, ref_min_score=10.0, ref_max_score=90.0)
     agent, config = Still(), SimpleNamespace(eval_environments=1, eval_workers=0)
-    monkeypatch.setattr("harness.sweep.act_options", lambda agent, config: ())
     (row,) = sweep(agent, load_task(f"minari/{name}"), config, {}, episodes=2)
     assert (row["return"], row["normalized_return"]) == (50, 50)
     table = format_table([row | {"normalized_return": 62.25}], "return")
@@ -196,21 +201,27 @@ def test_dicts_of_vectors_are_joined_by_key(tmp_path, monkeypatch):
 
 
 class Still(torch.nn.Module):
+    act_options = ()
+
+    def __init__(self, action_dim=2):
+        super().__init__()
+        self.action_dim, self.noise = action_dim, Noise(0)
+
     def act(self, observations):
-        return torch.zeros(len(observations), 2)
+        return torch.zeros(len(observations), self.action_dim)
 
     def network_evaluations(self):
         return 0
 
 
-def test_environment_scales_actions_and_keeps_only_success(tmp_path, monkeypatch):
+def test_environment_scales_actions_and_reports_success(tmp_path, monkeypatch):
     create(tmp_path, monkeypatch, env="MinariTestGoal-v0", episode=goal_episode)
     environment = load_task(f"minari/{NAME}").make_env()
     environment.reset(seed=0)
     for action, expected in (([-1, -1], (-1, 0)), ([1, 0], (3, 5)), ([0, 7], (1, 10))):
         observation, reward, terminated, truncated, info = environment.step(np.float32(action))
         assert (observation[0], reward) == expected, "clipped to [-1, 1], then scaled to the box"
-        assert observation.dtype == np.float32 and (terminated, truncated, info) == (False, False, {"success": 0.0})
+        assert observation.dtype == np.float32 and (terminated, truncated, info["success"]) == (False, False, False)
     result = evaluate(Still(), load_task(f"minari/{NAME}").make_env, 2, 0)
     assert result.successes.tolist() == [1, 1] and result.lengths.tolist() == [10, 10]
 
@@ -229,6 +240,167 @@ def test_environment_is_the_one_for_evaluation_and_seeded(tmp_path, monkeypatch)
         assert truncated == (step == 6)
 
 
+@pytest.mark.parametrize(
+    "low, high, dtype", [(0, 255, np.uint8), (-3, 3, np.int64), (0, 1, np.int32), (5, 65540, np.int32)]
+)
+def test_integer_actions_come_back_and_share_the_interval_equally(low, high, dtype):
+    scale = ActionScale(spaces.Box(low, high, (1,), dtype), "box")
+    integers = np.arange(low, high + 1, dtype=dtype)[:, None]
+    unit = scale.to_unit(integers)
+    assert np.array_equal(scale.from_unit(unit), integers) and scale.from_unit(unit).dtype == dtype
+    assert np.array_equal(scale.from_unit(unit.clip(-ACTION_LIMIT, ACTION_LIMIT)), integers), "as a data set holds them"
+    grid = (np.arange(8 * len(integers)) + 0.5)[:, None] / (4 * len(integers)) - 1
+    assert np.unique(scale.from_unit(grid), return_counts=True)[1].tolist() == [8] * len(integers)
+    assert [scale.from_unit(np.array([edge])).item() for edge in (-1.0, 1.0)] == [low, high]
+
+
+def test_the_environment_for_evaluation_may_have_the_actuators_without_the_rescaling(tmp_path, monkeypatch):
+    rescaled = gymnasium.wrappers.RescaleAction(gymnasium.make("Pendulum-v1"), -1.0, 1.0)
+    create(tmp_path, monkeypatch, env=rescaled, eval_env="Pendulum-v1", episode=unit_episode)
+    task, own = load_task(f"minari/{NAME}"), gymnasium.make("Pendulum-v1")
+    assert np.allclose(task.dataset.actions[:3, 0], [-ACTION_LIMIT, 0, ACTION_LIMIT])
+    environment = task.make_env()
+    environment.reset(seed=3), own.reset(seed=3)
+    full_torque = own.step(np.float32([ACTION_HIGH]))[0]
+    assert environment.step(np.float32([1.0]))[0].tolist() == full_torque.tolist()
+
+
+class Colder(gymnasium.Env):
+    """The observations of Pendulum-v1 with other bounds, and its actions."""
+
+    observation_space = spaces.Box(-3, 3, (3,), np.float32)
+    action_space = spaces.Box(-ACTION_HIGH, ACTION_HIGH, (1,), np.float32)
+
+
+class Stronger(Colder):
+    observation_space = spaces.Box(np.float32([-1, -1, -8]), np.float32([1, 1, 8]))
+    action_space = spaces.Box(-5, 5, (1,), np.float32)
+
+
+class Named(Colder):
+    observation_space = spaces.Dict({"state": spaces.Box(-3, 3, (3,), np.float32)})
+
+
+for kind in (Colder, Stronger, Named):
+    gymnasium.register(f"MinariTest{kind.__name__}-v0", entry_point=f"{__name__}:{kind.__name__}", max_episode_steps=5)
+
+
+@pytest.mark.parametrize(
+    "eval_env, message",
+    [
+        (
+            "MinariTestColder-v0",
+            r"another than that of the data .observations: bounds low = .-3., -3., -3.., in the data",
+        ),
+        ("MinariTestNamed-v0", r"observations: Dict, in the data Box\(3,\).: create the data set with eval_env="),
+        (
+            "MinariTestStronger-v0",
+            r"takes other actions than the data hold .actions: bounds low = .-5.., in the data .-2",
+        ),
+        ("MinariTestGoal-v0", r"another than that of the data .observations: Dict, in the data Box\(3,\)"),
+    ],
+)
+def test_an_environment_that_is_not_the_datas_is_refused(tmp_path, monkeypatch, eval_env, message):
+    create(tmp_path, monkeypatch)
+    metadata = tmp_path / NAME / "data" / "main_data.hdf5"
+    edit_metadata(metadata, eval_env_spec=gymnasium.spec(eval_env).to_json())
+    refuses(message)
+
+
+def test_the_environment_needs_its_record_only(tmp_path, monkeypatch):
+    create(tmp_path, monkeypatch, env="MinariTestGoal-v0", episode=goal_episode)
+    task = load_task(f"minari/{NAME}")
+    record = json.loads(json.dumps(task.record()))
+    shutil.rmtree(tmp_path / "toy")
+    ours = load_environment(task.name, record, task.identity).make_env()
+    assert ours.reset(seed=0)[0].tolist() == [3, 1, 2]
+    assert ours.step(np.float32([1, 1]))[1] == 10
+    record["spec"]["entry_point"] = "os:system"
+    with pytest.raises(UserError, match="names 'os:system' as its environment, which is none"):
+        load_environment(task.name, record, task.identity).make_env()
+
+
+def test_identity_covers_what_the_metadata_decide(tmp_path, monkeypatch):
+    path = create(tmp_path, monkeypatch)
+    short = copy.deepcopy(gymnasium.spec("Pendulum-v1"))
+    short.max_episode_steps = 7
+    hashes = [load_task(f"minari/{NAME}").identity["environment_sha256"]]
+    for changes in ({"description": "the same"}, {"eval_env_spec": short.to_json()}):
+        edit_metadata(path, **changes)
+        hashes.append(load_task(f"minari/{NAME}").identity["environment_sha256"])
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_an_episode_always_ends(tmp_path, monkeypatch, capsys):
+    endless = copy.deepcopy(gymnasium.spec("Pendulum-v1"))
+    endless.max_episode_steps = None
+    longest = len(pendulum_episode(EPISODES - 1)["rewards"])
+    create(tmp_path, monkeypatch, eval_env=endless)
+
+    def length(**options):
+        task = load_task(f"minari/{NAME}", **options)
+        return evaluate(Still(1), task.make_env, 1, 0).lengths.tolist()
+
+    assert length() == [longest]
+    assert (
+        f"names no time limit; its episodes end after {longest} steps, as the data's longest" in capsys.readouterr().out
+    )
+    assert length(max_episode_steps=4) == [4] and "time limit" not in capsys.readouterr().out
+    create(tmp_path, monkeypatch, "toy/limited-v0")
+    assert evaluate(Still(1), load_task("minari/toy/limited-v0").make_env, 1, 0).lengths == [200], "the spec's own"
+    assert evaluate(Still(1), load_task("minari/toy/limited-v0", max_episode_steps=4).make_env, 1, 0).lengths == [4]
+
+
+def old_spec(spec):
+    """With the keys that gymnasium 0.28 and 0.29 wrote, and a picture on the screen."""
+    return spec | {"autoreset": True, "apply_api_compatibility": False, "kwargs": {"render_mode": "human"}}
+
+
+def logged(spec):
+    """With a wrapper without its arguments, and one of a program that is not installed."""
+    wrappers = [
+        {"name": "Logger", "entry_point": "gymnasium.wrappers:Autoreset", "kwargs": None},
+        {"name": "Monitor", "entry_point": "absent_package:Monitor", "kwargs": {}},
+    ]
+    return spec | {"additional_wrappers": wrappers}
+
+
+@pytest.mark.parametrize("change", [old_spec, logged])
+def test_specs_of_other_versions_and_loggers_are_built(tmp_path, monkeypatch, capsys, change):
+    path = create(tmp_path, monkeypatch)
+    edit_metadata(path, env_spec=json.dumps(change(json.loads(gymnasium.spec("Pendulum-v1").to_json()))))
+    environment = load_task(f"minari/{NAME}").make_env()
+    assert environment.reset(seed=0)[0].tolist() == gymnasium.make("Pendulum-v1").reset(seed=0)[0].tolist()
+    assert environment.unwrapped.render_mode is None
+    printed = capsys.readouterr().out
+    expected = ["Logger", "Monitor"] if change is logged else []
+    assert re.findall("built without the wrapper ([^,]+), which cannot be rebuilt", printed) == expected
+
+
+class Broken(Colder):
+    def __init__(self):
+        assert False  # noqa: B011  (as FrankaKitchen with another MuJoCo)
+
+
+gymnasium.register("MinariTestBroken-v0", entry_point=f"{__name__}:Broken")
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"kwargs": {"unknown_argument": 1}}, "cannot be built .TypeError: .*unknown_argument.*: install the package"),
+        (
+            {"id": "MinariTestBroken-v0", "entry_point": f"{__name__}:Broken"},
+            r"cannot be built .AssertionError: .*: install",
+        ),
+    ],
+)
+def test_an_environment_that_cannot_be_built_is_one_sentence(tmp_path, monkeypatch, changes, message):
+    path = create(tmp_path, monkeypatch)
+    edit_metadata(path, env_spec=json.dumps(json.loads(gymnasium.spec("Pendulum-v1").to_json()) | changes))
+    refuses(message)
+
+
 # ---- wrong input ----
 
 
@@ -244,7 +416,7 @@ def test_absent_data_sets_are_explained(tmp_path, monkeypatch):
     refuses(f"in {tmp_path / 'new'} and the download failed", "D4RL/door/human-v2", str(tmp_path / "new"))
     assert os.environ["MINARI_DATASETS_PATH"] == "unused"
     for name in ("door-human", "../x-v0", ""):
-        refuses("is no id of a Minari data set: expected minari/<namespace>", name)
+        refuses("is no id of a Minari data set.* .expected minari/<namespace>", name)
 
 
 def test_download_puts_the_whole_set_in_place(tmp_path, monkeypatch):
@@ -273,7 +445,7 @@ def flat(low, high, shape):
         (spaces.Dict({"a": spaces.Discrete(2)}), flat(-1, 1, (1,)), "observation space Discrete is not supported"),
         (flat(0, 1, (3,)), spaces.Discrete(3), "action space Discrete is not supported"),
         (flat(0, 1, (3,)), flat(-np.inf, np.inf, (1,)), "no finite bounds"),
-        (flat(0, 1, (2,)), flat(-1, 1, (1,)), "observations have 3 entries, the data set's 2"),
+        (flat(0, 1, (2,)), flat(-1, 1, (1,)), r"observations: Box\(3,\), in the data Box\(2,\)"),
     ],
 )
 def test_other_spaces_are_refused(tmp_path, monkeypatch, observation_space, action_space, message):
@@ -336,5 +508,87 @@ def test_missing_environment_package_is_named(tmp_path, monkeypatch):
     spec = json.loads(json.loads(path.with_name("metadata.json").read_text())["env_spec"])
     edit_metadata(path, env_spec=json.dumps(spec | {"entry_point": "absent_package.maze:PointMaze"}))
     refuses("cannot be built .*absent_package.*" + re.escape('`pip install "gymnasium-robotics>=1.2.3"`'))
-    with pytest.raises(UserError, match="cannot be built"):
-        MinariEnvironment(path.parent)
+
+
+@pytest.mark.parametrize(
+    "name, today",
+    [
+        ("d4rl/halfcheetah-medium-v2", "mujoco/halfcheetah/medium-v0"),
+        ("D4RL/hopper-expert-v2", "mujoco/hopper/expert-v0"),
+        ("antmaze-umaze-diverse-v2", "D4RL/antmaze/umaze-diverse-v1"),
+        ("d4rl/maze2d-large-dense-v1", "D4RL/pointmaze/large-dense-v2"),
+        ("minari/pointmaze-umaze-v1", "D4RL/pointmaze/umaze-v2"),
+        ("minari/door-human", "D4RL/door/human-v2"),
+        ("minari/D4RL/kitchen/mixed-v1", "D4RL/kitchen/mixed-v2"),
+    ],
+)
+def test_older_names_point_to_todays(tmp_path, name, today):
+    with pytest.raises(UserError, match=f"did you mean minari/{today}\\?"):
+        load_task(name, str(tmp_path))
+
+
+def test_a_part_of_a_download_is_named(tmp_path, monkeypatch):
+    (tmp_path / NAME / "data").mkdir(parents=True)
+    (tmp_path / NAME / "data" / "main_data.hdf5").write_bytes(b"half")
+    refuses(rf"^{tmp_path / NAME}: holds a part of a data set only .* delete this folder", data_dir=str(tmp_path))
+    main_file = create(tmp_path / "whole", monkeypatch)
+    cut_file(main_file)
+    refuses("delete this folder and fetch the data set again", data_dir=str(tmp_path / "whole"))
+
+
+def test_a_set_that_another_process_fetched_meanwhile_is_taken(tmp_path, monkeypatch):
+    create(tmp_path / "server", monkeypatch)
+
+    def download(name):
+        for root in (minari.storage.get_dataset_path(name), tmp_path / "local" / name):
+            shutil.copytree(tmp_path / "server" / name, root)
+
+    monkeypatch.setattr(minari, "download_dataset", download)
+    assert load_task(f"minari/{NAME}", str(tmp_path / "local")).identity["episodes"] == EPISODES
+
+
+class Counted(GoalEnv):
+    """GoalEnv with a number among its observations, and its reward in a vector."""
+
+    observation_space = spaces.Dict({"observation": spaces.Box(-9, 9, (2,)), "clock": spaces.Box(0, 99, ())})
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return {"observation": np.float32([1, 2]), "clock": np.float32(0)}, {}
+
+    def step(self, action):
+        *_, reward, terminated, truncated, info = super().step(action)
+        observation = {"observation": np.float32([4, 5]), "clock": np.float32(self.steps)}
+        return observation, np.array([reward]), terminated, truncated, {"is_success": True}
+
+
+gymnasium.register("MinariTestCounted-v0", entry_point=f"{__name__}:Counted", max_episode_steps=10)
+
+
+def counted_episode(index: int) -> dict:
+    observations = {"observation": np.float32([[index, 7]] * 3), "clock": np.float32([0, 1, 2])}
+    whole = goal_episode(index)
+    return whole | {"observations": observations, "rewards": whole["rewards"][:, None]}
+
+
+def test_numbers_in_a_dict_empty_episodes_and_rewards_in_vectors_are_read(tmp_path, monkeypatch):
+    main_file = create(tmp_path, monkeypatch, env="MinariTestCounted-v0", episode=counted_episode, count=3)
+    with h5py.File(main_file, "a") as file:  # as a collector that is closed after a reset leaves it
+        for name in ("actions", "rewards", "terminations", "truncations"):
+            array = file["episode_1"].pop(name)[:]
+            file["episode_1"][name] = array[:0]
+    task = load_task(f"minari/{NAME}")
+    rows = [[0, 0, 7], [1, 0, 7], [2, 0, 7], [0, 2, 7], [1, 2, 7], [2, 2, 7]]
+    assert task.dataset.observations.tolist() == rows, "clock, then observation"
+    assert task.dataset.rewards[task.dataset.valid].tolist() == [0, 1, 0, 1] and task.identity["episodes"] == 2
+    result = evaluate(Still(), task.make_env, 1, 0)
+    assert result.successes.tolist() == [1] and result.returns.tolist() == [50]
+
+
+def test_several_objectives_are_refused(tmp_path, monkeypatch):
+    def two(index):
+        episode = pendulum_episode(index)
+        return episode | {"rewards": np.stack([episode["rewards"]] * 2, axis=1)}
+
+    create(tmp_path, monkeypatch, episode=two)
+    refuses(r"rewards of episode_0 have shape \(3, 2\), expected \(3,\): several objectives are not supported")

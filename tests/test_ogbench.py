@@ -3,6 +3,7 @@
 import functools
 import http.client
 import json
+import math
 import pickle
 import re
 import tempfile
@@ -16,12 +17,12 @@ import torch
 from ogbench.relabel_utils import relabel_dataset
 
 from common.errors import UserError
-from envs import load_task
-from envs.dataset import ACTION_LIMIT
+from envs import load_environment, load_task
 from envs.ogbench.collect import ManipulationCollector, PointMazeCollector
 from envs.ogbench.environment import OGBenchEnvironment
 from envs.ogbench.generate import generate
-from envs.ogbench.names import DATASETS, sidecar_file, task_names, train_file, validation_file
+from envs.ogbench.names import DATASETS, official_episodes, sidecar_file, task_names, train_file, validation_file
+from envs.transitions import ACTION_LIMIT
 from harness.evaluation import evaluate
 
 STEPS = 60  # of the short episodes here
@@ -155,14 +156,53 @@ def test_the_data_are_those_of_ogbenchs_loader(tmp_path, arrays, dataset):
     environment.close()
 
 
-def test_files_without_a_record_count_as_official(folder):
+@pytest.mark.parametrize(
+    "official, source",
+    [
+        ((EPISODES, STEPS), "official"),
+        ((EPISODES + 1, STEPS), "unknown"),
+        ((EPISODES, STEPS - 1), "unknown"),
+        ((EPISODES // 2, 2 * STEPS), "unknown"),  # as many transitions
+    ],
+)
+def test_files_without_a_record_count_as_official_where_their_episodes_do(folder, monkeypatch, official, source):
+    monkeypatch.setattr("envs.ogbench.tasks.official_episodes", lambda dataset: official)
+    monkeypatch.setattr("envs.ogbench.tasks.VALIDATION_SHARE", EPISODES)  # the folder has one validation episode
     task = load_task(maze_task(3), str(folder))
     identity = task.identity
-    assert (identity["suite"], identity["source"], identity["generation"]) == ("ogbench", "official", None)
+    assert (identity["suite"], identity["source"], identity["generation"]) == ("ogbench", source, None)
     assert (identity["transitions"], identity["episodes"]) == (EPISODES * STEPS, EPISODES)
     assert (identity["dataset"], identity["reward_task"], identity["validation_transitions"]) == (MAZE, 3, STEPS)
     assert identity["path"] == str(train_file(folder, MAZE)) and len(identity["sha256"]) == 64
     assert json.loads(json.dumps(identity)) == identity
+
+
+def test_the_official_sizes_are_the_published_ones():
+    """Millions of transitions by OGBench's table of data sets."""
+    millions = {name: math.prod(official_episodes(name)) / 1e6 for name in DATASETS}
+    assert {name for name, size in millions.items() if size == 5} == {
+        *(f"antmaze-{size}-explore" for size in ("medium", "large", "teleport")),
+        *(f"{environment}-{kind}" for environment in ("cube-quadruple", "puzzle-4x6") for kind in ("play", "noisy")),
+    }
+    assert {name.rpartition("-")[0] for name, size in millions.items() if size == 4} == {
+        "humanoidmaze-giant",
+        "antsoccer-medium",
+    }
+    assert {name.rpartition("-")[0] for name, size in millions.items() if size == 3} == {"cube-triple", "puzzle-4x5"}
+    assert {name.rpartition("-")[0] for name, size in millions.items() if size == 2} == {
+        "humanoidmaze-medium",
+        "humanoidmaze-large",
+    }
+    assert set(millions.values()) == {1, 2, 3, 4, 5}
+
+
+def test_the_environment_needs_no_data(folder):
+    task = load_task(maze_task(3), str(folder))
+    for path in folder.iterdir():
+        path.unlink()
+    again = load_environment(task.name, json.loads(json.dumps(task.record())), task.identity)
+    assert (again.dataset, again.score_name) == (None, "success")
+    assert np.array_equal(task.make_env().reset(seed=4)[0], again.make_env().reset(seed=4)[0])
 
 
 def test_generated_files_say_so(tmp_path):
@@ -195,15 +235,25 @@ def test_every_task_name_is_one_of_ogbenchs():
     [
         (
             "cube-singel-play-singletask-v0",
-            "'cube-singel-play-singletask-v0', did you mean cube-single-play-singletask-v0",
+            "'cube-singel-play-singletask-v0', did you mean ogbench/cube-single-play-singletask-v0",
         ),
+        ("Cube-Single-Play-singletask-v0", "did you mean ogbench/cube-single-play-singletask-v0"),
         ("cube-single-play-v0", "goal-conditioned, which is not supported: name one of its single tasks"),
-        ("cube-single-play-singletask-task6-v0", "did you mean cube-single-play-singletask-task"),
+        ("cube-single-play-singletask-task6-v0", "did you mean ogbench/cube-single-play-singletask-task"),
         ("", "expected ogbench/<data set>-singletask"),
     ],
 )
 def test_an_unknown_task_is_named(tmp_path, name, message):
     refuses(tmp_path, message, f"ogbench/{name}")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["cube-single-play-singletask-v0", "OGBench/cube-single-play-singletask-v0", "Cube-Single-Play-singletask-v0"],
+)
+def test_a_name_in_fqls_spelling_or_in_capitals_gets_its_suite(name):
+    with pytest.raises(UserError, match=r"unknown suite .*, did you mean ogbench/cube-single-play-singletask-v0\?"):
+        load_task(name)
 
 
 def test_absent_files_are_named_with_the_ways_to_get_them(tmp_path, no_network, monkeypatch):
@@ -304,7 +354,7 @@ def test_pickled_content_is_never_executed(folder, arrays):
         ("terminals", np.zeros_like, "terminals must end the last episode at the last row"),
         ("terminals", np.ones_like, "terminals must end the last episode at the last row"),
         ("qpos", None, "array qpos is missing"),
-        ("terminals", None, "truncated or not an OGBench data set .*terminals is not a file in the archive"),
+        ("terminals", None, "array terminals is missing"),
     ],
 )
 def test_wrong_arrays_are_named(folder, arrays, field, change, message):
@@ -344,6 +394,17 @@ def test_the_seed_determines_the_episode(dataset):
     assert np.array_equal(first, roll(environment, 7)) and first.dtype == np.float32
     assert np.array_equal(first, roll(pickle.loads(pickle.dumps(OGBenchEnvironment))(task), 7))
     assert not np.array_equal(first, other)
+
+
+@pytest.mark.parametrize("dataset", [MAZE, CUBE])
+def test_an_action_beyond_the_bounds_counts_as_the_bound(dataset):
+    environment = OGBenchEnvironment(f"{dataset}-singletask-v0")
+    action = np.ones(environment.action_space.shape, np.float32)
+    reached = []
+    for scale in (1, 5):
+        environment.reset(seed=0)
+        reached.append(environment.step(scale * action)[0].tolist())
+    assert reached[0] == reached[1]
 
 
 def test_a_maze_leaves_no_temporary_file(tmp_path, monkeypatch):

@@ -13,15 +13,14 @@ from envs.ogbench.collect import (
     MAZE_NOISE,
     ManipulationCollector,
     PointMazeCollector,
-    episode_steps,
     make_collector,
     parameters,
 )
 from envs.ogbench.generate import generate, main
-from envs.ogbench.names import DATASETS, GENERATED, sidecar_file, train_file, validation_file
+from envs.ogbench.names import DATASETS, GENERATED, official_episodes, sidecar_file, train_file, validation_file
 
 STITCH = "pointmaze-medium-stitch"  # its episodes are the shortest
-STEPS = episode_steps(STITCH)
+_, STEPS = official_episodes(STITCH)
 WIDTHS = {  # observations, actions, qpos, qvel, buttons
     "pointmaze-medium-navigate": (2, 2, 2, 2, None),
     "cube-double-noisy": (37, 5, 28, 26, None),
@@ -304,4 +303,4 @@ def test_every_data_set_has_its_parameters():
     }
     assert parameters("puzzle-4x4-noisy")["random_action_probability"] == 0.2
     assert parameters("cube-double-play")["stack_probability"] == [0.0, 0.25]
-    assert episode_steps("pointmaze-giant-navigate") == 2000
+    assert official_episodes("pointmaze-giant-navigate") == (500, 2000)

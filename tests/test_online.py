@@ -1,5 +1,6 @@
 """The online phase: the protocol, exploration, and exact continuation after any end."""
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -164,7 +165,7 @@ class EndingEnv(PointEnv):
 def test_termination_masks_truncation_bootstraps_and_the_task_shifts_rewards(tmp_path):
     task = dataclasses.replace(toy_task(), make_env=EndingEnv, reward_shift=-1.0)
     agent, phase = Recorder(), OnlinePhase(online_run(tmp_path), task, toy_dataset(), tmp_path)
-    with phase:
+    with contextlib.closing(phase):
         for _ in range(9):
             phase.step(agent)
     newest = phase.replay.newest(9)
@@ -181,7 +182,7 @@ def test_what_is_not_finite_is_refused(tmp_path):
             return np.full(3, np.nan if self.steps else 0.0, dtype=np.float32)
 
     task = dataclasses.replace(toy_task(), make_env=Broken)
-    with OnlinePhase(online_run(tmp_path), task, toy_dataset(), tmp_path) as phase:
+    with contextlib.closing(OnlinePhase(online_run(tmp_path), task, toy_dataset(), tmp_path)) as phase:
         with pytest.raises(FloatingPointError, match="online episode 0"):
             phase.step(Recorder())
         agent = Recorder()
@@ -365,7 +366,7 @@ def kill_and_check(run_dir, process, straight) -> None:
         step = checkpoint["loop"]["step"]
         (run, config), task, cpu = toy_settings(run_dir, **with_defaults({})), toy_task(), torch.device("cpu")
         online = OnlinePhase(run, task, task.dataset, folder)
-        opened = RunFolder(run, config, task.identity)
+        opened = RunFolder(run, config, task)
         assert opened.train_log.last_step - step <= INTERVAL
         assert opened.resume(DIPOLE(config, 3, 2), cpu, torch.Generator(), online)[0] == step
         assert online.replay.added == max(0, step - OFFLINE)

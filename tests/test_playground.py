@@ -314,7 +314,7 @@ def run_dir(tmp_path_factory):
 
 
 def test_opening_a_run_gives_its_trained_agent_and_says_what_cannot_be_drawn(run_dir, monkeypatch):
-    monkeypatch.setattr(command, "load_task", lambda *arguments: SimpleNamespace(name=arguments[0]))
+    monkeypatch.setattr(command, "load_task", lambda *arguments, **options: SimpleNamespace(name=arguments[0]))
     monkeypatch.setattr(command, "choose_graphics", lambda: None)
     monkeypatch.setitem(sys.modules, "mujoco", SimpleNamespace())
     monkeypatch.setattr("harness.graphics.drawing_error", lambda backend: "no device")

@@ -417,7 +417,7 @@ def test_what_is_refused_is_refused_before_anything_is_written_or_deleted(tmp_pa
 
 
 def test_a_second_process_on_a_run_is_refused(tmp_path):
-    with RunFolder(*toy_settings(tmp_path), toy_task().identity), pytest.raises(UserError, match="another process"):
+    with RunFolder(*toy_settings(tmp_path), toy_task()), pytest.raises(UserError, match="another process"):
         toy_run(tmp_path)
     toy_run(tmp_path)
 

@@ -12,7 +12,8 @@ from gymnasium import spaces
 from algorithms.dipole import DIPOLEConfig
 from common.errors import UserError
 from envs import load_task, suites
-from envs.minari import ActionScale, observation_width
+from envs.actions import ActionScale
+from envs.minari import observation_width
 from harness.command_line import run_command
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "supported.md").read_text(encoding="utf-8")
@@ -20,7 +21,7 @@ FLAGS = {  # of a training command: what the sentence says
     "--task ogbench/visual-cube-single-play-singletask-v0": "its observations are images",
     "--task ogbench/powderworld-easy-play-v0": "its observations are images and its actions discrete",
     "--task ogbench/cube-single-play-v0": "goal-conditioned, which is not supported: name one of its single tasks",
-    "--task d4rl/antmaze-umaze-v2": "D4RL's data are read as minari/D4RL/<name>",
+    "--task d4rl/antmaze-umaze-v2": "did you mean minari/D4RL/antmaze/umaze-v1?",
     "--task atari/pong": "unknown suite 'atari'",
     "--action_chunk 5": "--action_chunk is not a field of DIPOLEConfig",
     "--offline_steps 0": "offline_steps is 0, it must be at least 1",

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import json
 import os
 import subprocess
 import sys
@@ -19,12 +18,11 @@ import torch
 import harness.evaluate
 import harness.graphics
 from common.errors import UserError
-from harness.config_file import config_to_yaml
 from harness.evaluation import GRID_SEED, evaluate
 from harness.graphics import check_graphics, choose_graphics, drawing_error
 from harness.video import FRAME_SKIP, FRAMES_PER_SECOND, Recorder, build_for_pictures, log_videos, record, write_mp4
-from tests.test_evaluate_command import Toy, ToyConfig, toy_task
-from tests.toy import PointEnv, toy_checkpoint
+from tests.test_evaluate_command import TOY_RUN, Toy, ToyConfig, toy_task, write_toy_run
+from tests.toy import PointEnv
 
 STEPS = 8  # frames: first state, after 3, 6 and 8 steps
 REPOSITORY = Path(__file__).parent.parent
@@ -282,17 +280,15 @@ def run_dir(tmp_path, monkeypatch):
     """A run of an agent on Swing, and what the command loaded and logged."""
     folder = tmp_path / "seed_0"
     folder.mkdir()
-    (folder / "config.yaml").write_text(config_to_yaml(ToyConfig()))
-    (folder / "environment.json").write_text(json.dumps({"algorithm": "toy"}))
-    torch.save(toy_checkpoint("toy"), folder / "checkpoint.pt")
+    write_toy_run(folder)
     algorithm = SimpleNamespace(name="toy", config_class=ToyConfig, agent_class=Toy)
     calls = []
     task = dataclasses.replace(toy_task("return"), make_env=Swing)
     monkeypatch.setattr(harness.run_folder, "load_algorithm", lambda name: algorithm)
-    monkeypatch.setattr(harness.evaluate, "load_task", lambda *arguments: calls.append("load_task") or task)
+    monkeypatch.setattr(harness.evaluate, "load_trained_task", lambda *arguments: calls.append("load_task") or task)
     monkeypatch.setattr(harness.evaluate, "choose_graphics", lambda: calls.append("choose_graphics"))
     monkeypatch.setattr(harness.evaluate, "check_graphics", lambda: calls.append("check_graphics"))
-    monkeypatch.setattr(harness.evaluate, "log_videos", lambda config, folder, paths: calls.append(paths))
+    monkeypatch.setattr(harness.evaluate, "log_videos", lambda run, folder, paths: calls.append(paths))
     return SimpleNamespace(folder=folder, calls=calls)
 
 
@@ -316,13 +312,11 @@ def test_videos_reach_the_runs_wandb(tmp_path, monkeypatch):
     wandb = pytest.importorskip("wandb")
     write_mp4(tmp_path / "seed_7.mp4", [np.zeros((16, 16, 3), np.uint8)] * 2)
     logged = []
-    run = SimpleNamespace(log=logged.append, finish=lambda: logged.append("finished"))
-    monkeypatch.setattr(wandb, "init", lambda **options: run)
-    (tmp_path / "environment.json").write_text('{"run_id": "1"}')
-    fields = {"wandb_project": "dipole", "label": "toy", "task": "suite/name", "seed": 0}
-    log_videos(SimpleNamespace(wandb_mode="disabled", **fields), tmp_path, [tmp_path / "seed_7.mp4"])
+    options = {"define_metric": lambda *names, **axes: None, "finish": lambda exit_code: logged.append(exit_code)}
+    monkeypatch.setattr(wandb, "init", lambda **_: SimpleNamespace(log=logged.append, **options))
+    (tmp_path / "environment.json").write_text('{"run_id": "1", "data": {}}')
+    log_videos(TOY_RUN, tmp_path, [tmp_path / "seed_7.mp4"])
     assert logged == []
-    monkeypatch.setattr(harness.weights_and_biases.dataclasses, "asdict", lambda config: {})
-    log_videos(SimpleNamespace(wandb_mode="offline", **fields), tmp_path, [tmp_path / "seed_7.mp4"])
+    log_videos(dataclasses.replace(TOY_RUN, logger=("csv", "wandb")), tmp_path, [tmp_path / "seed_7.mp4"])
     assert list(logged[0]) == ["videos/seed_7"] and isinstance(logged[0]["videos/seed_7"], wandb.Video)
-    assert logged[1] == "finished"
+    assert logged[1] == 0

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from envs.dataset import ACTION_LIMIT
 from envs.driving.vehicle import KNOTS
+from envs.transitions import ACTION_LIMIT
 
 EXPLAINED = 0.995
 DEVIATIONS = 3.0

@@ -62,7 +62,7 @@ class Result:
 def read_result(path: Path) -> Result:
     """The result in a file. Raises UserError for another file and for one whose stages NAVSIM could not combine."""
     try:
-        with open(path, newline="", encoding="utf-8") as file:
+        with open(path, newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read ({error}); {FIX}") from error

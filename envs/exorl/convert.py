@@ -12,14 +12,13 @@ import numpy as np
 from tqdm import tqdm
 
 from common.errors import UserError
-from common.files import remove_abandoned, replacing, write_text
+from common.files import remove_abandoned, write_text
 from envs.exorl.domains import DOMAINS, check_collector, check_domain
 from envs.exorl.relabel import Relabeller
 from envs.exorl.source import Episode, Source, open_source, read_episode
 
 FORMAT = "exorl"
 FORMAT_VERSION = 1  # raise it when a file of the old version can no longer be read as it is
-COMPRESSIONS = ("lzf", "gzip")
 BLOCK_EPISODES = 100  # read, relabelled and written together: bounds the memory and what an interruption loses
 
 Columns = Dict[str, Tuple[Tuple[int, ...], type]]  # shape of a row and type by the data set's name
@@ -32,14 +31,14 @@ def convert_command(path: Path) -> str:
     )
 
 
-def convert(root: Path, domain: str, collector: str, compression: Optional[str] = None) -> Path:
+def convert(root: Path, domain: str, collector: str) -> Path:
     """Writes `<root>/<domain>/<collector>.h5` from the set's episode files and returns its path.
 
     Rows of all episodes follow one another, an episode of length T has T + 1: observation [R, O], action [R, A],
     reward [R] (point_mass_maze's as released: [R, 4]), discount [R] float32 and physics [R, P] float64 as ExORL stores
     them (row 0 of an episode is a dummy, row i's action led to state i), reward_<task> [R] float32 for every task of
     the domain (see relabel.py), episode_start [E] and episode_length [E] int64 (first row; transitions). Data sets
-    are contiguous and uncompressed unless `compression` ("lzf" | "gzip") is given.
+    are contiguous and uncompressed.
     The file appears when it is complete or not at all. What an interrupted conversion wrote stays in hidden files
     beside it, and the next call goes on from there as long as the episodes already read are unchanged. A second
     process waits for the first and takes its file.
@@ -56,7 +55,9 @@ def convert(root: Path, domain: str, collector: str, compression: Optional[str] 
         with _locked(path.parent):
             if _modified(path) == before:  # otherwise another process made it while this one waited
                 remove_abandoned(path.parent)
-                _Conversion(path, domain, source).run(compression)
+                if source.kind == "unknown":
+                    print(f"{source.describe()}: not the whole released set", flush=True)
+                _Conversion(path, domain, source).run()
     return path
 
 
@@ -92,24 +93,18 @@ class _Conversion:
         self.reward_dim = DOMAINS[domain].reward_dim if source.generation is None else 1
         self.columns = _columns(domain, self.reward_dim)
 
-    def run(self, compression: Optional[str]) -> None:
+    def run(self) -> None:
         done = self._episodes_done()
         if done == 0:
             self._lay_out()
         self._write_episodes(done)
-        if compression is None:
-            # HDF5 changes the file's structure here, so a kill in these milliseconds has to mean a new start.
-            self.progress.unlink()
-            with h5py.File(self.partial, "r+") as file:
-                file.attrs.update(self._attributes())
-            with open(self.partial, "rb") as file:
-                os.fsync(file.fileno())
-            os.replace(self.partial, self.path)
-        else:
-            with replacing(self.path) as temporary:
-                self._compress(temporary, compression)
-            self.progress.unlink()
-            self.partial.unlink()
+        # HDF5 changes the file's structure here, so a kill in these milliseconds has to mean a new start.
+        self.progress.unlink()
+        with h5py.File(self.partial, "r+") as file:
+            file.attrs.update(self._attributes())
+        with open(self.partial, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(self.partial, self.path)
 
     def _episodes_done(self) -> int:
         """Episodes that an interrupted conversion of these same files has written; 0 = begin anew."""
@@ -169,26 +164,6 @@ class _Conversion:
             stacked[name] = stacked[name].reshape(-1, *shape)
         return stacked
 
-    def _compress(self, path: Path, compression: str) -> None:
-        """Writes a compressed copy of the complete `partial`, one full episode a chunk."""
-        with h5py.File(self.partial) as whole, h5py.File(path, "w") as file:
-            for name in self.columns:
-                column = whole[name]
-                chunk = min(DOMAINS[self.domain].episode_steps + 1, len(column))
-                copy = file.create_dataset(
-                    name,
-                    column.shape,
-                    column.dtype,
-                    chunks=(chunk, *column.shape[1:]),
-                    compression=compression,
-                    shuffle=True,
-                )
-                for start in range(0, len(column), chunk):
-                    copy[start : start + chunk] = column[start : start + chunk]
-            file.create_dataset("episode_start", data=self.starts)
-            file.create_dataset("episode_length", data=self.lengths)
-            file.attrs.update(self._attributes())
-
     def _attributes(self) -> dict:
         return {
             "format": FORMAT,
@@ -197,7 +172,7 @@ class _Conversion:
             "collector": self.path.stem,
             "episodes": len(self.lengths),
             "transitions": int(self.lengths.sum()),
-            "source": "official" if self.source.generation is None else "locally generated",
+            "source": self.source.kind,
             "source_fingerprint": self.source.fingerprint(),
             "generation": json.dumps(self.source.generation),
         }

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import io
+import itertools
 import os
 import re
 import zipfile
@@ -13,12 +14,13 @@ from typing import BinaryIO, Callable, Dict, Iterator, List, Optional, Tuple
 import numpy as np
 
 from common.errors import UserError, one_line
-from common.untrusted import check_npz
-from envs.dataset import refuse_non_finite
+from common.untrusted import load_npz
 from envs.exorl.collect import read_sidecar
 from envs.exorl.domains import DOMAINS, LOCAL_PREFIX
+from envs.transitions import refuse_non_finite
 
 EPISODE_NAME = re.compile(r"episode_(\d{1,9})_(\d{1,9})\.npz")
+RELEASED_TRANSITIONS, SIZE_TOLERANCE = 10_000_000, 100_000  # of each of ExORL's sets; its page says 10M
 LARGEST_STATE = 1e10  # of a coordinate: MuJoCo's mjMAXVAL, beyond which it refuses a state
 LARGEST_EPISODE = 64 << 20  # bytes; quadruped's, the largest of ExORL's, have 1 MB
 
@@ -43,10 +45,26 @@ class Source:
     episodes: Tuple[Episode, ...]
     generation: Optional[dict]
 
+    def describe(self) -> str:
+        """How many episodes there are, and which of the numbering."""
+        first, last = self.episodes[0].index, self.episodes[-1].index
+        gaps = last - first + 1 - len(self.episodes)
+        return f"{self.path}: {len(self.episodes)} episodes, number {first} to {last}" + (
+            f" without {gaps} between them" if gaps else ""
+        )
+
     def fingerprint(self) -> str:
         """sha256 of the episodes' file names and sizes: tells whether the files changed, without reading them."""
         lines = "".join(f"{PurePosixPath(episode.name).name} {episode.size}\n" for episode in self.episodes)
         return hashlib.sha256(lines.encode()).hexdigest()
+
+    @property
+    def kind(self) -> str:
+        """What an identity calls the set: made here, as large as the released ones, or neither."""
+        if self.generation is not None:
+            return "locally generated"
+        transitions = sum(episode.length for episode in self.episodes)
+        return "official" if abs(transitions - RELEASED_TRANSITIONS) <= SIZE_TOLERANCE else "unknown"
 
     def state(self, count: int) -> str:
         """sha256 of all episodes' file names, and of the sizes and versions of the first `count`.
@@ -60,22 +78,26 @@ class Source:
 
 @contextlib.contextmanager
 def open_source(folder: Path) -> Iterator[Optional[Source]]:
-    """The episodes of `<root>/<domain>/<collector>`: its `buffer/`, else `<collector>.zip` beside it, else None.
+    """The episodes of `<root>/<domain>/<collector>`: its `buffer/` or itself, else `<collector>.zip`, else None.
 
-    Raises UserError that names the file for a file that is wrongly named, of another length than the domain's episodes,
-    duplicated or missing in the numbering, for a set without files, and where the folder's name and the record of a
-    local generation disagree.
+    Other files than episode_<index>_<length>.npz are left alone, and any part of a released set is read.
+    Raises UserError that names the file for an npz of another name, an episode of another length than the domain's or
+    twice the same number, for a set without episodes, and where the folder's name and the record of a local generation
+    disagree.
     """
     archive_path, domain = folder.with_name(folder.name + ".zip"), folder.parent.name
-    if (folder / "buffer").is_dir():
+    buffer = folder / "buffer"
+    if not buffer.is_dir() and folder.is_dir() and any(map(_is_npz, os.listdir(folder))):
+        buffer = folder
+    if buffer.is_dir():
         generation = read_sidecar(folder)
-        episodes = _order_episodes(folder / "buffer", domain, _folder_episodes(folder / "buffer"))
+        episodes = _order_episodes(buffer, domain, _folder_episodes(buffer))
         if generation is not None and len(episodes) < generation["episodes"]:
             raise UserError(
                 f"{folder}: the collection stopped at {len(episodes)} of {generation['episodes']} episodes: "
                 f"finish it with `{collect_command(folder, generation)}`"
             )
-        yield Source(folder / "buffer", episodes, generation)
+        yield Source(buffer, episodes, generation)
     elif archive_path.is_file():
         if folder.name.startswith(LOCAL_PREFIX):
             raise UserError(f"{archive_path}: only downloaded sets are read from a zip: unpack it to {folder}/")
@@ -98,7 +120,7 @@ def _folder_episodes(buffer: Path) -> List[Episode]:
     episodes = []
     with os.scandir(buffer) as entries:
         for entry in entries:
-            if not entry.name.startswith("."):  # temporary files of a running collection, file managers' notes
+            if _is_npz(entry.name) and entry.is_file():
                 found, opener = entry.stat(), Path(entry.path).open
                 size, version = found.st_size, found.st_mtime_ns
                 episodes.append(_name_episode(entry.path, size, version, lambda opener=opener: opener("rb")))
@@ -107,9 +129,17 @@ def _folder_episodes(buffer: Path) -> List[Episode]:
 
 def _open_archive(path: Path) -> zipfile.ZipFile:
     try:
-        return zipfile.ZipFile(path)
+        archive = zipfile.ZipFile(path)
     except Exception as error:  # zipfile raises many types for a damaged file
         raise UserError(f"{path}: truncated or not a zip file ({one_line(error)}): fetch it again") from error
+    with open(path, "rb") as file:
+        file.seek(min((member.header_offset for member in archive.infolist()), default=0))
+        if archive.infolist() and file.read(4) != zipfile.stringFileHeader:
+            raise UserError(
+                f"{path}: its directory does not tell where its files lie, as in a zip over 4 GB that a Mac's Finder "
+                f"made: unpack it there and put the folder here, or make it again with `zip -r`"
+            )
+    return archive
 
 
 def _archive_episodes(path: Path, archive: zipfile.ZipFile) -> List[Episode]:
@@ -118,11 +148,16 @@ def _archive_episodes(path: Path, archive: zipfile.ZipFile) -> List[Episode]:
         inside = PurePosixPath(member.filename.replace("\\", "/"))
         if inside.is_absolute() or ".." in inside.parts:
             raise UserError(f"{path}: member {member.filename} lies outside the archive's folder: not ExORL's archive")
-        if not member.is_dir() and inside.parent.name == "buffer" and not inside.name.startswith("."):
+        if not member.is_dir() and _is_npz(inside.name):
             name = f"{path}/{member.filename}"
             size, version = member.file_size, member.CRC
             episodes.append(_name_episode(name, size, version, lambda member=member: io.BytesIO(archive.read(member))))
     return episodes
+
+
+def _is_npz(name: str) -> bool:
+    """Whether a file may be an episode; hidden ones are a running collection's, and a Mac's notes on each file."""
+    return name.endswith(".npz") and not name.startswith(".")
 
 
 def _name_episode(name: str, size: int, version: int, opener: Callable[[], BinaryIO]) -> Episode:
@@ -142,16 +177,10 @@ def _order_episodes(path: Path, domain: str, episodes: List[Episode]) -> Tuple[E
             "archive: fetch it again"
         )
     ordered = sorted(episodes, key=lambda episode: (episode.index, episode.name))
-    for expected, episode in enumerate(ordered):
-        if episode.index < expected:
-            before = ordered[expected - 1]
+    steps = DOMAINS[domain].episode_steps
+    for before, episode in itertools.pairwise([None, *ordered]):
+        if before is not None and episode.index == before.index:
             raise UserError(f"{episode.name}: duplicates episode {episode.index} of {before.name}: remove one")
-        if episode.index > expected:
-            raise UserError(
-                f"{path}: episode_{expected:06d}_<length>.npz is missing, the next there is "
-                f"{PurePosixPath(episode.name).name}: fetch it again"
-            )
-        steps = DOMAINS[domain].episode_steps
         if episode.length != steps:  # nothing terminates in these domains, so every episode has its full length
             raise UserError(
                 f"{episode.name}: an episode of {episode.length} transitions by its name, {domain}'s have {steps}: "
@@ -176,9 +205,7 @@ def read_episode(domain: str, episode: Episode, reward_dim: int = 1) -> Dict[str
     }
     try:
         with episode.open() as file:
-            check_npz(file, shapes)
-            content = np.load(file, allow_pickle=False)
-            arrays = {key: content[key] for key in shapes if key in content}
+            arrays = load_npz(file, shapes)
     except Exception as error:  # zipfile and numpy raise many types for a damaged file
         raise UserError(
             f"{episode.name}: truncated or not an npz of plain arrays ({one_line(error)}): fetch it again"

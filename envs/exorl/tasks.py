@@ -8,7 +8,7 @@ import functools
 import json
 import os
 from pathlib import Path
-from typing import Optional, Sequence, Tuple
+from typing import Callable, Optional, Sequence, Tuple
 
 import h5py
 import numpy as np
@@ -17,19 +17,14 @@ import torch
 from common.errors import CommandParser, UserError, exit_on_user_error, one_line
 from common.names import nearest_names
 from common.untrusted import check_hdf5, plain_dataset
-from envs.dataset import ACTION_LIMIT, Dataset, refuse_non_finite
+from envs.dataset import Dataset
 from envs.exorl.collect import collect, missing_episodes, read_sidecar
-from envs.exorl.convert import (
-    COMPRESSIONS,
-    FORMAT,
-    FORMAT_VERSION,
-    convert,
-    convert_command,
-)
+from envs.exorl.convert import FORMAT, FORMAT_VERSION, convert, convert_command
 from envs.exorl.domains import DOMAINS, LOCAL_PREFIX, POLICIES, data_root, parse_name
 from envs.exorl.environment import ExORLEnvironment
 from envs.exorl.source import collect_command, open_source
 from envs.task import Task, file_sha256
+from envs.transitions import ACTION_LIMIT, refuse_non_finite, refuse_out_of_range
 
 DOWNLOAD_PAGE = "https://github.com/denisyarats/exorl"
 SUGGESTED_EPISODES = 100  # in the command that an error message names
@@ -49,7 +44,7 @@ def load(name: str, data_dir: Optional[str] = None, collect_episodes: int = 0, i
     """Loads the task `<collector>/<domain>_<task>`, converting its episode files first if that was not done yet.
 
     The data lie in `<data_dir>/<domain>/`, by default under ~/.exorl/data: `<collector>.h5`, made from
-    `<collector>/buffer/` or `<collector>.zip`. A `local_*` set that is absent is collected first when
+    `<collector>/` or its `buffer/`, or from `<collector>.zip`. A `local_*` set that is absent is collected first when
     collect_episodes > 0. Rewards are r(s') of this task, masks are all 1 (nothing terminates), the score is the
     undiscounted return. in_memory = False leaves the observations, the largest part, in the file, mapped into memory:
     the system holds as much of them as it has room for. Raises UserError for unknown names and for data that is
@@ -64,12 +59,17 @@ def load(name: str, data_dir: Optional[str] = None, collect_episodes: int = 0, i
         name=f"exorl/{name}",
         dataset=dataset,
         validation=None,
-        make_env=functools.partial(ExORLEnvironment, domain, task),
+        make_env=load_environment(name, {}),
         observation_dim=DOMAINS[domain].observation_dim,
         action_dim=DOMAINS[domain].action_dim,
         score_name="return",
         identity=identity,
     )
+
+
+def load_environment(name: str, record: dict, data_dir: Optional[str] = None) -> Callable[[], ExORLEnvironment]:
+    """The `make_env` of the task, for which no file is needed."""
+    return functools.partial(ExORLEnvironment, *parse_name(name)[1:])
 
 
 def _prepare(folder: Path, path: Path, collect_episodes: int) -> None:
@@ -103,7 +103,7 @@ def _absent(folder: Path, path: Path) -> UserError:
     if not collector.startswith(LOCAL_PREFIX):
         return UserError(
             f"{looked}; get it from {DOWNLOAD_PAGE} with its `./download.sh {domain} {collector}` and put the zip, or "
-            f"the unpacked folder that holds buffer/, there"
+            f"the unpacked folder with its episodes, there"
         )
     policy = collector.removeprefix(LOCAL_PREFIX)
     if policy not in POLICIES:
@@ -154,6 +154,7 @@ def _read(path: Path, task: str, in_memory: bool) -> Tuple[Dataset, dict]:
                 f"run `{convert_command(path)}`"
             )
         refuse_non_finite(str(path), name, array)
+    refuse_out_of_range(str(path), actions, f"run `{convert_command(path)}` on episodes of ExORL's")
     sha256, hashed = file_sha256(path)
     returns = [rewards[s + 1 : s + 1 + n].sum(dtype=np.float64) for s, n in zip(starts, lengths, strict=True)]
     identity = {
@@ -193,8 +194,8 @@ def _map(path: Path, column: h5py.Dataset) -> np.ndarray:
     offset = column.id.get_offset()
     if offset is None:
         raise UserError(
-            f"{path}: compressed, which cannot be memory-mapped: set in_memory to true, or run "
-            f"`{convert_command(path)}`, which does not compress"
+            f"{path}: compressed, as an earlier version could write it, and so cannot be memory-mapped: set in_memory "
+            f"to true, or run `{convert_command(path)}`"
         )
     return np.memmap(path, column.dtype, "c", offset, column.shape)
 
@@ -242,7 +243,6 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     converting = commands.add_parser("convert", help="turn episode files into one HDF5 file")
     converting.add_argument("domain", help=", ".join(DOMAINS))
     converting.add_argument("--collector", required=True, help="name of the set's folder or zip, e.g. rnd")
-    converting.add_argument("--compression", choices=COMPRESSIONS, help="chunked and compressed; default: neither")
     for command in (collecting, converting):
         command.add_argument("--data_dir", help="folder of the data, default ~/.exorl/data")
     with exit_on_user_error():
@@ -252,7 +252,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
             policy = options.collector.removeprefix(LOCAL_PREFIX)
             print(collect(root, options.domain, policy, options.episodes, options.seed, options.workers))
         else:
-            print(convert(root, options.domain, options.collector, options.compression))
+            print(convert(root, options.domain, options.collector))
 
 
 if __name__ == "__main__":

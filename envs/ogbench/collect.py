@@ -16,7 +16,7 @@ from ogbench.manipspace.oracles.plan.drawer_plan import DrawerPlanOracle
 from ogbench.manipspace.oracles.plan.window_plan import WindowPlanOracle
 
 from envs.ogbench.environment import build
-from envs.ogbench.names import VERSION
+from envs.ogbench.names import VERSION, official_episodes
 
 GENERATOR_VERSION = 1  # raise it when the same seed no longer gives the same episodes
 
@@ -52,15 +52,6 @@ MAX_ATTEMPTS = 1000  # a scene is unusable once in some hundred episodes; this m
 Episode = Dict[str, np.ndarray]
 
 
-def episode_steps(dataset: str) -> int:
-    """Transitions of one episode of the official data set."""
-    if not dataset.startswith("pointmaze"):
-        return 1000
-    if dataset.endswith("stitch"):
-        return 200
-    return 2000 if dataset.startswith("pointmaze-giant") else 1000
-
-
 def parameters(dataset: str) -> Dict[str, Any]:
     """What the generation of a data set depends on besides its seed; JSON-able, for the record."""
     environment, _, kind = dataset.rpartition("-")
@@ -84,7 +75,7 @@ def make_collector(dataset: str) -> "Collector":
     """A collector of episodes of `<environment>-<kind>`, one of names.GENERATED."""
     environment, _, kind = dataset.rpartition("-")
     collector_class = PointMazeCollector if environment.startswith("pointmaze") else ManipulationCollector
-    return collector_class(environment, kind, episode_steps(dataset))
+    return collector_class(environment, kind, official_episodes(dataset)[1])
 
 
 class Collector:

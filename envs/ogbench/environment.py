@@ -44,7 +44,8 @@ class OGBenchEnvironment(gymnasium.Env):
     """One single task, e.g. "cube-single-play-singletask-task1-v0"; `environment` is OGBench's own.
 
     Rewards, terminations and info["success"] are functions of the state in which the action is taken, as in the data
-    sets (ogbench >= 1.2). Of OGBench's info only success is passed on: 17 arrays a step would cross every pipe.
+    sets (ogbench >= 1.2). Actions are clipped to [-1, 1], which the point maze itself leaves out. Of OGBench's info
+    only success is passed on: 17 arrays a step would cross every pipe.
     `reset(seed=n)` determines the episode; it also seeds numpy's global generator, from which the mazes draw.
     """
 
@@ -66,7 +67,7 @@ class OGBenchEnvironment(gymnasium.Env):
         return observation.astype(np.float32), {}
 
     def step(self, action: np.ndarray) -> Tuple[np.ndarray, float, bool, bool, Dict[str, Any]]:
-        observation, reward, terminated, truncated, info = self.environment.step(action)
+        observation, reward, terminated, truncated, info = self.environment.step(np.clip(action, -1.0, 1.0))
         success = {"success": float(info["success"])}
         return observation.astype(np.float32), float(reward), bool(terminated), bool(truncated), success
 

@@ -19,13 +19,15 @@ from tqdm import tqdm
 from common.errors import CommandParser, UserError, exit_on_user_error
 from common.files import remove_abandoned, replacing
 from envs.generation_record import RECORD, refuse_other_making, write_record
-from envs.ogbench.collect import GENERATOR_VERSION, Collector, Episode, episode_steps, make_collector, parameters
+from envs.ogbench.collect import GENERATOR_VERSION, Collector, Episode, make_collector, parameters
 from envs.ogbench.names import (
     DEFAULT_DATA_DIR,
     GENERATED_FAMILIES,
+    VALIDATION_SHARE,
     VERSION,
     check_can_be_generated,
     data_root,
+    official_episodes,
     read_sidecar,
     sidecar_file,
     train_file,
@@ -34,7 +36,6 @@ from envs.ogbench.names import (
 from envs.task import file_sha256
 
 SPLITS = ("train", "validation")  # in this order they are part of an episode's seed
-VALIDATION_SHARE = 10  # one validation episode, beyond the training ones, for so many of them
 EPISODES_PER_WORKER = 2  # starting a process takes as long as collecting about this many
 
 
@@ -61,7 +62,7 @@ class Generation:
 
     @property
     def record(self) -> dict:
-        steps = episode_steps(self.dataset)
+        _, steps = official_episodes(self.dataset)
         return {
             "source": "locally generated",
             "generator_version": GENERATOR_VERSION,
@@ -127,7 +128,7 @@ def generate(dataset: str, transitions: int, seed: int = 0, workers: int = 1, ou
     Raises UserError for a data set that cannot be made, and where `out` holds files of another making.
     """
     check_can_be_generated(dataset)
-    steps = episode_steps(dataset)
+    _, steps = official_episodes(dataset)
     if transitions < steps or transitions % steps:
         raise UserError(f"transitions: expected a multiple of {steps}, an episode of {dataset}, got {transitions}")
     for name, value, least in (("seed", seed, 0), ("workers", workers, 1)):

@@ -12,6 +12,7 @@ from envs.generation_record import read_record
 DEFAULT_DATA_DIR = "~/.ogbench/data"  # ogbench's own
 VERSION = "v0"
 TASKS_PER_ENVIRONMENT = 5
+VALIDATION_SHARE = 10  # one validation episode, beyond the training ones, for so many of them
 
 _MAZE_KINDS = ("navigate", "stitch")
 _ENVIRONMENTS = {
@@ -26,6 +27,25 @@ _ENVIRONMENTS = {
 }
 # Data sets with low-dimensional states, `<environment>-<kind>`, as OGBench released them.
 DATASETS = tuple(f"{environment}-{kind}" for environment, kinds in _ENVIRONMENTS.items() for kind in kinds)
+# (episodes, transitions of each) of the official training files, the first entry that a data set's name matches; the
+# validation files hold a tenth as many episodes beyond them. From the generation commands of OGBench's repository.
+_OFFICIAL_EPISODES = {
+    "(point|ant)maze-giant-navigate": (500, 2000),
+    "(point|ant)maze-.*-navigate": (1000, 1000),
+    "(point|ant)maze-.*-stitch": (5000, 200),
+    "antmaze-.*-explore": (10_000, 500),
+    "humanoidmaze-giant-navigate": (1000, 4000),
+    "humanoidmaze-giant-stitch": (10_000, 400),
+    "humanoidmaze-.*-navigate": (1000, 2000),
+    "humanoidmaze-.*-stitch": (5000, 400),
+    "antsoccer-arena-navigate": (1000, 1000),
+    "antsoccer-arena-stitch": (5000, 200),
+    "antsoccer-medium-navigate": (4000, 1000),
+    "antsoccer-medium-stitch": (8000, 500),
+    "(cube-triple|puzzle-4x5)-.*": (3000, 1000),
+    "(cube-quadruple|puzzle-4x6)-.*": (5000, 1000),
+    "(cube|scene|puzzle).*": (1000, 1000),
+}
 _NEEDS_EXPERTS = ("antmaze", "humanoidmaze", "antsoccer")
 GENERATED = tuple(name for name in DATASETS if not name.startswith(_NEEDS_EXPERTS))
 
@@ -56,11 +76,20 @@ def dataset_of(task_name: str) -> str:
         )
     if task_name not in task_names():
         raise UserError(
-            f"unknown OGBench task {task_name!r}{nearest_names(task_name, task_names())} (expected "
+            f"unknown OGBench task {task_name!r}{_nearest_tasks(task_name)} (expected "
             f"ogbench/<data set>-singletask[-taskN]-{VERSION} with N from 1 to {TASKS_PER_ENVIRONMENT} and a data set "
             f"of states, e.g. ogbench/cube-single-play-singletask-task1-{VERSION})"
         )
     return re.sub(r"-singletask.*$", "", task_name)
+
+
+def _nearest_tasks(task_name: str) -> str:
+    return nearest_names(f"ogbench/{task_name}", (f"ogbench/{known}" for known in task_names()))
+
+
+def official_episodes(dataset: str) -> tuple:
+    """(episodes, transitions of each) of the official training file of a data set."""
+    return next(size for pattern, size in _OFFICIAL_EPISODES.items() if re.fullmatch(pattern, dataset))
 
 
 def check_can_be_generated(dataset: str) -> None:

@@ -5,7 +5,7 @@ import os
 import urllib.error
 from http.client import HTTPException
 from pathlib import Path
-from typing import Dict, List, Optional
+from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 import ogbench
@@ -13,24 +13,27 @@ import torch
 from ogbench.relabel_utils import relabel_dataset
 
 from common.errors import UserError, one_line
-from common.untrusted import check_npz
-from envs.dataset import Dataset, refuse_non_finite
+from common.untrusted import load_npz
+from envs.dataset import Dataset
 from envs.ogbench.environment import OGBenchEnvironment
 from envs.ogbench.names import (
     GENERATED,
+    VALIDATION_SHARE,
     VERSION,
     data_root,
     dataset_of,
+    official_episodes,
     read_sidecar,
     sidecar_file,
     train_file,
     validation_file,
 )
 from envs.task import Task, file_sha256
+from envs.transitions import refuse_non_finite, refuse_out_of_range
 
 SUGGESTED_TRANSITIONS = 1_000_000  # in the command that an error message names
 NETWORK_ERRORS = (urllib.error.URLError, HTTPException, ConnectionError, TimeoutError)
-ARRAYS = ("observations", "actions", "terminals", "qpos", "qvel", "button_states")  # what ogbench reads
+ARRAYS = ("observations", "actions", "terminals", "qpos", "qvel", "button_states")
 
 
 def load(name: str, data_dir: Optional[str] = None, collect_episodes: int = 0) -> Task:
@@ -52,12 +55,12 @@ def load(name: str, data_dir: Optional[str] = None, collect_episodes: int = 0) -
         name=f"ogbench/{name}",
         dataset=dataset,
         validation=validation,
-        make_env=functools.partial(OGBenchEnvironment, name),
+        make_env=load_environment(name, {}),
         observation_dim=environment.observation_space.shape[0],
         action_dim=environment.action_space.shape[0],
         score_name="success",
         identity={
-            **_file_identity(root, dataset_name, paths),
+            **_file_identity(root, dataset_name, paths, (dataset, validation)),
             "transitions": len(dataset),
             "episodes": len(dataset.observations) - len(dataset),  # each has one row without a successor
             "validation_transitions": len(validation),
@@ -67,6 +70,12 @@ def load(name: str, data_dir: Optional[str] = None, collect_episodes: int = 0) -
     )
     environment.close()
     return task
+
+
+def load_environment(name: str, record: dict, data_dir: Optional[str] = None) -> Callable[[], OGBenchEnvironment]:
+    """The `make_env` of the task, for which no file is needed."""
+    dataset_of(name)
+    return functools.partial(OGBenchEnvironment, name)
 
 
 def generate_command(root: Path, dataset_name: str, transitions: int = SUGGESTED_TRANSITIONS) -> str:
@@ -116,8 +125,7 @@ def _download(root: Path, dataset_name: str, paths: List[Path]) -> None:
 def _read(path: Path, name: str, environment: OGBenchEnvironment) -> Dataset:
     """The data set of one file with the rewards and masks of task `name`."""
     try:
-        check_npz(path, ARRAYS)
-        rows = ogbench.load_dataset(str(path), compact_dataset=True, add_info=True)
+        rows = load_npz(path, ARRAYS)
     except Exception as error:  # zipfile and numpy raise many types for a damaged file
         raise UserError(
             f"{path}: truncated or not an OGBench data set ({one_line(error)}): delete it and fetch or make it again"
@@ -129,15 +137,15 @@ def _read(path: Path, name: str, environment: OGBenchEnvironment) -> Dataset:
         "actions": rows["actions"],
         "rewards": rows["rewards"],
         "masks": rows["masks"],
-        "valid": np.flatnonzero(rows["valids"]),  # not `terminals`, which cuts episodes off and ends no bootstrap
+        "valid": np.flatnonzero(rows["terminals"] == 0),  # 1 in an episode's last row; it ends no bootstrap
     }
-    return Dataset(**{column: torch.from_numpy(array) for column, array in columns.items()})
+    return Dataset(has_last_actions=True, **{column: torch.from_numpy(array) for column, array in columns.items()})
 
 
 def _check(path: Path, rows: Dict[str, np.ndarray], environment: OGBenchEnvironment) -> None:
     """Refuses arrays that are absent, of shapes that are not the environment's, not finite or cut off."""
     simulation = environment.environment.unwrapped
-    count = len(rows["observations"])
+    count = len(np.atleast_1d(rows.get("observations", ())))
     shapes = {
         "observations": (count, *environment.observation_space.shape),
         "actions": (count, *environment.action_space.shape),
@@ -155,14 +163,19 @@ def _check(path: Path, rows: Dict[str, np.ndarray], environment: OGBenchEnvironm
                 f"environment"
             )
         refuse_non_finite(str(path), field, rows[field])
-    if not np.isin(rows["valids"], (0, 1)).all():
+    refuse_out_of_range(str(path), rows["actions"], "the file is damaged or of another environment")
+    if not np.isin(rows["terminals"], (0, 1)).all():
         raise UserError(f"{path}: terminals must be 0 or 1: the file is damaged, fetch or make it again")
-    if not rows["valids"].any() or rows["valids"][-1]:
+    if rows["terminals"].all() or not rows["terminals"][-1]:
         raise UserError(f"{path}: terminals must end the last episode at the last row: the file is cut off or damaged")
 
 
-def _file_identity(root: Path, dataset_name: str, paths: List[Path]) -> dict:
-    """What the files are, by their hashes and, for those generated here, the record beside them."""
+def _file_identity(root: Path, dataset_name: str, paths: List[Path], sets: Sequence[Dataset]) -> dict:
+    """What the files are, by their hashes and, for those generated here, the record beside them.
+
+    OGBench publishes no hashes: files without a record count as official where their episodes are as many and as long
+    as the official ones.
+    """
     (sha256, hashed), (validation_sha256, _) = (file_sha256(path) for path in paths)
     sidecar = sidecar_file(root, dataset_name)
     generation = None
@@ -174,12 +187,23 @@ def _file_identity(root: Path, dataset_name: str, paths: List[Path]) -> dict:
                 f"{sidecar}: describes other files than {paths[0].name} and {paths[1].name} beside it: delete it if "
                 f"those were downloaded, otherwise generate again"
             )
+    episodes, steps = official_episodes(dataset_name)
+    sizes = [(count, steps) for count in (episodes, episodes // VALIDATION_SHARE)]
+    official = [_episodes(part) for part in sets] == sizes
     return {
         "suite": "ogbench",
         "path": str(paths[0]),
         "sha256": sha256,
         "sha256_of": hashed,
         "validation_sha256": validation_sha256,
-        "source": "official" if generation is None else generation["source"],
+        "source": generation["source"] if generation else "official" if official else "unknown",
         "generation": generation,
     }
+
+
+def _episodes(dataset: Dataset) -> Tuple[int, Optional[int]]:
+    """(episodes, transitions of each, None where they differ)."""
+    last = torch.ones(len(dataset.observations), dtype=torch.bool)
+    last[dataset.valid] = False  # each episode has one row without a successor, its last
+    lengths = torch.diff(last.nonzero()[:, 0], prepend=torch.tensor([-1])) - 1
+    return len(lengths), int(lengths[0]) if (lengths == lengths[0]).all() else None

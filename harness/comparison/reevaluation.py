@@ -20,7 +20,7 @@ def read_reevaluation(folder: Path) -> List[Dict[str, str]]:
     path = folder / run_files.REEVALUATION
     if not path.exists():
         return []
-    with open(path, newline="", encoding="utf-8") as file:
+    with open(path, newline="", encoding="utf-8-sig") as file:
         return list(csv.DictReader(file))
 
 

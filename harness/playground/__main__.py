@@ -65,7 +65,7 @@ def open_run(run_dir: Path, device: str, data_dir: Optional[str]) -> tuple[Loade
     algorithm, config = load_run(run_dir)
     agent = load_agent(algorithm.agent_class, run_dir, algorithm.name).to(choose_device(device))
     choose_graphics()  # before the task imports MuJoCo, which reads the choice then
-    task = load_task(config.task, data_dir or config.data_dir, 0, config.in_memory)
+    task = load_task(config.task, data_dir or config.data_dir, 0, config.in_memory, draws=True)
     try:
         check_graphics()
     except NoPictures as error:

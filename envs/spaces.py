@@ -1,0 +1,94 @@
+"""An environment as every policy sees it: observations float32 [O], actions in [-1, 1]^A."""
+
+import inspect
+from dataclasses import dataclass
+from typing import Any, Callable, Dict, Optional, Tuple
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+from common.errors import UserError
+from envs.actions import ActionScale, describe
+
+
+def observation_width(space: spaces.Space, source: str) -> int:
+    """Length O of a flattened observation.
+
+    Raises UserError unless the space is a flat Box or a Dict of numbers and such spaces.
+    """
+    if isinstance(space, spaces.Dict) and space.spaces:
+        return sum(1 if _is_number(part) else observation_width(part, source) for part in space.spaces.values())
+    if isinstance(space, spaces.Box) and len(space.shape) == 1:
+        return space.shape[0]
+    raise UserError(
+        f"{source}: observation space {describe(space)} is not supported: its observations must be vectors (Box of one "
+        f"dimension) or Dicts of vectors"
+    )
+
+
+def _is_number(space: spaces.Space) -> bool:
+    return isinstance(space, spaces.Box) and space.shape == ()
+
+
+def flatten(space: spaces.Space, value: Any) -> np.ndarray:
+    """One observation, or those of an episode, as float32 [..., O]; a Dict's entries follow one another by key.
+
+    All entries of a Dict are kept: the observation of D4RL's antmaze lacks the ant's position, which is in
+    achieved_goal. The order is that of gymnasium's FlattenObservation for a space built from a plain dict.
+    """
+    if isinstance(space, spaces.Dict):
+        return np.concatenate([flatten(space[key], value[key]) for key in sorted(space.spaces)], axis=-1)
+    array = np.asarray(value, dtype=np.float32)
+    return array[..., None] if _is_number(space) else array
+
+
+class UnitEnvironment(gymnasium.Wrapper):
+    """`environment` with its observations flattened to float32 [O] and actions in [-1, 1]^A, scaled to its box.
+
+    Raises UserError, which begins with `source`, where its spaces are no vectors or its actions have no finite bounds.
+    """
+
+    def __init__(self, environment: gymnasium.Env, source: str):
+        super().__init__(environment)
+        self.source_space, self.scale = environment.observation_space, ActionScale(environment.action_space, source)
+        width = observation_width(self.source_space, source)
+        self.observation_space = spaces.Box(-np.inf, np.inf, (width,), np.float32)
+        self.action_space = spaces.Box(-1.0, 1.0, self.scale.shape, np.float32)
+
+    def reset(self, *, seed: Optional[int] = None, options: Optional[dict] = None) -> Tuple[np.ndarray, Dict[str, Any]]:
+        observation, info = self.env.reset(seed=seed, options=options)
+        return flatten(self.source_space, observation), info
+
+    def step(self, action: np.ndarray) -> Tuple[np.ndarray, float, bool, bool, Dict[str, Any]]:
+        observation, reward, *rest = self.env.step(self.scale.from_unit(action))
+        reward = reward.item() if isinstance(reward, np.ndarray) and reward.size == 1 else reward
+        return flatten(self.source_space, observation), reward, *rest
+
+
+class NormalizedObservations(gymnasium.ObservationWrapper):
+    """`environment` with (observation - mean) / std for each observation; mean and std are lists [O]."""
+
+    def __init__(self, environment: gymnasium.Env, mean: list, std: list):
+        super().__init__(environment)
+        self.mean, self.std = np.asarray(mean, np.float32), np.asarray(std, np.float32)
+        self.observation_space = spaces.Box(-np.inf, np.inf, self.mean.shape, np.float32)
+
+    def observation(self, observation: np.ndarray) -> np.ndarray:
+        return (observation - self.mean) / self.std
+
+
+@dataclass(frozen=True)
+class Wrapped:
+    """A `make_env` that wraps what another one makes; it has that one's parameters (`render_mode`) and is picklable."""
+
+    make_env: Callable[..., gymnasium.Env]
+    wrapper: Callable[..., gymnasium.Env]
+    arguments: tuple = ()
+
+    def __call__(self, **options: Any) -> gymnasium.Env:
+        return self.wrapper(self.make_env(**options), *self.arguments)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(self.make_env)
