@@ -20,7 +20,7 @@ SAMPLE_BLOCK_SIZE = 1 << 20  # bytes
 CONSTANT = 1e-6  # a standard deviation below this share of the mean is rounding: such an observation is only centred
 # Of an identity: the data, validation data where there is a file, and the environment where a file decides it (Minari).
 DATA_HASHES = ("sha256", "validation_sha256", "environment_sha256")
-RECORDED = ("observation_dim", "action_dim", "score_name", "reward_shift", "max_episode_steps")
+RECORDED = ("observation_dim", "action_dim", "score_name", "reward_shift", "max_episode_steps", "different_episodes")
 NORMALIZATION = ("observation_mean", "observation_std")  # keys of an environment's record
 SUCCESS_KEYS = ("success", "is_success")  # of an environment's info: OGBench's and Gymnasium-Robotics'
 
