@@ -78,6 +78,8 @@ def load_environment(
     Raises UserError as `load_task` does.
     """
     from envs.checks import MakeEnvironment
+    from envs.chunks import open_loop
+    from envs.sparse import with_sparse_rewards
     from envs.task import DATA_HASHES, RECORDED, Task, normalized
 
     suite, _, rest = name.partition("/")
@@ -96,7 +98,7 @@ def load_environment(
         name=name,
         dataset=None,
         validation=None,
-        make_env=normalized(make_env, record),
+        make_env=open_loop(with_sparse_rewards(normalized(make_env, record), record), record),
         **{field: record[field] for field in RECORDED},
         identity=identity,
         environment=record,
