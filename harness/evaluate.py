@@ -101,8 +101,13 @@ def sweep(
     environments: int | None = None,
     workers: int | None = None,
 ) -> list[Cell]:
-    """Evaluates the agent at every cell of the grid, all on the same episodes. What is left out is the run's."""
-    episodes = run.eval_episodes if episodes is None else episodes
+    """Evaluates the agent at every cell of the grid, all on the same episodes. What is left out is the run's.
+
+    The run's number of episodes takes each different one once at most; more may be asked for, and is said.
+    """
+    episodes = task.episodes(run.eval_episodes) if episodes is None else episodes
+    if episodes > task.episodes(episodes):
+        print(f"{run.task} has {task.different_episodes} different episodes: intervals of {episodes} are too narrow")
     environments = run.eval_environments if environments is None else environments
     workers = run.eval_workers if workers is None else workers
     own = {name: getattr(agent.config, name) for name in agent.act_options}
@@ -239,7 +244,8 @@ def sweep_after_training(agent: Any, run: RunConfig, config: Any, task: Task, fo
     grid = parse_grid(run.sweep, type(agent), config)
     asked = "; ".join(f"{name} {', '.join(map(str, values))}" for name, values in grid.items())
     count = len(cells_of(grid))
-    print(f"evaluating {run.label} at {count} settings, {run.eval_episodes} episodes each: {asked}", flush=True)
+    episodes = task.episodes(run.eval_episodes)
+    print(f"evaluating {run.label} at {count} settings, {episodes} episodes each: {asked}", flush=True)
     cells = sweep(agent, task, run, grid)
     updates = f"{run.offline_steps:,} updates" + (f", {run.online_steps:,} online" if run.online_steps else "")
     print(f"\n{run.task} ({task.identity['source']}), {updates}, seed {run.seed}")

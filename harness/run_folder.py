@@ -299,7 +299,7 @@ class RunFolder:
             "score": last[-1] if last else None,  # None: there is no environment
             "score_last_evaluations": math.fsum(last) / len(last) if last else None,
             "evaluations_averaged": len(last),
-            "episodes": self.run.eval_episodes,
+            "episodes": task.episodes(self.run.eval_episodes),
             "step": step,
             "seconds": seconds,
         }

@@ -63,6 +63,8 @@ def check_task(agent: torch.nn.Module, run: RunConfig, task: Task) -> None:
             raise UserError(f"config: {name} needs an environment, and {task.name} has none; leave it out")
     if task.make_env is None:
         print(f"{task.name} has no environment: its runs have losses, on validation data too if it has some, no score")
+    elif task.episodes(run.eval_episodes) < run.eval_episodes:
+        print(f"{task.name} has {task.different_episodes} different episodes: an evaluation takes each of them once")
 
 
 def train(agent: torch.nn.Module, device: torch.device, run: RunConfig, task: Task, folder: RunFolder) -> dict:
@@ -114,7 +116,7 @@ def train(agent: torch.nn.Module, device: torch.device, run: RunConfig, task: Ta
                 if evaluator and is_due(run.eval_interval) and step > folder.eval_log.last_step:
                     finite({})
                     with signals.may_interrupt():
-                        result = evaluator.evaluate(agent, run.eval_episodes, EVALUATION_SEED)
+                        result = evaluator.evaluate(agent, task.episodes(run.eval_episodes), EVALUATION_SEED)
                     evaluating += result.seconds
                     row = {"step": step, "seconds": elapsed(), "evaluation_seconds": result.seconds, **result.row(task)}
                     folder.log_evaluation(row)

@@ -78,15 +78,15 @@ def reevaluate(folder: Path, cells: list[Cell], task: Task | None = None) -> Non
     with locked(folder / run_files.LOCK, f"{folder}: another process is running this; wait for it or stop it"):
         lines = current_lines(folder)
         agent = load_agent(algorithm.agent_class, folder, algorithm.name).to(choose_device(run.device))
-        example = agent.noise.like.new_zeros(1, task.observation_dim)
-        environments = min(run.eval_environments, run.eval_episodes)
+        episodes = task.episodes(run.eval_episodes)
+        environments = min(run.eval_environments, episodes)
         with Evaluator(task.make_env, environments, run.eval_workers) as evaluator:
             for cell in tqdm(cells, desc="re-evaluation", unit="cell", disable=None):
-                result = evaluator.evaluate(agent, run.eval_episodes, EVALUATION_SEED, **cell)
+                result = evaluator.evaluate(agent, episodes, EVALUATION_SEED, **cell)
                 scores = result.scores(task.score_name)
                 line = cell | {"score": f"{scores.mean():.9g}", "score_std": f"{scores.std():.9g}"}
-                line |= {"episodes": run.eval_episodes}
-                line["network_evaluations"] = network_evaluations(agent, example, **cell)
+                line |= {"episodes": episodes}
+                line["network_evaluations"] = network_evaluations(agent, **cell)
                 lines.append(line)
                 add_episodes(folder, cell, result, EVALUATION_SEED)
                 write_rows_csv(lines, folder / run_files.REEVALUATION)

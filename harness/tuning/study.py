@@ -131,7 +131,7 @@ class Study:
                 train_run(self.algorithm.agent_class, run, config, task=self.task)
                 agent = load_agent(self.algorithm.agent_class, run_path(run), self.algorithm.name)
                 agent = agent.to(choose_device(own.device))
-                episodes = (own.eval_episodes, TUNING_SEED, own.eval_environments, own.eval_workers)
+                episodes = (self.task.episodes(own.eval_episodes), TUNING_SEED, own.eval_environments, own.eval_workers)
                 scores.append(evaluate(agent, self.task.make_env, *episodes).scores(self.task.score_name).mean())
         except (Diverged, FloatingPointError, RefusedValues) as error:
             print(f"trial {number}: {error}", file=sys.stderr)
