@@ -2,12 +2,16 @@
 
 import dataclasses
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from common.errors import UserError
 from harness.comparison.matrix import Comparison
 from harness.comparison.results import Results, RunResult
+from harness.config import RunConfig, flat
 
-GUARDED_FIELDS = ("offline_steps", "online_steps", "eval_episodes")  # of a run
+# Fields that must agree, with what a run has that was made before the field or whose method has none.
+USUAL = {"action_chunk": 1, "first_action_only": False, "sparse": False, "num_critics": 2, "pessimism": None}
+GUARDED_FIELDS = (*("offline_steps", "online_steps", "eval_episodes"), *USUAL.keys() - {"pessimism"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,20 +51,21 @@ def mixtures(properties: Iterable[tuple[str, str, dict[str, str]]]) -> list[Mixt
 def planned_problems(comparison: Comparison, allow_mixed: bool) -> list[str]:
     """Runs on the same task that cannot stand in one table, by their configs."""
     first = [run for run in comparison.runs if run.seed == comparison.seeds[0]]
-    planned = ((run.task, run.variant.label, guarded(run.run)) for run in first)
+    planned = ((run.task, run.variant.label, guarded(run.run, run.config)) for run in first)
     return [
         f"{comparison.path}: {mixture}, so no table holds them; give all the same, or add --allow_mixed to mark them"
         for mixture in ([] if allow_mixed else mixtures(planned))
     ]
 
 
-def guarded(run: object) -> dict[str, str]:
-    return {name: str(getattr(run, name)) for name in GUARDED_FIELDS}
+def guarded(run: RunConfig, config: Any) -> dict[str, str]:
+    fields = USUAL | flat(run, config)
+    return {name: str(fields[name]) for name in GUARDED_FIELDS}
 
 
 def protocol_of(result: RunResult) -> dict[str, str]:
     """What must be equal for two runs to stand in one table."""
-    protocol = guarded(result.run) | {"data set": f"sha256 {str(result.identity.get('sha256'))[:16]}"}
+    protocol = guarded(result.run, result.config) | {"data set": f"sha256 {str(result.identity.get('sha256'))[:16]}"}
     if result.cells:
         protocol["re-evaluation episodes"] = ", ".join(sorted({line["episodes"] for line in result.cells}))
     return protocol | {"harness version": result.harness_version}
