@@ -53,7 +53,7 @@ def table_of(source: Source, keys: Sequence[str]) -> Beside | None:
 
 
 def other_tables(keys: Sequence[str], protocol: str) -> list[Block]:
-    """What tables of this protocol without seeds say of these tasks, and of data sets with all five tasks among them."""
+    """What tables of this protocol without seeds say of these tasks and of data sets whose five tasks are all named."""
     names = [key.removeprefix("ogbench/") for key in keys]
     groups = dict.fromkeys(name.rpartition("/")[0] for name in names)
     names += [group for group in groups if sum(name.startswith(group + "/") for name in names) == 5]
