@@ -9,6 +9,7 @@ import torch
 from tqdm import tqdm
 
 from common.errors import UserError
+from envs.chunks import chunked
 from envs.task import Task
 from harness import devices
 from harness.act_options import parse_grid
@@ -35,7 +36,7 @@ def train_run(agent_class: type, run: RunConfig, config: Any, restart: bool = Fa
     device = devices.choose_device(run.device)
     grid = parse_grid(run.sweep, agent_class, config)
     check_loggers(run)
-    task = task or load_run_task(run)
+    task = chunked(task or load_run_task(run), run.action_chunk, config.discount, run.first_action_only)
     agent = agent_class(config, task.observation_dim, task.action_dim, seed=run.seed).to(device)
     check_task(agent, run, task)
     if restart:
@@ -125,7 +126,12 @@ def train(agent: torch.nn.Module, device: torch.device, run: RunConfig, task: Ta
                     say(f"{step:>9,} updates: {task.score_name} {row[task.score_name]:.4g}")
                 if step == last:
                     break
-                count, metrics = updates.advance(updates_until_due())
+                until = min(updates_until_due(), data.advance_to(step))
+                if step >= run.offline_steps and step + 1 - run.offline_steps < run.online_start:
+                    online.step(agent)
+                    count, metrics = 1, {}
+                else:
+                    count, metrics = updates.advance(until)
                 step += count
                 progress.update(count)
                 if is_due(run.log_interval):
