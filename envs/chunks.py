@@ -137,13 +137,14 @@ def figures(returns: Tensor, masks: Tensor, last: Tensor, chunk: Chunk) -> Tuple
 
 # ---- The environment ----
 
+STEPS = "chunk_steps"  # key of an info
 CHUNK_RECORD, ACTION_BOUNDS = "action_chunk", ("action_low", "action_high")  # keys of a task's environment record
 
 
 class ChunkedEnvironment(gymnasium.Wrapper):
     """`environment` that takes a chunk of `length` of its actions, [length * A], and executes it open loop.
 
-    It stops where the episode ends. The reward is the sum over the steps made, info["steps"] is their number; the
+    It stops where the episode ends. The reward is the sum over the steps made, info[STEPS] is their number; the
     observation, the ends and the rest of info are the last step's.
     """
 
@@ -159,7 +160,7 @@ class ChunkedEnvironment(gymnasium.Wrapper):
             total, steps = total + float(reward), steps + 1
             if terminated or truncated:
                 break
-        return observation, total, terminated, truncated, {**info, "steps": steps}
+        return observation, total, terminated, truncated, {**info, STEPS: steps}
 
 
 def open_loop(make_env: Optional[Callable[..., gymnasium.Env]], record: dict) -> Optional[Callable[..., gymnasium.Env]]:

@@ -14,7 +14,7 @@ import torch
 
 from common.errors import UserError
 from envs import load_environment, load_task
-from envs.chunks import Chunk, ChunkedDataset, ChunkedEnvironment, chunked, fold, single_steps
+from envs.chunks import STEPS, Chunk, ChunkedDataset, ChunkedEnvironment, chunked, fold, single_steps
 from envs.dataset import ACTION_LIMIT, Dataset
 from envs.ogbench.collect import ManipulationCollector
 from envs.ogbench.tasks import sha256_of_ends
@@ -265,10 +265,10 @@ def test_a_chunk_is_executed_open_loop_up_to_the_end_of_the_episode():
     chunk = np.array([0.5, 0.25, -1, 1, 1], np.float32)
     observation, reward, terminated, truncated, info = environment.step(chunk)
     assert (observation.tolist(), reward, terminated, truncated) == ([5], 1.75, False, False)
-    assert info == {"success": 0.0, "steps": 5}
+    assert info == {"success": 0.0, STEPS: 5}
     observation, reward, terminated, truncated, info = environment.step(chunk)
     assert (observation.tolist(), reward, terminated, truncated) == ([7], 0.75, True, False)
-    assert info == {"success": 1.0, "steps": 2}
+    assert info == {"success": 1.0, STEPS: 2}
 
 
 def test_a_chunked_task_fits_together():
@@ -280,7 +280,7 @@ def test_a_chunked_task_fits_together():
     assert chunks.validation.chunk == chunks.dataset.chunk == Chunk(4, DISCOUNT)
     assert isinstance(single_steps(chunks.make_env)(), PointEnv) and single_steps(PointEnv) is PointEnv
     environment.reset(seed=0)
-    steps = [environment.step(np.zeros(8, np.float32))[-1]["steps"] for _ in range(3)]
+    steps = [environment.step(np.zeros(8, np.float32))[-1][STEPS] for _ in range(3)]
     assert sum(steps) == EPISODE_LENGTH
     returns = chunked(task, 4, DISCOUNT, first_action_only=True)
     assert returns.action_dim == 2 and returns.make_env is PointEnv and "valid" in returns.dataset.take(torch.arange(1))
@@ -329,7 +329,7 @@ def test_a_runs_record_gives_the_environment_back():
     environment = loaded.make_env()
     environment.reset(seed=0)
     *_, reward, _, _, info = environment.step(np.zeros(15, np.float32))
-    assert (reward, info["steps"]) == (-3, 3) and loaded.action_dim == 6
+    assert (reward, info[STEPS]) == (-3, 3) and loaded.action_dim == 6
     environment.close()
 
 
