@@ -385,7 +385,8 @@ def load_policy(run_dir: Path | str, **act_options: Any) -> Callable[[np.ndarray
 
     It maps one observation [O] (a Dict's entries in the order of their keys) to the action [A] of the agent's
     `act(..., **act_options)`: it normalises the observation if the run did, and scales the action from [-1, 1] to
-    the simulator's bounds. A run with chunks gives all actions of one, [h * A], to be executed one after the other. Raises UserError for a folder without a run and for one of an earlier version.
+    the simulator's bounds; with chunks it gives the h * A numbers of one. Raises UserError for a folder without a run
+    and for one of an earlier version.
     """
     algorithm, _, _ = load_run(Path(run_dir))
     record = read_environment(Path(run_dir)).get("environment")
