@@ -21,6 +21,7 @@ from common.errors import UserError, one_line
 from common.files import locked, make_folder, remove_abandoned, replacing, write_text
 from common.untrusted import check_stored_zip
 from envs import load_environment, load_task
+from envs.chunks import chunked
 from envs.sparse import sparse
 from envs.task import DATA_HASHES, NORMALIZATION, Task, normalize_observations
 from harness import devices, run_files
@@ -74,6 +75,15 @@ def load_run_task(run: RunConfig) -> Task:
     task = load_task(run.task, run.data_dir, run.collect_episodes, run.in_memory, run.max_episode_steps)
     task = normalize_observations(task) if run.normalize_observations else task
     return sparse(task) if run.sparse else task
+
+
+def with_chunks(task: Task, run: RunConfig, config: Any) -> Task:
+    """The task with the run's chunks, if any, discounted as the method does. Raises UserError if it does not."""
+    if run.action_chunk == 1:
+        return task
+    if not hasattr(config, "discount"):
+        raise UserError(f"config: action_chunk must be 1 for {algorithm_name(type(config))}, which discounts nothing")
+    return chunked(task, run.action_chunk, config.discount, run.first_action_only)
 
 
 # ---- Whether a run may use its folder ----

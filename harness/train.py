@@ -9,7 +9,6 @@ import torch
 from tqdm import tqdm
 
 from common.errors import UserError
-from envs.chunks import chunked
 from envs.task import Task
 from harness import devices
 from harness.act_options import parse_grid
@@ -19,7 +18,7 @@ from harness.divergence import refuse_divergence
 from harness.evaluation import EVALUATION_SEED, Evaluator
 from harness.loggers import check_loggers
 from harness.online import OnlinePhase
-from harness.run_folder import RunFolder, check_folder, load_agent, load_run_task, remove_run
+from harness.run_folder import RunFolder, check_folder, load_agent, load_run_task, remove_run, with_chunks
 from harness.signals import Stopped, StopSignals
 from harness.sweep_report import sweep_and_report
 from harness.updates import Updates
@@ -36,7 +35,7 @@ def train_run(agent_class: type, run: RunConfig, config: Any, restart: bool = Fa
     device = devices.choose_device(run.device)
     grid = parse_grid(run.sweep, agent_class, config)
     check_loggers(run)
-    task = chunked(task or load_run_task(run), run.action_chunk, config.discount, run.first_action_only)
+    task = with_chunks(task or load_run_task(run), run, config)
     agent = agent_class(config, task.observation_dim, task.action_dim, seed=run.seed).to(device)
     check_task(agent, run, task)
     if restart:

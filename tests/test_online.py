@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from algorithms.dipole import DIPOLE
+from algorithms.dipole_lora import DIPOLELoRAConfig
 from common.errors import UserError
 from envs.chunks import chunked
 from harness import run_files
@@ -22,7 +23,7 @@ from harness.config import RunConfig
 from harness.loggers import CsvLog
 from harness.online import FIRST_SEED, OnlinePhase
 from harness.plots import plot_learning_curve
-from harness.run_folder import RunFolder, read_checkpoint, remove_run, run_path
+from harness.run_folder import RunFolder, read_checkpoint, remove_run, run_path, with_chunks
 from harness.train import train_run
 from tests.conftest import small_config
 from tests.test_agents import make_agent
@@ -196,6 +197,12 @@ def test_a_chunk_is_executed_to_the_end_of_the_episode_and_no_further(tmp_path):
     taken = (1000 * phase.replay.newest(10)["actions"][:, 0]).round().tolist()
     assert taken == [10, 11, 20, 30, 31, 40, 41, 50, 60, 61]
     assert phase.replay.sample(5, torch.Generator())["actions"].shape == (5, 4)
+
+
+def test_a_method_without_a_discount_has_no_chunks(tmp_path):
+    run, config = toy_settings(tmp_path, action_chunk=2)[0], DIPOLELoRAConfig()
+    with pytest.raises(UserError, match="action_chunk must be 1 for dipole_lora, which discounts nothing"):
+        with_chunks(toy_task(), run, config)
 
 
 @pytest.mark.parametrize("start, updates", [(0, ONLINE), (1, ONLINE), (21, ONLINE - 20)])
