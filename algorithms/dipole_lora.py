@@ -13,7 +13,7 @@ where f predicts the velocity y = a - x0 of a flow (dipole.py) or the noise y of
 process, schedule and sampler are those files'. There is no critic, so it takes one-step tasks with several scored
 actions per state (the column state_values), and samples one action per state.
 
-    python algorithms/dipole_lora.py --config configs/dipole_lora/pretrain.yaml
+    python algorithms/dipole_lora.py --task driving/bandit --variant base
     python algorithms/dipole_lora.py --task driving/bandit
 
 The base may be any module `base(observations [N, O], x [N, A], t [N, 1]) -> [N, A]`, with t in [0, 1) for a flow and a

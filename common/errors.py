@@ -3,6 +3,7 @@
 import argparse
 import errno
 import sys
+import traceback
 from contextlib import contextmanager
 from typing import Iterator, NoReturn, Optional
 
@@ -19,6 +20,12 @@ class UserError(Exception):
 def one_line(error: BaseException, length: Optional[int] = 200) -> str:
     """An error's text in one line of at most so many characters (None: all), its type where it has none."""
     return " ".join(str(error).split())[:length] or type(error).__name__
+
+
+def with_place(error: BaseException) -> str:
+    """An error of others' code in one line: its type, its text and where it was raised."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {one_line(error)}; {place.filename}, line {place.lineno}"
 
 
 @contextmanager

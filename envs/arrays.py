@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 
 from common.errors import UserError, one_line
-from common.untrusted import check_hdf5, check_npz, plain_dataset
+from common.untrusted import check_hdf5, load_npz, plain_dataset
 from envs.dataset import Dataset
 from envs.spaces import UnitEnvironment, Wrapped
 from envs.task import Task, file_sha256
@@ -85,9 +85,9 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     known = (*NEEDED, *OPTIONAL, *SYNONYMS)
     try:
         if path.suffix == ".npz":
-            check_npz(path, known)
             with np.load(path, allow_pickle=False) as file:
-                names, arrays = list(file), {name: file[name] for name in known if name in file}
+                names = list(file)
+            arrays = load_npz(path, known)
         else:
             check_hdf5(path)
             with h5py.File(path) as file:

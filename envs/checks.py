@@ -3,13 +3,12 @@
 import dataclasses
 import inspect
 import json
-import traceback
 from typing import Any, Callable, NoReturn, Optional
 
 import gymnasium
 import numpy as np
 
-from common.errors import UserError, one_line
+from common.errors import UserError, one_line, with_place
 from envs.dataset import Dataset
 from envs.seeding import SeededEnvironment, generators_preserved, layers
 from envs.task import Task, success_of
@@ -193,11 +192,9 @@ class _Trial:
         except UserError:
             raise
         except Exception as error:  # an environment is the user's code: any error is possible
-            place = traceback.extract_tb(error.__traceback__)[-1]
             raise UserError(
-                f"task {self.task.name}: {what} its environment failed with {type(error).__name__} "
-                f"({one_line(error)}) in {place.filename}, line {place.lineno}: correct make_env, or install the "
-                f"versions that it was written for"
+                f"task {self.task.name}: {what} its environment failed ({with_place(error)}): correct make_env, or "
+                f"install the versions that it was written for"
             ) from error
 
     def _refuse(self, fault: str, advice: str) -> NoReturn:

@@ -21,7 +21,7 @@ from minari.dataset.minari_dataset import parse_dataset_id
 from minari.dataset.minari_storage import MinariStorage
 from minari.serialization import deserialize_space, serialize_space
 
-from common.errors import UserError, one_line
+from common.errors import UserError, one_line, with_place
 from common.names import nearest_names
 from common.untrusted import check_hdf5
 from envs.actions import ActionScale, describe
@@ -144,7 +144,7 @@ def _build(spec: dict, source: str, requirements: List[str], render_mode: Option
     except Exception as error:  # whatever the constructor of an environment of another version raises
         packages = " ".join(f'"{requirement}"' for requirement in requirements)
         raise UserError(
-            f"{source}: its environment cannot be built ({type(error).__name__}: {one_line(error)}): install the "
+            f"{source}: its environment cannot be built ({with_place(error)}): install the "
             f"package that has it, in the version of the collection"
             f"{f', `pip install {packages}`' if packages else ''}"
         ) from error

@@ -9,10 +9,7 @@ from common.errors import UserError
 # A squashed policy cannot reach ±1, and its density there is infinite (FQL's released code, envs/env_utils.py).
 ACTION_LIMIT = 1.0 - 1e-5
 ACTION_TOLERANCE = 1e-3  # beyond ±1: rounding, of float16 too, which is clipped; more is a mistake
-SCALE = (
-    "give the bounds of the environment's actions (action_low, action_high of Dataset.from_transitions), by which they "
-    "are scaled to [-1, 1]"
-)
+SCALE = "give action_low and action_high, the bounds of the actions, by which they are scaled to [-1, 1]"
 ROWS_AT_ONCE = 100_000  # looked at together: bounds the memory of a check
 
 

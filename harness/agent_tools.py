@@ -50,19 +50,20 @@ def validation_metrics(agent: nn.Module, batch: dict) -> dict[str, Tensor]:
         return agent.loss(batch, agent.draw(len(batch["actions"])))[1]
 
 
-def network_evaluations(agent: nn.Module, observations: Tensor, **options) -> float:
-    """Evaluations of one network that an action costs, counted while actions are made (each member counts)."""
-    rows = 0
+def network_evaluations(agent: nn.Module, **options) -> int:
+    """Evaluations of one network that an action costs, counted while one is made (each member of a network counts)."""
+    like = next(parameter for parameter in agent.parameters() if parameter.requires_grad)
+    count = 0
 
-    def count(module: nn.Module, inputs: tuple, output: Tensor) -> None:
-        nonlocal rows
-        rows += output.numel() // output.shape[-1]  # [M, B, .] is M evaluations of B rows
+    def note(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+        nonlocal count
+        count += output.numel() // output.shape[-1]  # [M, B, .] is M evaluations of B rows
 
-    hooks = [child.register_forward_hook(count) for name, child in agent.named_children() if name != "noise"]
+    hooks = [child.register_forward_hook(note) for name, child in agent.named_children() if name != "noise"]
     try:
         with noise_of(agent, fresh_noise(agent)):
-            agent.act(observations, **options)
+            agent.act(torch.zeros(1, agent.observation_dim).to(like), **options)
     finally:
         for hook in hooks:
             hook.remove()
-    return rows / len(observations)
+    return count

@@ -78,7 +78,15 @@ MACHINE_OPTIONS = (
     *("label", "run_dir", "data_dir", "collect_episodes", "in_memory", "checkpoint_interval", "eval_workers", "sweep"),
     *("device", "threads", "cuda_graphs", "logger", "wandb_mode", "wandb_project"),
 )
-RETIRED = ("final_report",)  # fields of earlier versions' runs, read over in a stored config.yaml
+# Fields of earlier versions' runs, read over in a stored config.yaml: with which value (None: any) they mean what the
+# code does now.
+RETIRED = {
+    "final_report": None,
+    "composition": "score",
+    "resample_candidates": None,
+    "networks": "fql",
+    "fourier_features": None,
+}
 LOGGERS = ("csv", "tensorboard", "wandb")
 ANY = math.inf
 COUNTS = (  # at least 1
@@ -207,7 +215,9 @@ def stored_config(path: Path, config_class: type) -> tuple[RunConfig, Any]:
     """Both configs of a run folder's config.yaml, one of an earlier version too. Raises UserError."""
     kinds, values = field_types(config_class), {}
     for name, (node, where) in places_by_key(path, read_mapping(path)).items():
-        if name in RETIRED:
+        if name in RETIRED and name not in kinds:
+            if RETIRED[name] not in (None, node.value):
+                raise UserError(f"{where}: {name} {node.value} is no longer here, use the version that made this run")
             continue
         if name == "wandb_mode" and node.value == "disabled":  # earlier versions' way to leave W&B out
             continue

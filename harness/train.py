@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from common.errors import UserError
+from common.errors import UserError, one_line
 from envs.task import Task
 from harness import devices
 from harness.act_options import parse_grid
@@ -36,7 +36,10 @@ def train_run(agent_class: type, run: RunConfig, config: Any, restart: bool = Fa
     grid = parse_grid(run.sweep, agent_class, config)
     check_loggers(run)
     task = with_chunks(task or load_run_task(run), run, config)
-    agent = agent_class(config, task.observation_dim, task.action_dim, seed=run.seed).to(device)
+    try:
+        agent = agent_class(config, task.observation_dim, task.action_dim, seed=run.seed).to(device)
+    except ValueError as error:  # an agent that cannot be built for this task, as one on a base that is not there
+        raise UserError(f"config: {one_line(error, None)}") from error
     check_task(agent, run, task)
     if restart:
         remove_run(run)

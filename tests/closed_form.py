@@ -16,7 +16,6 @@ against exact@1000) and eq. 10 itself, whose guided marginals are not the noised
 
 import argparse
 import csv
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, Dict, List, Optional, Sequence, Tuple
@@ -27,6 +26,7 @@ from scipy.special import expit, ndtri
 from scipy.stats import wasserstein_distance
 
 from algorithms.dipole import DIPOLE, DIPOLEConfig
+from examples.resample import ResamplingDIPOLE
 
 GRID = np.linspace(-1, 1, 401)
 # Weight, mean and standard deviation of the behaviour's bumps. The best for the linear reward is rare.
@@ -35,8 +35,8 @@ GREEDINESS = (0.5, 1.0, 2.0)
 FLOW_STEPS = (10, 100)
 RESAMPLE_DRAWS = (16, 256)
 CONVERGED_STEPS = 1_000  # Euler steps after which exact@S no longer changes
+BATCH_SIZE = 256
 CONFIG = DIPOLEConfig(
-    batch_size=256,
     learning_rate=2e-3,
     target_rate=0.02,
     actor_hidden_dims=(64, 64, 64),
@@ -111,10 +111,10 @@ MULTI_MODAL = Bandit("multi-modal", lambda actions: np.sin(6 * actions))
 
 
 def train(bandit: Bandit, seed: int, updates: int = 1_500) -> DIPOLE:
-    agent = DIPOLE(dataclasses.replace(bandit.config, seed=seed), observation_dim=1, action_dim=1)
+    agent = DIPOLE(bandit.config, observation_dim=1, action_dim=1, seed=seed)
     generator = np.random.default_rng(seed)
     for _ in range(updates):
-        agent.update(bandit.batch(bandit.config.batch_size, generator))
+        agent.update(bandit.batch(BATCH_SIZE, generator))
     return agent
 
 
@@ -123,10 +123,8 @@ def score_samples(agent: DIPOLE, greediness: float, flow_steps: int, count: int)
 
 
 def resample_samples(agent: DIPOLE, greediness: float, draws: int, count: int) -> np.ndarray:
-    """The same trained networks under `composition: resample`, whose pi+ is sampled in 10 Euler steps."""
-    config = dataclasses.replace(agent.config, composition="resample", resample_candidates=draws)
-    resampler = DIPOLE(config, agent.observation_dim, agent.action_dim)
-    resampler.load_state_dict(agent.state_dict())
+    """The same trained networks with examples/resample.py's rule of acting, pi+ sampled in 10 Euler steps."""
+    resampler = ResamplingDIPOLE.of(agent, resample_candidates=draws)
     return resampler.act(torch.zeros(count, 1), greediness=greediness, flow_steps=10)[:, 0].numpy()
 
 

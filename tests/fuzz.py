@@ -36,12 +36,11 @@ from envs.ogbench.collect import PointMazeCollector
 from envs.ogbench.environment import OGBenchEnvironment
 from envs.ogbench.tasks import _read as read_ogbench
 from envs.transitions import ACTION_LIMIT
-from harness.config_file import config_to_yaml, load_config
-from harness.run_folder import read_checkpoint, run_path
+from harness.config import config_to_yaml, stored_config
+from harness.run_folder import read_checkpoint
 from tests.test_agents import flat_state
-from tests.toy_run import toy_config, toy_run
+from tests.toy_run import toy_run
 
-QUICKSTART = Path(__file__).resolve().parents[1] / "configs" / "dipole" / "quickstart.yaml"
 MINARI = "fuzz/pendulum-v0"
 EXPECTED = ("refused", "equal", "different")
 MAZE = "pointmaze-medium-navigate-singletask-v0"
@@ -65,9 +64,7 @@ class Sample:
 
 def make_samples(root: Path) -> Dict[str, Sample]:
     """A sound file for every reader, below `root`."""
-    checkpoint = _checkpoint(root)
-    yaml_path = root / "config.yaml"
-    yaml_path.write_text(QUICKSTART.read_text())
+    run_dir = toy_run(root / "runs", offline_steps=5, eval_interval=5, eval_episodes=1)
     exorl = root / "exorl"
     collect(exorl, "cartpole", "sticky_random", episodes=1)
     episode = exorl / "cartpole" / "local_sticky_random" / "buffer" / "episode_000000_1000.npz"
@@ -84,20 +81,14 @@ def make_samples(root: Path) -> Dict[str, Sample]:
         "exorl hdf5": Sample(hdf5, lambda path: read_exorl(path, "swingup", True)[0], False),
         "minari hdf5": Sample(main_file, load_minari, False),
         "minari json": Sample(main_file.with_name("metadata.json"), load_minari, False),
-        "yaml": Sample(yaml_path, lambda path: load_config(DIPOLEConfig, path), False),
-        "checkpoint": Sample(checkpoint, lambda path: read_checkpoint(path, "dipole"), True),
+        "yaml": Sample(run_dir / "config.yaml", lambda path: stored_config(path, DIPOLEConfig), False),
+        "checkpoint": Sample(run_dir / "checkpoint.pt", lambda path: read_checkpoint(path, "dipole"), True),
     }
 
 
 def _read_episode(path: Path) -> dict:
     version = path.stat().st_mtime_ns
     return read_episode("cartpole", Episode(str(path), 0, 1000, path.stat().st_size, version, lambda: path.open("rb")))
-
-
-def _checkpoint(root: Path) -> Path:
-    config = toy_config(root / "runs", offline_steps=5, eval_interval=5, eval_episodes=1)
-    toy_run(config)
-    return run_path(config) / "checkpoint.pt"
 
 
 def _maze(root: Path) -> Path:
@@ -234,7 +225,7 @@ def leaves(value: Any) -> Dict[str, Any]:
     if isinstance(value, Dataset):
         names = ("observations", "actions", "rewards", "masks", "valid")
         return {name: getattr(value, name) for name in names}
-    return flat_state(value if isinstance(value, dict) else vars(value))
+    return flat_state(value if isinstance(value, dict) else {**vars(value[0]), **vars(value[1])})
 
 
 def is_equal(value: Any, expected: Any) -> bool:
@@ -257,11 +248,11 @@ def is_sound(value: Any, expected: Any) -> bool:
         same_shapes = all(parts[name].shape == originals[name].shape for name in parts if name != "valid")
         finite = all(bool(torch.isfinite(part).all()) for part in parts.values())
         return same_shapes and finite and bool((value.actions.abs() <= ACTION_LIMIT).all())
-    if isinstance(value, DIPOLEConfig):
+    if isinstance(value, tuple):  # a run's two configs
         with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
-            file.write(config_to_yaml(value))
+            file.write(config_to_yaml(*value))
             file.flush()
-            return load_config(DIPOLEConfig, file.name) == value
+            return stored_config(Path(file.name), DIPOLEConfig) == value
     if "agent" in value:
         return isinstance(value["agent"], dict) and isinstance(value["loop"]["step"], int)
     return all(array.shape == expected[name].shape and np.isfinite(array).all() for name, array in value.items())

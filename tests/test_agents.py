@@ -1,5 +1,7 @@
 """What holds for every algorithm: interface, parameters that move, exact continuation, reproducibility, copying."""
 
+import copy
+import inspect
 import os
 import re
 import shutil
@@ -7,16 +9,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from harness.agent_tools import network_evaluations, restore, state_of, validation_metrics
 from tests.conftest import small_config
 from tests.test_files_agree import path_of
 from tests.toy import random_batch
 
 
-def make_agent(algorithm, **changes):
-    return algorithm.agent_class(small_config(algorithm, **changes), observation_dim=3, action_dim=2)
+def make_agent(algorithm, seed=0, **changes):
+    return algorithm.agent_class(small_config(algorithm, **changes), observation_dim=3, action_dim=2, seed=seed)
 
 
 def flat_state(state, prefix="") -> dict:
@@ -40,14 +44,14 @@ def assert_equal_states(first, second) -> None:
 def test_update_reports_detached_scalars_under_the_same_names(algorithm):
     agent = make_agent(algorithm)
     first, second = agent.update(random_batch()), agent.update(random_batch())
-    assert first.keys() == second.keys()
+    assert first.keys() == second.keys() == validation_metrics(agent, random_batch()).keys()
     for name, metric in first.items():
         assert re.fullmatch(r"(critic|value|actor)/\w+", name), name
         assert metric.ndim == 0 and not metric.requires_grad and torch.isfinite(metric), name
 
 
 def test_the_same_things_have_the_same_names(algorithm):
-    """Networks and the critics' metrics; `base` is the planner that dipole_lora adapts."""
+    """Networks, losses and the critics' metrics; `base` is the planner that dipole_lora adapts."""
     agent = make_agent(algorithm)
     networks = {
         "critic",
@@ -62,6 +66,9 @@ def test_the_same_things_have_the_same_names(algorithm):
     }
     assert {name for name, _ in agent.named_children()} <= networks | {"noise"}
     metrics = agent.update(random_batch()).keys()
+    assert hasattr(agent, "policy_loss")
+    assert hasattr(agent, "critic") == hasattr(agent, "critic_loss")
+    assert hasattr(agent, "value") == hasattr(agent, "value_loss")
     if hasattr(agent, "critic"):
         assert {"critic/loss", "critic/q_mean", "critic/target_mean"} <= metrics
     if hasattr(agent, "value"):
@@ -81,10 +88,32 @@ def test_every_trainable_parameter_moves(algorithm):
 
 
 @pytest.mark.parametrize("count", [1, 5])
-def test_act_gives_actions_in_range(algorithm, count):
-    actions = make_agent(algorithm).act(10 * torch.randn(count, 3))
+@pytest.mark.parametrize("explore", [False, True])
+def test_act_gives_actions_in_range(algorithm, count, explore):
+    actions = make_agent(algorithm).act(10 * torch.randn(count, 3), explore=explore)
     assert actions.shape == (count, 2) and not actions.requires_grad
     assert actions.abs().max() <= 1
+
+
+def test_act_options_are_config_fields_that_act_takes(algorithm):
+    agent = make_agent(algorithm)
+    for name in agent.act_options:
+        actions = agent.act(torch.zeros(2, 3), **{name: getattr(agent.config, name)})
+        assert actions.shape == (2, 2)
+    parameters = inspect.signature(agent.act).parameters
+    assert ("options" in parameters) == bool(agent.act_options)
+
+
+def test_loss_is_pure(algorithm):
+    """Equal batches and noise give the equal loss, and no state changes, not even of the random numbers."""
+    agent = make_agent(algorithm)
+    agent.update(random_batch())
+    noise = agent.draw(16)
+    before = copy.deepcopy(state_of(agent))
+    (first, metrics), (second, _) = agent.loss(random_batch(), noise), agent.loss(random_batch(), noise)
+    assert torch.equal(first, second) and first.requires_grad
+    assert not any(metric.requires_grad for metric in metrics.values())
+    assert_equal_states(before, state_of(agent))
 
 
 def test_float64_throughout(algorithm):
@@ -97,13 +126,29 @@ def test_float64_throughout(algorithm):
 def test_save_and_load_continue_bit_for_bit(algorithm, tmp_path):
     agent = make_agent(algorithm, seed=3)
     agent.update(random_batch())
-    torch.save(agent.state_dict(), tmp_path / "state.pt")
-    copy = make_agent(algorithm, seed=4)
-    copy.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    torch.save(state_of(agent), tmp_path / "state.pt")
+    other = make_agent(algorithm, seed=4)
+    restore(other, torch.load(tmp_path / "state.pt", weights_only=True))
     for _ in range(2):
         agent.update(random_batch())
-        copy.update(random_batch())
-    assert_equal_states(agent.state_dict(), copy.state_dict())
+        other.update(random_batch())
+    assert_equal_states(state_of(agent), state_of(other))
+
+
+def test_a_users_own_loop_saves_and_loads_as_any_module_of_torch(algorithm):
+    """state_dict has torch's signature and holds tensors only; a deep copy acts as the agent does."""
+    agent = make_agent(algorithm)
+    agent.update(random_batch())
+    state = agent.state_dict()
+    assert all(isinstance(value, torch.Tensor) for value in state.values())
+    other = make_agent(algorithm, seed=1)
+    keys = other.load_state_dict(state, strict=True)
+    assert not keys.unexpected_keys
+    other.noise.generator.set_state(agent.noise.generator.get_state())
+    twin = copy.deepcopy(agent)
+    actions = agent.act(torch.ones(4, 3))
+    assert torch.equal(other.act(torch.ones(4, 3)), actions)
+    assert torch.equal(twin.act(torch.ones(4, 3)), actions)
 
 
 def test_same_seed_same_trace_and_another_seed_another(algorithm):
@@ -112,30 +157,81 @@ def test_same_seed_same_trace_and_another_seed_another(algorithm):
         torch.manual_seed(seed + 1)  # global random state must not matter
         for _ in range(2):
             agent.update(random_batch())
-        return agent.state_dict()
+        return state_of(agent)
 
     assert_equal_states(trace(0), trace(0))
     first, second = trace(0)["networks"], trace(1)["networks"]
     assert any(not torch.equal(first[name], second[name]) for name in first)
 
 
-def test_losses_change_nothing_and_repeat(algorithm):
+def test_validation_changes_nothing_and_repeats(algorithm):
     agent = make_agent(algorithm)
     agent.update(random_batch())
-    before = agent.state_dict()
-    before = {key: leaf.clone() if isinstance(leaf, torch.Tensor) else leaf for key, leaf in flat_state(before).items()}
-    first, second = agent.losses(random_batch()), agent.losses(random_batch())
-    assert_equal_states(before, flat_state(agent.state_dict()))
+    before = copy.deepcopy(state_of(agent))
+    first, second = validation_metrics(agent, random_batch()), validation_metrics(agent, random_batch())
+    network_evaluations(agent)
+    assert_equal_states(before, state_of(agent))
     assert_equal_states(first, second)
-    assert not any(metric.requires_grad for metric in first.values())
+
+
+def test_network_evaluations_are_those_of_the_formulas(algorithm):
+    """Steps, policies, candidates and critics, as the algorithm files counted them by hand before November 2026."""
+    agent = make_agent(
+        algorithm, **({"num_candidates": 4} if "num_candidates" in algorithm.agent_class.act_options else {})
+    )
+    name, config = algorithm.name, agent.config
+    pairs = {"greediness": (0.0, 1.0), "num_candidates": (1, 4), "flow_steps": (3, 10), "denoising_steps": (2, 10)}
+    if name == "dipole_lora":  # a planner in pre-training has one policy
+        pairs = {"sampling_steps": (3, 10)}
+    options = [{}] + [{key: value} for key, values in pairs.items() if key in agent.act_options for value in values]
+    for option in options:
+        count = option.get("num_candidates", getattr(config, "num_candidates", 1))
+        steps = {
+            "dipole": option.get("flow_steps", 10),
+            "ifql": option.get("flow_steps", 10),
+            "dipole_diffusion": option.get("denoising_steps", 10),
+            "dipole_lora": option.get("sampling_steps", 10),
+            "dql": getattr(config, "diffusion_steps", 0),
+            "qsm": getattr(config, "diffusion_steps", 0),
+        }.get(name, 1)
+        policies = 2 if option.get("greediness", 0.0) not in (0, -1) else 1
+        selection = 2 * count if count > 1 else 0
+        assert network_evaluations(agent, **option) == count * steps * policies + selection, option
+
+
+WRONG_BATCHES = {
+    "rewards of shape [B, 1]": ({"rewards": torch.zeros(16, 1)}, r"^rewards must be torch.float32 \[N\].*\[16, 1\]"),
+    "masks of shape [B, 1]": ({"masks": torch.ones(16, 1)}, r"^masks must be .*\[N\].*\[16, 1\]"),
+    "float64": ({"rewards": torch.zeros(16).double()}, r"^rewards must be torch.float32 .*, not torch.float64"),
+    "a numpy array": ({"actions": np.zeros((16, 2), np.float32)}, r"^actions must be .*\[N, 2\].*, not ndarray"),
+    "a wrong width": ({"actions": torch.zeros(16, 4)}, r"^actions must be .*\[N, 2\].*\[16, 4\]"),
+    "another number of rows": ({"masks": torch.ones(15)}, r"^masks must be .*\[15\].*N = 16"),
+    "a column that is missing": ({"next_observations": None}, r"^next_observations must be .*, not NoneType"),
+    "wrong observations": ({"observations": torch.zeros(16, 5)}, r"^observations must be .*\[N, 3\].*\[16, 5\]"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_BATCHES)
+def test_a_wrong_minibatch_is_one_sentence_that_names_the_column(algorithm, name):
+    changes, message = WRONG_BATCHES[name]
+    if algorithm.name == "dipole_lora" and not changes.keys() & {"actions", "observations"}:
+        pytest.skip("pre-training uses observations and actions only")
+    with pytest.raises(ValueError, match=message):
+        make_agent(algorithm).update(random_batch() | changes)
+
+
+@pytest.mark.parametrize("states", [torch.zeros(3), torch.zeros(2, 4), torch.zeros(2, 3).double(), np.zeros((2, 3))])
+def test_wrong_states_are_one_sentence(algorithm, states):
+    with pytest.raises(ValueError, match=r"^observations must be torch.float32 \[N, 3\] on cpu, not "):
+        make_agent(algorithm).act(states)
 
 
 def test_a_file_copied_alone_works(algorithm, tmp_path):
-    """Imports in isolated mode from an empty folder, does ten updates and acts, without this repository."""
+    """Imports in isolated mode from an empty folder, does ten updates, acts, saves and loads, all alone."""
     shutil.copy(path_of(algorithm.name), tmp_path)
     agent, config = algorithm.agent_class.__name__, algorithm.config_class.__name__
     script = f"""
-import sys
+import dataclasses, sys
 sys.path.insert(0, {str(tmp_path)!r})
 import torch
 from {algorithm.name} import {agent}, {config}
@@ -146,8 +242,13 @@ before = [parameter.clone() for parameter in agent.parameters()]
 for _ in range(10):
     agent.update({{name: torch.rand(shape) for name, shape in columns.items()}})
 assert any(not torch.equal(a, b) for a, b in zip(before, agent.parameters()))
-assert agent.act(torch.zeros(4, 3)).shape == (4, 2)
-foreign = {{"envs", "harness", "pyrallis", "gymnasium", "wandb"}} & set(sys.modules)
+torch.manual_seed(0)
+checkpoint = {{"config": dataclasses.asdict(agent.config), "observation_dim": 3, "action_dim": 2}}
+torch.save(checkpoint | {{"agent": {{"networks": agent.state_dict()}}}}, "checkpoint.pt")
+loaded = {agent}.load(".")
+loaded.noise.generator.set_state(agent.noise.generator.get_state())
+assert torch.equal(agent.act(torch.zeros(4, 3)), loaded.act(torch.zeros(4, 3)))
+foreign = {{"envs", "harness", "common", "pyrallis", "gymnasium", "wandb", "yaml"}} & set(sys.modules)
 assert not foreign, foreign
 """
     environment = {"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1"}

@@ -1,4 +1,4 @@
-"""The layers of the repository: no import runs back, no circle hides behind a late import, a file name has one place."""
+"""The layers: no import runs back, no circle hides behind a late import, a file name has one place."""
 
 import ast
 from pathlib import Path

@@ -12,6 +12,7 @@ from harness import config as settings
 from harness.algorithms import algorithm_names, load_algorithm
 from harness.config import (
     MACHINE_OPTIONS,
+    RETIRED,
     RunConfig,
     check_values,
     config_to_yaml,
@@ -42,6 +43,8 @@ def test_settings_equal_the_frozen_configs(path):
     frozen["sweep"] = frozen.pop("final_report")
     frozen["label"] = frozen["label"] or (f"{algorithm}_{variant}" if variant else algorithm)
     del frozen["wandb_mode"]  # was "disabled" everywhere: W&B is a logger now
+    gone = {name: frozen.pop(name) for name in set(RETIRED) & set(frozen)}
+    assert all(RETIRED[name] in (None, value) for name, value in gone.items())
     assert {name: values[name] for name in frozen} == frozen
 
 
@@ -81,6 +84,9 @@ def test_a_config_of_an_earlier_version_is_read(tmp_path):
     run, config = stored_config(tmp_path / "config.yaml", config_class("dipole"))
     assert (run.seed, run.label, run.sweep, run.logger) == (3, "dipole", (), ("csv",))
     assert config == config_class("dipole")()
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(old | {"composition": "resample"}))
+    with pytest.raises(UserError, match="composition resample is no longer here, use the version that made this run"):
+        stored_config(tmp_path / "config.yaml", config_class("dipole"))
 
 
 def test_no_method_has_a_run_field():
@@ -119,7 +125,7 @@ def test_later_sources_win(own_settings):
     run, config = found.run, found.config
     assert (run.batch_size, run.eval_episodes, run.seed, run.label) == (2, 3, 4, "dipole_fast")
     assert (config.greediness, config.expectile, config.shift, config.flow_steps) == (2.0, 0.6, 4.0, 7)
-    assert found.sources["shift"].endswith("exorl.yaml: line 7")
+    assert found.sources["shift"].endswith("exorl.yaml: line 8")
     assert (found.sources["flow_steps"], found.sources["discount"]) == ("command line", "default")
     shown = found.shown().splitlines()
     assert len(shown) == len(field_types(dipole)) and any(

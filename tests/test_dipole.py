@@ -1,4 +1,4 @@
-"""What is DIPOLE's own: its weights, its two compositions, the options of acting, safety inside a CUDA graph."""
+"""What is DIPOLE's own: its weights, its composition, the options of acting, safety inside a CUDA graph."""
 
 import dataclasses
 
@@ -6,20 +6,13 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from algorithms.dipole import (
-    DIPOLE,
-    DIPOLEConfig,
-    composed_velocity,
-    effective_sample_size,
-    expectile_loss,
-    policy_weights,
-    resample,
-    sample_composed,
-    soft_update,
-)
+from algorithms.baselines.dql import resample
+from algorithms.dipole import DIPOLE, DIPOLEConfig, composed_velocity, expectile_loss, policy_weights, soft_update
+from examples.resample import ResamplingConfig, ResamplingDIPOLE, effective_sample_size
+from harness.agent_tools import state_of
 from tests.toy import random_batch
 
-SMALL = DIPOLEConfig(actor_hidden_dims=(16, 16), value_hidden_dims=(16, 16), batch_size=16, num_candidates=4)
+SMALL = DIPOLEConfig(actor_hidden_dims=(16, 16), value_hidden_dims=(16, 16), num_candidates=4)
 
 
 def make_agent(**changes) -> DIPOLE:
@@ -31,7 +24,8 @@ def test_weights_by_hand():
     sigmoid = 1 / (1 + torch.exp(-(3 * advantage + 0.5)))
 
     def weights(weighting, max_weight=100.0):
-        return policy_weights(weighting, advantage, 3.0, 0.5, max_weight)
+        config = DIPOLEConfig(weighting=weighting, inverse_temperature=3.0, shift=0.5, max_weight=max_weight)
+        return policy_weights(config, advantage)
 
     torch.testing.assert_close(weights("sigmoid"), torch.stack([sigmoid, 1 - sigmoid]))
     exponential = torch.exp(torch.tensor([[-3.0, 0.0, 6.0]]))
@@ -84,21 +78,22 @@ def test_composition_is_linear_in_the_velocities():
     torch.testing.assert_close(
         composed_velocity(agent.flow, observations, x, 0.3, 1.5), 2.5 * positive - 1.5 * negative
     )
-    inputs = torch.cat([observations, x, torch.full((5, 1), 0.3).double()], dim=-1)
-    torch.testing.assert_close(torch.stack([positive, negative]), agent.flow(inputs))
+    both = agent.flow(observations, x, torch.full((5, 1), 0.3).double())
+    torch.testing.assert_close(torch.stack([positive, negative]), both)
 
 
 def test_sampling_follows_a_known_flow():
     """A constant velocity moves x by it in any number of steps, and the end is clipped."""
 
     class Constant(torch.nn.Module):
-        def forward(self, inputs, members):
-            return torch.tensor([0.5, 3.0]).expand(1, len(inputs), 2)
+        def forward(self, observations, x, t, member):
+            return torch.tensor([0.5, 3.0]).expand(1, len(x), 2)
 
-    x = torch.tensor([[0.1, 0.0]])
+    agent, x0 = make_agent(), torch.tensor([[[0.1, 0.0], [0.2, -4.0]]])
+    agent.flow = Constant()
     for steps in (1, 7):
-        moved = sample_composed(Constant(), torch.zeros(1, 3), x, 0.0, steps)
-        torch.testing.assert_close(moved, torch.tensor([[0.6, 1.0]]))
+        moved = agent.sample(torch.zeros(1, 3), x0, greediness=0.0, flow_steps=steps)
+        torch.testing.assert_close(moved, torch.tensor([[[0.6, 1.0], [0.7, -1.0]]]))
 
 
 def test_negative_network_is_not_evaluated_without_greediness():
@@ -124,12 +119,21 @@ def test_effective_sample_size_by_hand():
     torch.testing.assert_close(effective_sample_size(weights.log()), torch.tensor([4.0, 1.0, 16 / 6]))
 
 
-def test_resampling_reports_its_effective_sample_size():
-    agent = make_agent(composition="resample", greediness=4.0, inverse_temperature=50.0, resample_candidates=8)
-    size = agent.update(random_batch())["actor/effective_sample_size"].item()
-    assert 1 <= size < 8
-    indifferent = make_agent(composition="resample", greediness=0.0, resample_candidates=8)
-    assert indifferent.update(random_batch())["actor/effective_sample_size"].item() == pytest.approx(8)
+def test_resampling_follows_the_critics_at_large_greediness_and_pi_plus_at_none():
+    agent = ResamplingDIPOLE.of(make_agent(inverse_temperature=50.0), resample_candidates=64, num_candidates=1)
+    observations = torch.randn(32, 3)
+    actions = agent.sample(observations, torch.randn(32, 64, 2), greediness=0.0, flow_steps=10)
+    sizes = {}
+    for greediness in (0.0, 4.0):
+        config = dataclasses.replace(agent.config, greediness=greediness)
+        sizes[greediness] = effective_sample_size(agent.log_weights(observations, actions, config)).mean().item()
+    assert sizes[0.0] == pytest.approx(64) and 1 <= sizes[4.0] < 32
+
+    def value(greediness):
+        acted = agent.act(observations, greediness=greediness)
+        return agent.target_critic(observations, acted).amin(dim=0).mean()
+
+    assert value(100.0) > value(0.0)
 
 
 def test_best_candidate_is_the_one_the_smallest_critic_values_most():
@@ -138,7 +142,7 @@ def test_best_candidate_is_the_one_the_smallest_critic_values_most():
     observations = torch.randn(32, 3)
 
     def smallest(actions):
-        return agent.critic(torch.cat([observations, actions], dim=-1)).amin(dim=0).mean()
+        return agent.critic(observations, actions).amin(dim=0).mean()
 
     assert smallest(agent.act(observations, num_candidates=64)) > smallest(agent.act(observations, num_candidates=1))
 
@@ -151,51 +155,23 @@ def test_only_the_policies_of_the_weighting_exist(weighting, policies):
 
 
 @pytest.mark.parametrize(
-    "changes, word",
+    "config_class, changes",
     [
-        ({"weighting": "sigmod"}, "weighting"),
-        ({"composition": "product"}, "composition"),
-        ({"value_aggregation": "max"}, "value_aggregation"),
-        ({"num_candidates": 0}, "num_candidates"),
-        ({"greediness": -1.5}, "greediness"),
-        ({"max_weight": 0.0}, "max_weight"),
-        ({"weighting": "exponential", "greediness": 1.0}, "greediness"),
-        ({"composition": "resample", "target_greediness": -0.5}, "target_greediness"),
+        (DIPOLEConfig, {"greediness": -1.5}),
+        (DIPOLEConfig, {"target_greediness": 0.5, "weighting": "none"}),
+        (DIPOLEConfig, {"greediness": 1.0, "weighting": "exponential"}),
+        (ResamplingConfig, {"greediness": -0.5}),
     ],
 )
-def test_impossible_settings_are_refused_by_name(changes, word):
-    with pytest.raises(ValueError, match=f"^{word} is "):
-        dataclasses.replace(SMALL, **changes)
+def test_a_greediness_without_policies_is_refused_by_name(config_class, changes):
+    field, value = next(iter(changes.items()))
+    with pytest.raises(ValueError, match=f"^{field} is {value:g}"):
+        config_class(**changes)
 
 
-@pytest.mark.parametrize(
-    "weighting, options",
-    [("none", {"greediness": 1.0}), ("sigmoid", {"flow_steps": 0}), ("sigmoid", {"num_candidates": 0})],
-)
-def test_acting_refuses_what_the_config_refuses(weighting, options):
-    with pytest.raises(ValueError, match=next(iter(options))):
-        make_agent(weighting=weighting).act(torch.zeros(1, 3), **options)
-
-
-@pytest.mark.parametrize(
-    "options, count",
-    [
-        ({"greediness": 0, "num_candidates": 1, "flow_steps": 10}, 10),
-        ({"greediness": 1, "num_candidates": 1, "flow_steps": 10}, 20),
-        ({"greediness": 1, "num_candidates": 32, "flow_steps": 10}, 32 * 20 + 64),
-    ],
-)
-def test_network_evaluations_count_what_runs(options, count):
-    """Against the rows that really pass through the networks, each member counted."""
-    agent, rows = make_agent(), []
-
-    def note(module, arguments, output):
-        rows.append(output.shape[0] * output.shape[1])
-
-    for network in (agent.flow, agent.critic):
-        network.register_forward_hook(note)
-    agent.act(torch.zeros(3, 3), **options)
-    assert sum(rows) == 3 * count == 3 * agent.network_evaluations(**options)
+def test_acting_refuses_what_the_config_refuses():
+    with pytest.raises(ValueError, match="^greediness is 1, but weighting none trains one policy; set greediness to 0"):
+        make_agent(weighting="none").act(torch.zeros(1, 3), greediness=1.0)
 
 
 class NoSynchronisation(TorchDispatchMode):
@@ -209,20 +185,18 @@ class NoSynchronisation(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("composition", ["score", "resample"])
 @pytest.mark.parametrize("weighting", ["sigmoid", "exponential", "indicator", "none"])
-def test_update_does_not_synchronise(weighting, composition):
-    agent = make_agent(weighting=weighting, composition=composition, target_candidates=3)
+def test_update_does_not_synchronise(weighting):
+    agent = make_agent(weighting=weighting, target_candidates=3)
     batch = random_batch()
     with NoSynchronisation():
         agent.update(batch)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("composition", ["score", "resample"])
-def test_update_runs_inside_a_cuda_graph(composition):
+def test_update_runs_inside_a_cuda_graph():
     """Replays of a captured update equal eager updates of a copy within rounding."""
-    agents = [make_agent(composition=composition).cuda() for _ in range(2)]
+    agents = [make_agent().cuda() for _ in range(2)]
     batch = {name: tensor.cuda() for name, tensor in random_batch().items()}
     eager, captured = agents
     stream = torch.cuda.Stream()
@@ -245,10 +219,13 @@ def test_update_runs_inside_a_cuda_graph(composition):
 def test_load_gives_the_agent_of_a_run_back(tmp_path):
     agent = make_agent()
     agent.update(random_batch())
-    checkpoint = {"config": dataclasses.asdict(agent.config), "observation_dim": 3, "action_dim": 2}
-    torch.save(checkpoint | {"agent": agent.state_dict()}, tmp_path / "checkpoint.pt")
+    run_fields = {"task": "toy/point", "composition": "score"}  # a stored config has the run's, and earlier versions'
+    checkpoint = {"config": dataclasses.asdict(agent.config) | run_fields, "observation_dim": 3, "action_dim": 2}
+    torch.save(checkpoint | {"agent": state_of(agent)}, tmp_path / "checkpoint.pt")
     observations = torch.randn(4, 3)
-    assert torch.equal(DIPOLE.load(tmp_path).act(observations), agent.act(observations))
+    loaded = DIPOLE.load(tmp_path)
+    loaded.noise.generator.set_state(agent.noise.generator.get_state())
+    assert torch.equal(loaded.act(observations), agent.act(observations))
 
 
 def test_target_critics_move_by_their_rate():

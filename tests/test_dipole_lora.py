@@ -12,30 +12,31 @@ import pytest
 import torch
 from torch import nn
 
-from algorithms import dipole
-from algorithms.dipole_diffusion import sample_denoiser
-from algorithms.dipole_lora import DIPOLELoRA, DIPOLELoRAConfig, Planner, fingerprint, initialise, load_base
+from algorithms.dipole import DIPOLE, DIPOLEConfig, policy_weights
+from algorithms.dipole_diffusion import DIPOLEDiffusion, DIPOLEDiffusionConfig
+from algorithms.dipole_lora import DIPOLELoRA, DIPOLELoRAConfig, Planner, fingerprint, load_base
 from common.errors import UserError
-from harness.run import run
+from harness.agent_tools import network_evaluations, restore, state_of
+from harness.config import RunConfig
+from harness.run_folder import run_path
+from harness.train import train_run
 from tests.test_agents import assert_equal_states
 from tests.toy import random_batch, toy_task
 
 ROOT = Path(__file__).resolve().parents[1]
 SCENES = ROOT / "tests" / "golden" / "driving" / "scenes"
-PLANNER = {"planner_width": 16, "planner_heads": 2, "batch_size": 16}
+PLANNER = {"planner_width": 16, "planner_heads": 2}
 PRETRAIN = DIPOLELoRAConfig(**PLANNER)
 FINETUNE = DIPOLELoRAConfig(stage="finetune", adapter_rank=3, inverse_temperature=2.0, shift=0.3, **PLANNER)
 STATES = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
 
 
 def new_base(seed: int = 0, config: DIPOLELoRAConfig = PRETRAIN) -> Planner:
-    base = Planner(config, 3, 2)
-    initialise(base, torch.Generator().manual_seed(seed))
-    return base
+    return Planner(config, 3, 2, torch.Generator().manual_seed(seed))
 
 
-def finetuning(**changes) -> DIPOLELoRA:
-    return DIPOLELoRA(dataclasses.replace(FINETUNE, **changes), 3, 2, base=new_base())
+def finetuning(seed: int = 0, **changes) -> DIPOLELoRA:
+    return DIPOLELoRA(dataclasses.replace(FINETUNE, **changes), 3, 2, seed, base=new_base())
 
 
 def scored_batch(dtype: torch.dtype = torch.float32) -> dict:
@@ -87,23 +88,38 @@ def test_the_base_never_moves_and_both_adapters_do(process):
             assert not torch.equal(parameter, start[name]), name
         else:
             assert torch.equal(parameter, start[name]) and parameter.grad is None and not parameter.requires_grad, name
-    assert agent.base_sha256 == sums
+    assert bytes(agent.base_sha256.tolist()).hex() == sums
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_adapters_of_a_base_of_fewer_bits_are_float32_and_move(dtype):
+    """In bfloat16 most entries of an adapter would stay: a step is smaller than the rounding of the weight."""
+    agent = DIPOLELoRA(FINETUNE, 3, 2, base=new_base().to(dtype))
+    assert {parameter.dtype for name, parameter in agent.base.named_parameters() if ".lora_" not in name} == {dtype}
+    assert {parameter.dtype for parameter in agent.trained.values()} == {torch.float32}
+    start = {name: parameter.detach().clone() for name, parameter in agent.trained.items()}
+    for _ in range(3):
+        metrics = agent.update(scored_batch())
+    assert all(metric.isfinite() for metric in metrics.values())
+    for name, parameter in agent.trained.items():
+        assert (parameter != start[name]).float().mean() > 0.9, name
+    assert acted(agent, greediness=1.0).dtype == torch.float32
 
 
 def test_the_two_adapters_do_not_share_their_gradient():
     """The gradient of each is that of its own term of eq. 9, done here with one adapter at a time."""
     agent, batch = trained().double(), scored_batch(torch.float64)
-    agent.noise.generator.manual_seed(3)
-    x, t, target = agent._noised(batch["actions"])
+    noise = agent.draw(len(batch["actions"]))
+    x0, t = noise["noise"], noise["t"]
+    x, target = (1 - t) * x0 + t * batch["actions"], batch["actions"] - x0
     positive_weights = torch.sigmoid(2.0 * (batch["rewards"] - batch["state_values"]) + 0.3)
     expected = {}
     for adapter, weights in (("positive", positive_weights), ("negative", 1 - positive_weights)):
         own = {name: parameter for name, parameter in agent.trained.items() if f".{adapter}." in name}
-        errors = (agent._policy(adapter, batch["observations"], x, t) - target).square().mean(dim=-1)
+        errors = (agent.adapted(adapter, batch["observations"], x, t) - target).square().mean(dim=-1)
         expected |= dict(zip(own, torch.autograd.grad((weights * errors).mean(), list(own.values())), strict=True))
-    agent.noise.generator.manual_seed(3)
     agent.optimizer.zero_grad()
-    agent._loss(batch)[0].backward()
+    agent.loss(batch, noise)[0].backward()
     assert expected.keys() == agent.trained.keys()
     for name, parameter in agent.trained.items():
         torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-10, atol=1e-14, msg=name)
@@ -113,7 +129,8 @@ def test_weights_are_those_of_dipole():
     batch = scored_batch()
     advantage = batch["rewards"] - batch["state_values"]
     for weighting in ("sigmoid", "exponential", "indicator", "none"):
-        expected = dipole.policy_weights(weighting, advantage, 2.0, 0.3, 100.0)
+        config = DIPOLEConfig(weighting=weighting, inverse_temperature=2.0, shift=0.3)
+        expected = policy_weights(config, advantage)
         agent = finetuning(weighting=weighting)
         metrics = agent.update(batch)
         torch.testing.assert_close(metrics["actor/weight_mean"], expected[0].mean())
@@ -125,10 +142,10 @@ def test_weights_are_those_of_dipole():
 def test_only_the_seed_decides_the_adapters():
     def adapters(seed, global_seed):
         torch.manual_seed(global_seed)
-        return trained(seed=seed).state_dict()
+        return {name: parameter.detach() for name, parameter in trained(seed=seed).trained.items()}
 
     assert_equal_states(adapters(0, 1), adapters(0, 2))
-    first, second = adapters(0, 1)["networks"], adapters(1, 1)["networks"]
+    first, second = adapters(0, 1), adapters(1, 1)
     assert all(not torch.equal(first[name], second[name]) for name in first)
 
 
@@ -168,26 +185,27 @@ def test_prediction_is_the_linear_rule_of_two_bases_with_the_adapters_merged():
 
 @pytest.mark.parametrize("greediness", [0.0, -1.0, 2.0])
 def test_samplers_are_those_of_the_other_two_files(greediness):
-    """The same draws through sample_composed and sample_denoiser, whose networks are stand-ins that ask this agent."""
+    """The same draws through their samplers, whose networks are stand-ins that ask this agent."""
 
     class Stack(nn.Module):
         def __init__(self, agent, time_of):
             super().__init__()
             self.agent, self.time_of = [agent], time_of
 
-        def forward(self, inputs, members=slice(None)):
-            states, x, t = inputs[:, :3], inputs[:, 3:5], self.time_of(inputs[:, 5:])
+        def forward(self, states, x, t, member=None):
             (agent,) = self.agent
-            return torch.stack([agent.predict(states, x, t, omega) for omega in (0.0, -1.0)])[members]
+            both = torch.stack([agent.predict(states, x, self.time_of(t), omega) for omega in (0.0, -1.0)])
+            return both if member is None else both[member, None]
 
     def level(features):  # of the slowest of its sinusoids
         return (torch.atan2(features[:, 7:8], features[:, 15:16]) * 1e4).round()
 
     states, draws = STATES.double(), torch.Generator().manual_seed(1)
-    flow = trained().double()
+    flow, other = trained().double(), DIPOLE(DIPOLEConfig(), 3, 2)
     noise = torch.randn(5, 2, generator=draws, dtype=torch.float64)
     flow.noise.normal = lambda *shape: noise
-    expected = dipole.sample_composed(Stack(flow, lambda t: t), states, noise, greediness, 4)
+    other.flow = Stack(flow, lambda t: t)
+    expected = other.sample(states, noise[:, None], greediness, 4)[:, 0]
     actions = flow.act(states, greediness=greediness, sampling_steps=4)
     torch.testing.assert_close(actions, expected, rtol=0, atol=1e-10)
 
@@ -198,12 +216,14 @@ def test_samplers_are_those_of_the_other_two_files(greediness):
     torch.manual_seed(0)
     config = dataclasses.replace(FINETUNE, process="diffusion", stochasticity=0.7, target_modules=("first", "second"))
     diffusion = DIPOLELoRA(config, 3, 2, base=NearlyNoise())
+    other = DIPOLEDiffusion(DIPOLEDiffusionConfig(stochasticity=0.7), 3, 2)
     for _ in range(3):
         diffusion.update(scored_batch())
     diffusion.double()
     noises = torch.randn(5, 5, 2, generator=draws, dtype=torch.float64)
     diffusion.noise.normal = lambda *shape: noises
-    expected = sample_denoiser(Stack(diffusion, level), states, noises, greediness, 10, 0.7)
+    other.denoiser = Stack(diffusion, level)
+    expected = other.sample(states, noises[:, None], greediness)[:, 0]
     assert (expected.abs() < 1).any()
     actions = diffusion.act(states, greediness=greediness, sampling_steps=4)
     torch.testing.assert_close(actions, expected, rtol=0, atol=1e-10)
@@ -211,8 +231,8 @@ def test_samplers_are_those_of_the_other_two_files(greediness):
 
 def test_cost_of_an_action():
     agent = finetuning()
-    assert agent.network_evaluations() == 10
-    assert agent.network_evaluations(greediness=0.5, sampling_steps=4) == 8
+    assert network_evaluations(agent) == 10
+    assert network_evaluations(agent, greediness=0.5, sampling_steps=4) == 8
 
 
 # ---- What is saved ----
@@ -220,27 +240,14 @@ def test_cost_of_an_action():
 
 def test_save_and_load_continue_bit_for_bit(tmp_path):
     agent = trained(seed=3)
-    torch.save(agent.state_dict(), tmp_path / "state.pt")
+    torch.save(state_of(agent), tmp_path / "state.pt")
     copy = finetuning(seed=4)
-    copy.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    restore(copy, torch.load(tmp_path / "state.pt", weights_only=True))
     for _ in range(2):
         agent.update(scored_batch())
         copy.update(scored_batch())
-    assert_equal_states(agent.state_dict(), copy.state_dict())
+    assert_equal_states(state_of(agent), state_of(copy))
     assert torch.equal(acted(agent, greediness=1.0), acted(copy, greediness=1.0))
-
-
-def test_validation_losses_and_acting_change_nothing():
-    agent, undisturbed = finetuning(), finetuning()
-    for one in (agent, undisturbed):
-        one.update(scored_batch())
-    assert agent.losses(scored_batch()) == agent.losses(scored_batch())
-    draws = agent.noise.generator.get_state()
-    agent.act(STATES, greediness=-1.0)
-    agent.noise.generator.set_state(draws)
-    for one in (agent, undisturbed):
-        one.update(scored_batch())
-    assert_equal_states(agent.state_dict(), undisturbed.state_dict())
 
 
 def test_a_checkpoint_holds_adapters_but_no_base(tmp_path):
@@ -249,9 +256,10 @@ def test_a_checkpoint_holds_adapters_but_no_base(tmp_path):
     torch.save(base.state_dict(), tmp_path / "base.pt")
     agent = DIPOLELoRA(dataclasses.replace(FINETUNE, planner_width=128, adapter_rank=1), 3, 2, base=base)
     agent.update(scored_batch())
-    state = agent.state_dict()
+    state = state_of(agent)
     torch.save(state, tmp_path / "adapters.pt")
-    assert all(re.search(r"\.lora_[AB]\.(positive|negative)\.weight$", name) for name in state["networks"])
+    names = state["networks"].keys() - {"base_sha256"}
+    assert names and all(re.search(r"\.lora_[AB]\.(positive|negative)\.weight$", name) for name in names)
     sizes = {name: (tmp_path / f"{name}.pt").stat().st_size for name in ("base", "adapters")}
     assert sizes["adapters"] < 0.2 * sizes["base"], sizes  # with both moments of Adam
 
@@ -259,11 +267,11 @@ def test_a_checkpoint_holds_adapters_but_no_base(tmp_path):
 def test_adapters_of_another_base_or_other_layers_are_refused():
     state = trained().state_dict()
     other = DIPOLELoRA(FINETUNE, 3, 2, base=new_base(seed=1))
-    before = {name: value.clone() for name, value in other.state_dict()["networks"].items()}
-    with pytest.raises(UserError, match=r"base: has sha256 \w{12}\.\.\., but the adapters are of a base with \w{12}"):
+    before = {name: value.clone() for name, value in other.state_dict().items()}
+    with pytest.raises(ValueError, match=r"base has sha256 \w{12}\.\.\., but the adapters are of a base with \w{12}"):
         other.load_state_dict(state)
-    assert all(torch.equal(value, before[name]) for name, value in other.state_dict()["networks"].items())
-    with pytest.raises(UserError, match="target_modules: the adapters of the checkpoint are of other layers"):
+    assert_equal_states(other.state_dict(), before)
+    with pytest.raises(ValueError, match="target_modules: the adapters of the checkpoint are of other layers"):
         finetuning(target_modules=("mlp_input",)).load_state_dict(state)
 
 
@@ -280,80 +288,79 @@ def test_every_number_of_the_base_is_in_its_fingerprint():
 # ---- From run to run ----
 
 
-def harness_config(tmp_path, **fields) -> DIPOLELoRAConfig:
+def train(tmp_path, label: str = "dipole_lora", **fields) -> Path:
+    """A run of six updates on the toy task with scored actions; returns its folder."""
     steps = {"offline_steps": 6, "log_interval": 3, "checkpoint_interval": 3, "eval_interval": 6, "eval_episodes": 2}
-    return DIPOLELoRAConfig(run_dir=str(tmp_path / "runs"), device="cpu", **steps, **PLANNER, **fields)
-
-
-def scored_task():
+    run = RunConfig(task="toy/point", label=label, run_dir=str(tmp_path / "runs"), device="cpu", threads=1, **steps)
     task = toy_task()
     task.dataset.columns["state_values"] = task.dataset.rewards / 2
-    return task
+    result = train_run(DIPOLELoRA, run, DIPOLELoRAConfig(**PLANNER, **fields), task=task)
+    assert result["step"] == 6
+    return run_path(run)
 
 
 @pytest.fixture
 def base_run(tmp_path) -> Path:
     """The folder of a pre-training run on the toy task."""
-    config = harness_config(tmp_path, task="toy/point", label="base")
-    run([DIPOLELoRA(config, 3, 2)], toy_task())
-    return tmp_path / "runs" / "base" / "toy" / "point" / "seed_0"
+    return train(tmp_path, label="base")
 
 
 def test_pretraining_then_finetuning_through_the_harness(base_run, tmp_path):
-    config = harness_config(tmp_path, task="toy/point", stage="finetune", base=str(base_run), adapter_rank=2)
-    agent = DIPOLELoRA(config, 3, 2)
     pretrained = DIPOLELoRA.load(base_run)
-    assert agent.base_sha256 == fingerprint(pretrained.base)
+    config = DIPOLELoRAConfig(stage="finetune", base=str(base_run), adapter_rank=2, **PLANNER)
+    agent = DIPOLELoRA(config, 3, 2)
+    assert bytes(agent.base_sha256.tolist()).hex() == fingerprint(pretrained.base)
     assert torch.equal(acted(agent), acted(pretrained))
-    (result,) = run([agent], scored_task())
-    assert result["step"] == 6
-    folder = tmp_path / "runs" / "dipole_lora" / "toy" / "point" / "seed_0"
-    for loaded in (DIPOLELoRA.load(folder), DIPOLELoRA.load(folder, base=DIPOLELoRA.load(base_run).base)):
-        assert torch.equal(acted(loaded, greediness=1.0), acted(agent.cpu(), greediness=1.0))
-    assert torch.equal(load_base(config, 3, 2).output.weight, pretrained.base.output.weight)
+    folder = train(tmp_path, stage="finetune", base=str(base_run), adapter_rank=2)
+    first, second = DIPOLELoRA.load(folder), DIPOLELoRA.load(folder, base=DIPOLELoRA.load(base_run).base)
+    assert torch.equal(acted(first, greediness=1.0), acted(second, greediness=1.0))
+    assert not torch.equal(acted(first, greediness=1.0), acted(agent, greediness=1.0))
+    for path in (base_run, base_run / "checkpoint.pt"):
+        assert torch.equal(
+            load_base(dataclasses.replace(config, base=str(path)), 3, 2).output.weight, pretrained.base.output.weight
+        )
 
 
 def test_a_base_that_was_trained_on_is_refused(base_run, tmp_path):
-    config = harness_config(tmp_path, task="toy/point", stage="finetune", base=str(base_run), adapter_rank=2)
-    run([DIPOLELoRA(config, 3, 2)], scored_task())
+    folder = train(tmp_path, stage="finetune", base=str(base_run), adapter_rank=2)
     checkpoint = torch.load(base_run / "checkpoint.pt", weights_only=True)
     checkpoint["agent"]["networks"]["base.output.bias"] += 1
     torch.save(checkpoint, base_run / "checkpoint.pt")
-    with pytest.raises(UserError, match="base: has sha256"):
-        DIPOLELoRA.load(tmp_path / "runs" / "dipole_lora" / "toy" / "point" / "seed_0")
+    with pytest.raises(ValueError, match="base has sha256"):
+        DIPOLELoRA.load(folder)
 
 
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda run: run.joinpath("checkpoint.pt").unlink(), "is no checkpoint of a planner .*No such file"),
-        (lambda run: run.joinpath("checkpoint.pt").write_bytes(b"x"), "is no checkpoint of a planner"),
+        (lambda run: run.joinpath("checkpoint.pt").unlink(), r"cannot be loaded|can be loaded .*No such file"),
+        (lambda run: run.joinpath("checkpoint.pt").write_bytes(b"x"), "is no run of this file that can be loaded"),
     ],
 )
-def test_an_absent_or_damaged_base_is_one_sentence(base_run, tmp_path, change, message):
+def test_an_absent_or_damaged_base_is_one_sentence_before_anything_is_written(base_run, tmp_path, change, message):
     change(base_run)
-    config = harness_config(tmp_path, stage="finetune", base=str(base_run))
     with pytest.raises(UserError, match=message) as raised:
-        DIPOLELoRA(config, 3, 2)
+        train(tmp_path, stage="finetune", base=str(base_run))
     assert "\n" not in str(raised.value) and str(base_run) in str(raised.value)
+    assert not (tmp_path / "runs" / "dipole_lora").exists()
 
 
 def test_a_base_of_another_kind_is_refused(base_run, tmp_path):
-    def refusal(observation_dim=3, **fields):
-        with pytest.raises(UserError) as raised:
-            DIPOLELoRA(
-                dataclasses.replace(harness_config(tmp_path), stage="finetune", base=str(base_run), **fields),
-                observation_dim,
-                2,
-            )
+    def refusal(observation_dim=3, base=base_run, **fields):
+        config = DIPOLELoRAConfig(**PLANNER | {"stage": "finetune", "base": str(base)} | fields)
+        with pytest.raises(ValueError) as raised:
+            DIPOLELoRA(config, observation_dim, 2)
         return str(raised.value)
 
-    assert "is of a task with observations and actions of (3, 2) numbers, not (4, 2)" in refusal(observation_dim=4)
-    assert re.match(r"planner_width: the planner in .* has 16; set planner_width to that", refusal(planner_width=32))
-    assert re.match(r"process: the planner in .* has flow", refusal(process="diffusion"))
-    checkpoint = torch.load(base_run / "checkpoint.pt", weights_only=True)
-    torch.save(checkpoint | {"algorithm": "dipole"}, base_run / "checkpoint.pt")
-    assert "but not of a planner that this file pre-trained" in refusal()
+    assert "has observations and actions of (3, 2) numbers, not (4, 2)" in refusal(observation_dim=4)
+    assert re.match(r"planner_width of the planner in .* is 16; set planner_width to that", refusal(planner_width=32))
+    assert re.match(r"process of the planner in .* is flow", refusal(process="diffusion"))
+    adapted = train(tmp_path, stage="finetune", base=str(base_run), adapter_rank=2)
+    assert "has adapters; name the folder of a run with stage pretrain" in refusal(base=adapted)
+    dipole = DIPOLE(DIPOLEConfig(), 3, 2)
+    sizes = {"observation_dim": 3, "action_dim": 2, "agent": {"networks": dipole.state_dict()}}
+    torch.save({"config": dataclasses.asdict(dipole.config), **sizes}, base_run / "checkpoint.pt")
+    assert "is no run of this file that can be loaded" in refusal()
 
 
 # ---- Modules of one's own ----
@@ -386,7 +393,7 @@ def test_layers_that_are_not_called_are_refused(layer):
             return self.output(self.layer(tokens)[:, 0])
 
     config = dataclasses.replace(FINETUNE, target_modules=("output", layer))
-    with pytest.raises(UserError, match=rf"target_modules: the adapter of layer\S*{layer} does nothing"):
+    with pytest.raises(ValueError, match=rf"target_modules: the adapter of layer\S*{layer} does nothing"):
         DIPOLELoRA(config, 3, 2, base=Encoder())
 
 
@@ -399,13 +406,13 @@ def test_adapters_that_only_sampling_would_skip_are_refused():
             return self.second((hidden + self.first.bias).relu())
 
     config = dataclasses.replace(FINETUNE, target_modules=("first", "second"))
-    with pytest.raises(UserError, match="the adapter of some layers, without gradients, does nothing"):
+    with pytest.raises(ValueError, match="the adapter of first does nothing"):
         DIPOLELoRA(config, 3, 2, base=Skips())
 
 
 def test_bases_that_do_not_fit_are_refused():
     def refusal(base, **changes):
-        with pytest.raises(UserError) as raised:
+        with pytest.raises(ValueError) as raised:
             DIPOLELoRA(dataclasses.replace(FINETUNE, **changes), 3, 2, base=base)
         return str(raised.value)
 
@@ -413,13 +420,13 @@ def test_bases_that_do_not_fit_are_refused():
         "target_modules: the base has no linear layer 'fist'; choose among first, second"
     )
     assert "stage finetune needs one" in refusal(None)
-    assert "set it to finetune to adapt a base" in refusal(OwnPlanner(), stage="pretrain")
+    assert "set it to finetune" in refusal(OwnPlanner(), stage="pretrain")
     used = OwnPlanner()
     DIPOLELoRA(dataclasses.replace(FINETUNE, target_modules=("first",)), 3, 2, base=used)
     assert "has adapters already" in refusal(used, target_modules=("first",))
     flat = OwnPlanner()
     flat.second = nn.Linear(8, 1)
-    assert "for actions of shape (2, 2) has shape (2, 1)" in refusal(flat, target_modules=("first",))
+    assert "base predicts [16, 1] for actions [16, 2]" in refusal(flat, target_modules=("first",))
 
 
 def test_the_copied_file_alone_adapts_a_module(tmp_path):
@@ -452,15 +459,12 @@ except ValueError as error:
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ({"stage": "tune"}, "stage is 'tune'; choose one of pretrain, finetune"),
         ({"base": "runs"}, "base is runs, but stage pretrain trains one; set stage to finetune"),
         ({"planner_width": 18, "planner_heads": 4}, "planner_width is 18; make it a multiple of planner_heads"),
-        ({"process": "diffusion", "sampling_steps": 11}, "sampling_steps is 11; it must be at most diffusion_steps"),
-        ({"token_sizes": (3, 0)}, r"token_sizes is \[3, 0\]; each must be at least 1"),
-        ({"adapter_rank": 0}, "adapter_rank is 0; it must be at least 1"),
-        ({"stochasticity": 2.0}, "stochasticity is 2"),
-        ({"stage": "finetune", "weighting": "none", "greediness": 1.0}, "trains a single policy; set greediness to 0"),
+        ({"process": "diffusion", "sampling_steps": 11}, "sampling_steps is 11; it is at most diffusion_steps"),
+        ({"stage": "finetune", "weighting": "none", "greediness": 1.0}, "trains one policy; set greediness to 0"),
         ({"stage": "finetune", "greediness": -2.0}, "greediness is -2; it starts at -1"),
+        ({"greediness": 1.0}, "greediness is 1; stage pretrain has no two policies, set it to 0"),
     ],
 )
 def test_wrong_settings_are_refused(fields, message):
@@ -468,20 +472,18 @@ def test_wrong_settings_are_refused(fields, message):
         DIPOLELoRAConfig(**fields)
 
 
-def test_pretraining_has_one_greediness():
-    with pytest.raises(UserError, match="greediness: is 1; stage pretrain has no two policies, set it to 0"):
-        DIPOLELoRA(dataclasses.replace(PRETRAIN, greediness=1.0), 3, 2)
-    with pytest.raises(ValueError, match="greediness is 1; a planner without adapters has no two policies"):
+def test_a_planner_in_pretraining_acts_with_one_greediness():
+    with pytest.raises(ValueError, match="greediness is 1; stage pretrain has no two policies"):
         DIPOLELoRA(PRETRAIN, 3, 2).act(STATES, greediness=1.0)
 
 
 def test_tokens_must_cover_the_observation():
-    with pytest.raises(UserError, match="token_sizes: they sum to 4, but an observation has 3 numbers"):
+    with pytest.raises(ValueError, match="token_sizes sum to 4, but an observation has 3 numbers"):
         DIPOLELoRA(dataclasses.replace(PRETRAIN, token_sizes=(2, 2)), 3, 2)
 
 
 def test_tokens_of_one_size_in_a_row_share_an_embedding():
-    planner = Planner(dataclasses.replace(PRETRAIN, token_sizes=(1, 2, 2, 1)), 6, 2)
+    planner = Planner(dataclasses.replace(PRETRAIN, token_sizes=(1, 2, 2, 1)), 6, 2, torch.Generator())
     assert [tuple(embedding.weight.shape) for embedding in planner.embeddings] == [(16, 1), (16, 2), (16, 1)]
     assert planner.positions.shape == (5, 16)
     assert planner(torch.zeros(7, 6), torch.zeros(7, 2), torch.zeros(7, 1)).shape == (7, 2)
@@ -501,18 +503,18 @@ def test_both_stages_by_their_commands_and_a_sentence_where_peft_is_absent(tmp_p
     shutil.copytree(SCENES, tmp_path / "scenes")
     short = ["--data_dir", str(tmp_path / "scenes"), "--run_dir", str(tmp_path / "runs"), "--batch_size", "16"]
     short += ["--offline_steps", "4", "--log_interval", "2", "--eval_interval", "4", "--eval_episodes", "2"]
-    configs = "configs/dipole_lora/driving"
-    done = command("--config", f"{configs}/pretrain.yaml", *short)
+    short = ["--task", "driving/bandit", *short]
+    done = command("--variant", "base", *short)
     base = tmp_path / "runs" / "dipole_lora_base" / "driving" / "bandit" / "seed_0"
     assert done.returncode == 0 and (base / "result.json").exists(), done.stderr
-    second = ["--config", f"{configs}/bandit.yaml", *short, "--base", str(base)]
+    second = [*short, "--base", str(base)]
     done = command(*second, without_peft=True)
     assert done.returncode == 2 and done.stderr.strip().splitlines()[-1] == (
-        "error: the adapters need peft: `pip install -r requirements-lora.txt`"
+        "error: config: base: the adapters need peft: `pip install -r requirements-lora.txt`"
     )
     assert not (tmp_path / "runs" / "dipole_lora").exists()
     done = command(*second)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "runs" / "dipole_lora" / "driving" / "bandit" / "seed_0"
-    assert (folder / "greediness.csv").exists()  # of the config's final report
+    assert (folder / "greediness.csv").exists()  # of the settings' sweep
     assert (folder / "checkpoint.pt").exists() and "actor/policy_distance" in (folder / "train.csv").read_text()

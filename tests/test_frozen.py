@@ -77,7 +77,7 @@ def rows_of(path: Path) -> list:
 
 def test_the_quick_start_begins_as_it_did(tmp_path):
     """Its first 500 updates through the command line, on data that are collected anew."""
-    command = [sys.executable, "algorithms/dipole.py", "--config", "configs/dipole/quickstart.yaml"]
+    command = [sys.executable, "algorithms/dipole.py", "--config", "configs/dipole/exorl.yaml"]
     command += ["--data_dir", str(tmp_path / "data"), "--run_dir", str(tmp_path / "runs"), "--device", "cpu"]
     command += ["--offline_steps", "500", "--log_interval", "100", "--eval_interval", "500"]
     command += ["--eval_episodes", "1", "--eval_environments", "1", "--sweep", "[]"]

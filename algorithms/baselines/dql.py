@@ -371,7 +371,8 @@ class DQL(nn.Module):
         """Each target critic at observations [N, O] for each of the candidate actions [N, C, A]: [2, N, C]."""
         num_states, count, _ = actions.shape
         repeated = observations.repeat_interleave(count, dim=0)
-        return self.target_critic(repeated, actions.flatten(0, 1)).view(-1, num_states, count)
+        q = self.target_critic(repeated, actions.flatten(0, 1))
+        return q.view(-1, num_states, count)
 
     def sample(self, denoiser: nn.Module, observations: Tensor, noise: Tensor) -> Tensor:
         """Actions [N, C, A] by the whole chain, differentiable; noise [N, C, T+1, A] is the start and each step's own.

@@ -117,6 +117,13 @@ class EnsembleMLP(nn.Module):
         return hidden
 
 
+@torch.no_grad()
+def gated_soft_update(target: nn.Module, online: nn.Module, rate: float, gate: Tensor) -> None:
+    """soft_update where the 0-d boolean `gate` is true, which stays on the device; otherwise nothing."""
+    for parameter, online_parameter in zip(target.parameters(), online.parameters(), strict=True):
+        parameter.lerp_(online_parameter, rate * gate.to(parameter.dtype))
+
+
 def check_columns(agent: nn.Module, columns: dict, names: tuple[str, ...]) -> None:
     """Raises ValueError unless all columns are tensors of N rows, as wide as the agent's, of its dtype and device."""
     like = next(parameter for parameter in agent.parameters() if parameter.requires_grad)
@@ -136,13 +143,6 @@ def check_columns(agent: nn.Module, columns: dict, names: tuple[str, ...]) -> No
         if found != f"{like.dtype} {[size, *width]} on {like.device}":
             wanted = f"{like.dtype} {['N', *width]} on {like.device}".replace("'", "")
             raise ValueError(f"{name} must be {wanted}, not {found} (observations have N = {size})")
-
-
-@torch.no_grad()
-def gated_soft_update(target: nn.Module, online: nn.Module, rate: float, gate: Tensor) -> None:
-    """soft_update where the 0-d boolean `gate` is true, which stays on the device; otherwise nothing."""
-    for parameter, online_parameter in zip(target.parameters(), online.parameters(), strict=True):
-        parameter.lerp_(online_parameter, rate * gate.to(parameter.dtype))
 
 
 def frozen_q_values(critic: EnsembleMLP, observations: Tensor, actions: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from typing import BinaryIO, Callable, Dict, Iterator, List, Optional, Tuple
 import numpy as np
 
 from common.errors import UserError, one_line
-from common.untrusted import check_npz
+from common.untrusted import load_npz
 from envs.exorl.collect import read_sidecar
 from envs.exorl.domains import DOMAINS, LOCAL_PREFIX
 from envs.transitions import refuse_non_finite
@@ -205,9 +205,7 @@ def read_episode(domain: str, episode: Episode, reward_dim: int = 1) -> Dict[str
     }
     try:
         with episode.open() as file:
-            check_npz(file, shapes)
-            content = np.load(file, allow_pickle=False)
-            arrays = {key: content[key] for key in shapes if key in content}
+            arrays = load_npz(file, shapes)
     except Exception as error:  # zipfile and numpy raise many types for a damaged file
         raise UserError(
             f"{episode.name}: truncated or not an npz of plain arrays ({one_line(error)}): fetch it again"

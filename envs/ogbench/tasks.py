@@ -5,6 +5,7 @@ import functools
 import hashlib
 import os
 import urllib.error
+import zipfile
 from http.client import HTTPException
 from pathlib import Path
 from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple
@@ -15,7 +16,7 @@ import torch
 from ogbench.relabel_utils import relabel_dataset
 
 from common.errors import UserError, one_line
-from common.untrusted import check_npz
+from common.untrusted import load_npz
 from envs.dataset import Dataset
 from envs.ogbench.environment import OGBenchEnvironment
 from envs.ogbench.names import (
@@ -42,7 +43,7 @@ NETWORK_ERRORS = (urllib.error.URLError, HTTPException, ConnectionError, Timeout
 LARGE_URL = "https://rail.eecs.berkeley.edu/datasets/ogbench"
 LARGE_INTERVAL = 1000  # updates on one file of a large set
 HASHED_ENDS = 1 << 20  # bytes at either end of each of its files that its hash depends on
-ARRAYS = ("observations", "actions", "terminals", "qpos", "qvel", "button_states")  # what ogbench reads
+ARRAYS = ("observations", "actions", "terminals", "qpos", "qvel", "button_states")
 
 
 def load(name: str, data_dir: Optional[str] = None, collect_episodes: int = 0) -> Task:
@@ -151,7 +152,7 @@ def _load_large(name: str, folder: Path) -> Task:
         )
     for path in paths:
         with _damage_named(path):
-            check_npz(path, ARRAYS)
+            zipfile.ZipFile(path).close()  # its directory is at its end: none of them was cut off
     environment = OGBenchEnvironment(environment_task(name))  # stays open: it computes each file's rewards
     read = functools.partial(_read, name=name, environment=environment, action_limit=1.0)  # not clipped, as in QAM's
     dataset = Shards(paths, read, LARGE_INTERVAL)
@@ -196,8 +197,7 @@ def _damage_named(path: Path) -> Iterator[None]:
 def _read(path: Path, name: str, environment: OGBenchEnvironment, action_limit: float = ACTION_LIMIT) -> Dataset:
     """The data set of one file with the rewards and masks of task `name`."""
     with _damage_named(path):
-        check_npz(path, ARRAYS)
-        rows = ogbench.load_dataset(str(path), compact_dataset=True, add_info=True)
+        rows = load_npz(path, ARRAYS)
     _check(path, rows, environment)
     relabel_dataset(environment_task(name), environment.environment, rows)
     columns = {
@@ -205,7 +205,7 @@ def _read(path: Path, name: str, environment: OGBenchEnvironment, action_limit: 
         "actions": rows["actions"],
         "rewards": rows["rewards"],
         "masks": rows["masks"],
-        "valid": np.flatnonzero(rows["valids"]),  # not `terminals`, which cuts episodes off and ends no bootstrap
+        "valid": np.flatnonzero(rows["terminals"] == 0),  # 1 in an episode's last row; it ends no bootstrap
     }
     return Dataset(
         has_last_actions=True,
@@ -217,7 +217,7 @@ def _read(path: Path, name: str, environment: OGBenchEnvironment, action_limit: 
 def _check(path: Path, rows: Dict[str, np.ndarray], environment: OGBenchEnvironment) -> None:
     """Refuses arrays that are absent, of shapes that are not the environment's, not finite or cut off."""
     simulation = environment.environment.unwrapped
-    count = len(rows["observations"])
+    count = len(np.atleast_1d(rows.get("observations", ())))
     shapes = {
         "observations": (count, *environment.observation_space.shape),
         "actions": (count, *environment.action_space.shape),
@@ -236,9 +236,9 @@ def _check(path: Path, rows: Dict[str, np.ndarray], environment: OGBenchEnvironm
             )
         refuse_non_finite(str(path), field, rows[field])
     refuse_out_of_range(str(path), rows["actions"], "the file is damaged or of another environment")
-    if not np.isin(rows["valids"], (0, 1)).all():
+    if not np.isin(rows["terminals"], (0, 1)).all():
         raise UserError(f"{path}: terminals must be 0 or 1: the file is damaged, fetch or make it again")
-    if not rows["valids"].any() or rows["valids"][-1]:
+    if rows["terminals"].all() or not rows["terminals"][-1]:
         raise UserError(f"{path}: terminals must end the last episode at the last row: the file is cut off or damaged")
 
 

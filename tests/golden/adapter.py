@@ -1,7 +1,7 @@
 """What an adapter says, and the pieces that the adapters share."""
 
 from dataclasses import dataclass
-from typing import Callable, Dict, List
+from typing import Callable, Dict, List, Optional
 
 import numpy as np
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ class Adapter:
     parameters: Callable[[nn.Module], Dict[str, Tensor]]  # agent -> {the file's parameter name: a view of ours}
     keep_draws: Callable[[List[np.ndarray]], List[np.ndarray]]  # drops draws that were recorded twice or never used
     metrics: Dict[str, str]  # the file's loss name -> our metric
+    agent_class: Optional[Callable[[dict], type]] = None  # the case's configuration -> agent; None: the algorithm's own
 
 
 def require(case: dict, allowed: Dict[str, tuple]) -> None:

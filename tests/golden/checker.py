@@ -74,7 +74,8 @@ def build_agent(
     """The agent with the recorded initial parameters, and its parameters under the file's names."""
     algorithm, adapter = load_algorithm(name), ADAPTERS[name]
     config = algorithm.config_class(**adapter.config_fields(case["config"]))
-    agent = algorithm.agent_class(config, case["obs_dim"], case["action_dim"]).to(device, dtype)
+    agent_class = adapter.agent_class(case["config"]) if adapter.agent_class else algorithm.agent_class
+    agent = agent_class(config, case["obs_dim"], case["action_dim"]).to(device, dtype)
     parameters = adapter.parameters(agent)
     if set(parameters) != set(initial):
         raise AssertionError(f"parameters that are in one side only: {sorted(set(parameters) ^ set(initial))}")

@@ -6,6 +6,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from tests.golden.adapter import Adapter, flax_mlp, fql_critics, require
+from tests.golden.published_networks import PublishedDQL, published_qsm
 
 DQL_BACKUP_CANDIDATES = 10  # next actions per state of the reference's max-Q backup
 DQL_CRITIC_LEARNING_RATE = 3e-4  # fixed in the reference; its configuration has the policy's only
@@ -15,7 +16,6 @@ def dql_fields(case: dict) -> dict:
     require(case, {"beta_schedule": ("vp",)})
     hidden_dims = tuple(case["hidden_dims"])
     return {
-        "networks": "published",
         "actor_hidden_dims": hidden_dims,
         "value_hidden_dims": hidden_dims,
         "value_layer_norm": False,
@@ -90,12 +90,10 @@ def qsm_fields(case: dict) -> dict:
         },
     )
     return {
-        "networks": "published",
         "actor_hidden_dims": tuple(case["actor_hidden_dims"]),
         "value_hidden_dims": tuple(case["value_hidden_dims"]),
         "actor_layer_norm": case["actor_layer_norm"],
         "value_layer_norm": case["value_layer_norm"],
-        "fourier_features": case["time_dim"],
         "learning_rate": case["lr"],
         "max_gradient_norm": case["clip_grad_norm"],
         "discount": case["discount"],
@@ -129,6 +127,7 @@ def qsm_draws(draws: List[np.ndarray]) -> List[np.ndarray]:
 
 ADAPTERS = {
     "dql": Adapter(
+        agent_class=lambda case: PublishedDQL,
         config_fields=dql_fields,
         parameters=dql_parameters,
         keep_draws=dql_draws,
@@ -141,6 +140,7 @@ ADAPTERS = {
     ),
     # The gradient's statistics are not compared: the parameters after the step hold every entry to more.
     "qsm": Adapter(
+        agent_class=lambda case: published_qsm(case["time_dim"]),
         config_fields=qsm_fields,
         parameters=qsm_parameters,
         keep_draws=qsm_draws,
