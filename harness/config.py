@@ -47,8 +47,12 @@ class RunConfig:
     in_memory: bool = True  # false: observations stay in the file, memory-mapped (exorl only)
     normalize_observations: bool = False  # subtract the data's mean and divide by its standard deviation
     max_episode_steps: Optional[int] = None  # end episodes after this many steps; null: the environment's own limit
+    sparse: bool = False  # reward -1 wherever it is not 0, in data and environment
+    action_chunk: int = 1  # actions that the policy chooses at once and executes one after the other
+    first_action_only: bool = False  # of a chunk's actions; true: returns over action_chunk steps for single actions
     offline_steps: int = 1_000_000  # updates on the data set
     online_steps: int = 0  # environment steps after those, each followed by an update
+    online_start: int = 0  # environment step that the first update of the online phase follows
     batch_size: int = 256  # transitions in a minibatch
     balanced_sampling: bool = False  # online minibatches take half data, half new transitions; false: uniform
     replay_capacity: int = 2_000_000  # size of the online replay
@@ -89,6 +93,7 @@ COUNTS = (  # at least 1
     *(
         "offline_steps",
         "max_episode_steps",
+        "action_chunk",
         "batch_size",
         "replay_capacity",
         "log_interval",
@@ -105,6 +110,7 @@ RANGES = {  # smallest and largest value of a field, wherever a config has it
     "seed": (0, 2**32 - 1),
     "collect_episodes": (0, ANY),
     "online_steps": (0, ANY),
+    "online_start": (0, ANY),
     "eval_workers": (0, 4 * (os.cpu_count() or 1)),
     "threads": (0, os.cpu_count() or 1),
     "learning_rate": (0, 1e3),
