@@ -87,6 +87,8 @@ RETIRED = {
     "networks": "fql",
     "fourier_features": None,
 }
+# Fields that are called otherwise now: {value in an earlier version's run: (present field, its value)}.
+RENAMED = {"target_aggregation": {"mean": ("pessimism", 0.0), "min": ("pessimism", None)}}
 LOGGERS = ("csv", "tensorboard", "wandb")
 ANY = math.inf
 COUNTS = (  # at least 1
@@ -102,7 +104,7 @@ COUNTS = (  # at least 1
     ),
     *("eval_episodes", "eval_environments", "actor_hidden_dims", "value_hidden_dims", "num_critics"),
     *("num_candidates", "target_candidates", "backup_candidates", "resample_candidates", "flow_steps"),
-    *("diffusion_steps", "denoising_steps", "sampling_steps", "decay_interval", "ema_interval", "actor_interval"),
+    *("diffusion_steps", "denoising_steps", "sampling_steps", "decay_interval", "ema_interval", "actor_interval", "target_interval"),
     *("planner_width", "planner_blocks", "planner_heads", "adapter_rank", "token_sizes"),
 )
 RANGES = {  # smallest and largest value of a field, wherever a config has it
@@ -123,6 +125,8 @@ RANGES = {  # smallest and largest value of a field, wherever a config has it
     "stochasticity": (0, 1),
     "exploration_noise": (0, ANY),
     "max_weight": (sys.float_info.min, ANY),
+    "pessimism": (0, ANY),
+    "target_pessimism": (0, ANY),
 }
 
 
@@ -220,6 +224,9 @@ def stored_config(path: Path, config_class: type) -> tuple[RunConfig, Any]:
                 raise UserError(f"{where}: {name} {node.value} is no longer here, use the version that made this run")
             continue
         if name == "wandb_mode" and node.value == "disabled":  # earlier versions' way to leave W&B out
+            continue
+        if name in RENAMED and name not in kinds and node.value in RENAMED[name]:
+            present, values[present] = RENAMED[name][node.value]
             continue
         if name not in kinds:
             raise unknown_field(where, name, config_class.__name__, kinds)

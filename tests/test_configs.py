@@ -12,6 +12,7 @@ from harness import config as settings
 from harness.algorithms import algorithm_names, load_algorithm
 from harness.config import (
     MACHINE_OPTIONS,
+    RENAMED,
     RETIRED,
     RunConfig,
     check_values,
@@ -43,6 +44,9 @@ def test_settings_equal_the_frozen_configs(path):
     frozen["sweep"] = frozen.pop("final_report")
     frozen["label"] = frozen["label"] or (f"{algorithm}_{variant}" if variant else algorithm)
     del frozen["wandb_mode"]  # was "disabled" everywhere: W&B is a logger now
+    for name in set(RENAMED) & set(frozen):
+        present, value = RENAMED[name][frozen.pop(name)]
+        frozen[present] = value
     gone = {name: frozen.pop(name) for name in set(RETIRED) & set(frozen)}
     assert all(RETIRED[name] in (None, value) for name, value in gone.items())
     assert {name: values[name] for name in frozen} == frozen
@@ -87,6 +91,16 @@ def test_a_config_of_an_earlier_version_is_read(tmp_path):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(old | {"composition": "resample"}))
     with pytest.raises(UserError, match="composition resample is no longer here, use the version that made this run"):
         stored_config(tmp_path / "config.yaml", config_class("dipole"))
+
+
+@pytest.mark.parametrize("old, pessimism", [("mean", 0.0), ("min", None)])
+def test_fql_of_an_earlier_version_keeps_its_target(old, pessimism, tmp_path):
+    text = yaml.safe_dump(FROZEN["defaults"]["fql"] | {"target_aggregation": old})
+    (tmp_path / "config.yaml").write_text(text)
+    assert stored_config(tmp_path / "config.yaml", config_class("fql"))[1].pessimism == pessimism
+    (tmp_path / "config.yaml").write_text(text.replace(f"target_aggregation: {old}", "target_aggregation: median"))
+    with pytest.raises(UserError, match="target_aggregation"):
+        stored_config(tmp_path / "config.yaml", config_class("fql"))
 
 
 def test_no_method_has_a_run_field():
