@@ -148,7 +148,11 @@ def test_fql_options_follow_their_formulas():
     def policy(observations, z):
         return agent.policy(batch[observations], z)[0].clamp(-1, 1)
 
-    next_q = q(agent.target_critic, "next_observations", policy("next_observations", noise["next_z"][:, 0])).min(dim=0).values
+    next_q = (
+        q(agent.target_critic, "next_observations", policy("next_observations", noise["next_z"][:, 0]))
+        .min(dim=0)
+        .values
+    )
     errors = q(agent.critic, "observations", batch["actions"]) - (batch["rewards"] + 0.99 * batch["masks"] * next_q)
     torch.testing.assert_close(metrics["critic/loss"], errors.square().mean().detach())
     policy_q = q(agent.critic, "observations", policy("observations", noise["z"])).mean(dim=0)
