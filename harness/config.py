@@ -104,8 +104,8 @@ COUNTS = (  # at least 1
     ),
     *("eval_episodes", "eval_environments", "actor_hidden_dims", "value_hidden_dims", "num_critics"),
     *("num_candidates", "target_candidates", "backup_candidates", "resample_candidates", "flow_steps"),
-    *("diffusion_steps", "denoising_steps", "sampling_steps", "decay_interval", "ema_interval", "actor_interval", "target_interval"),
-    *("planner_width", "planner_blocks", "planner_heads", "adapter_rank", "token_sizes"),
+    *("diffusion_steps", "denoising_steps", "sampling_steps", "decay_interval", "ema_interval", "actor_interval"),
+    *("target_interval", "planner_width", "planner_blocks", "planner_heads", "adapter_rank", "token_sizes"),
 )
 RANGES = {  # smallest and largest value of a field, wherever a config has it
     **dict.fromkeys(COUNTS, (1, ANY)),

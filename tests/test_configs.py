@@ -69,6 +69,55 @@ def test_every_file_says_where_its_values_come_from_and_repeats_no_default(path)
             assert any(value != (list(old) if isinstance(old, tuple) else old) for old in defaults[name]), name
 
 
+PROTOCOL_B = json.loads((ROOT / "tests" / "golden" / "protocol_b" / "tasks.json").read_text())
+FIELDS_OF_QAM = {  # its name of a method's field: ours
+    "fql": {"alpha": "distillation_weight"},
+    "ifql": {"kappa": "expectile", "num_samples": "num_candidates"},
+    "rebrac": {
+        "alpha_actor": "actor_bc_weight",
+        "actor_noise": "actor_noise",
+        "actor_freq": "target_interval",
+        "actor_noise_clip": "actor_noise_clip",
+    },
+    "qsm": {
+        "inv_temp": "score_weight",
+        "alpha": "bc_weight",
+        "clip_sampler_before": "clip_clean",
+        "clip_sampler_after": "clip_steps",
+        "diffusion_steps": "diffusion_steps",
+        "clip_grad_norm": "max_gradient_norm",
+    },
+}
+
+
+@pytest.mark.parametrize("algorithm", ["dipole", "fql", "ifql", "rebrac", "qsm"])
+def test_protocol_b_has_qams_settings_on_its_50_tasks(algorithm):
+    """Against figures read from its experiments/reproduce.py and main.py."""
+    common = PROTOCOL_B["common"]
+    names = []
+    for entry in PROTOCOL_B["tasks"]:
+        number = entry["task"].split("-task")[-1]
+        names.append(f"ogbench/{entry['data'].removesuffix('-v0')}-singletask-task{number}")
+        found = load_settings(config_class(algorithm), {"task": names[-1]}, variant="protocol_b")
+        run, config = found.run, found.config
+        assert (run.action_chunk, run.sparse, run.batch_size) == (entry["chunk"], entry["sparse"], common["batch_size"])
+        assert (run.offline_steps, run.online_steps) == (common["offline_steps"], common["online_steps"])
+        assert (run.online_start, run.eval_interval) == (common["start_training"], common["eval_interval"])
+        assert (run.eval_episodes, run.keep_offline) == (common["eval_episodes"], True)
+        assert (config.discount, config.pessimism) == (entry["discount"], entry["rho"])
+        assert (config.num_critics, config.learning_rate) == (common["num_qs"], common["lr"])
+        assert config.actor_hidden_dims == config.value_hidden_dims == (512,) * 4
+        assert (config.target_rate, config.value_layer_norm) == (common["tau"], common["value_layer_norm"])
+        expected = PROTOCOL_B["hyperparameters"][entry["domain"]].get(algorithm, {})
+        for theirs, ours in FIELDS_OF_QAM.get(algorithm, {}).items():
+            assert getattr(config, ours) == expected[theirs], (names[-1], ours)
+        if algorithm == "dipole":
+            assert config.target_pessimism == entry["rho"]
+    compared = yaml.safe_load((ROOT / "configs" / "compare" / "protocol_b.yaml").read_text())
+    assert [name for group in compared["tasks"].values() for name in group] == names
+    assert compared["seeds"] == common["seeds"] and algorithm in compared["algorithms"]
+
+
 def test_there_are_few_files():
     assert len(list((ROOT / "configs").rglob("*.yaml"))) <= 45
 
