@@ -202,6 +202,7 @@ def test_network_evaluations_are_those_of_the_formulas(algorithm):
 WRONG_BATCHES = {
     "rewards of shape [B, 1]": ({"rewards": torch.zeros(16, 1)}, r"^rewards must be torch.float32 \[N\].*\[16, 1\]"),
     "masks of shape [B, 1]": ({"masks": torch.ones(16, 1)}, r"^masks must be .*\[N\].*\[16, 1\]"),
+    "valid of shape [B, 1]": ({"valid": torch.ones(16, 1)}, r"^valid must be .*\[N\].*\[16, 1\]"),
     "float64": ({"rewards": torch.zeros(16).double()}, r"^rewards must be torch.float32 .*, not torch.float64"),
     "a numpy array": ({"actions": np.zeros((16, 2), np.float32)}, r"^actions must be .*\[N, 2\].*, not ndarray"),
     "a wrong width": ({"actions": torch.zeros(16, 4)}, r"^actions must be .*\[N, 2\].*\[16, 4\]"),
