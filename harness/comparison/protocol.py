@@ -9,9 +9,9 @@ from harness.comparison.matrix import Comparison
 from harness.comparison.results import Results, RunResult
 from harness.config import RunConfig, flat
 
-# Fields that must agree, with what a run has that was made before the field or whose method has none.
-USUAL = {"action_chunk": 1, "first_action_only": False, "sparse": False, "num_critics": 2, "pessimism": None}
-GUARDED_FIELDS = (*("offline_steps", "online_steps", "eval_episodes"), *USUAL.keys() - {"pessimism"})
+GUARDED_FIELDS = ("offline_steps", "online_steps", "online_start", "eval_episodes", "action_chunk", "first_action_only")
+GUARDED_FIELDS += ("sparse", "num_critics")
+USUAL = {"num_critics": 2, "pessimism": None}  # of methods without these fields
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,6 +6,7 @@ critics and the rule of the score. Other rows stay out of the table, with the re
 
 import dataclasses
 import fnmatch
+import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -123,18 +124,22 @@ def deviations(run: RunResult, source: Source, key: str) -> list[str]:
     found = [f"{name} {own[name]}, theirs {value}" for name, value in theirs.items() if own[name] != value]
     if run.identity.get("source") != "official":
         found.insert(0, f"data {run.identity.get('source', 'of unknown origin')}, theirs official")
-    steps = [int(row["step"]) for row in run.evaluations][-len(source.evaluations) :]
-    if tuple(steps) != source.evaluations:
-        found.append(f"{rule_of(steps) if steps else 'no evaluation'}, theirs: {source.rule}")
+    evaluated = {int(row["step"]) for row in run.evaluations}
+    if missing := [f"{step:,}" for step in source.evaluations if step not in evaluated]:
+        found.append(f"no evaluation after {', '.join(missing)} updates")
     return found
 
 
-def own_lines(lines: pd.DataFrame, source: Source) -> pd.DataFrame:
-    """Our lines of one policy with the score that the source's rule gives; empty without any."""
-    kind = FINAL if len(source.evaluations) == 1 else LAST
-    title = title_of(lines)
-    scored = lines.assign(policy=title, label=title, name=title, final=lines[f"{kind}_normalised"])
-    return as_table(scored).dropna(subset=[FINAL])
+def score_by(source: Source, run: RunResult, line: pd.Series) -> float:
+    """The normalised score that the source's rule gives a line of ours; NaN where it was not evaluated so."""
+    if not run.finished:
+        return math.nan
+    if source.evaluations == (run.result["step"],):
+        return line[f"{FINAL}_normalised"]
+    scores = {int(row["step"]): float(row[run.result["score_name"]]) for row in run.evaluations}
+    if math.isnan(line[LAST]) or not scores.keys() >= set(source.evaluations):  # only training's own act options
+        return math.nan
+    return run.scale.normalised(math.fsum(scores[step] for step in source.evaluations) / len(source.evaluations))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,21 +162,19 @@ def beside(results: Results, source: Source, allow_mixed: bool = False) -> Besid
     allow_mixed: rows of another protocol are in the table and marked, not left out.
     """
     published = set(source.scores["task"])
-    runs = {run.planned.name: run for run in results.runs if run.finished}
-    keys = {run.planned.task: key_of(run.planned.task, run.identity) for run in runs.values()}
+    runs = {run.planned.name: run for run in results.runs}
+    keys = {run.planned.task: key_of(run.planned.task, run.identity) for run in results.runs if run.finished}
     keys = {task: key for task, key in keys.items() if key in published}
     if not keys:
         return None
     parts, apart = [], {}
     for lines in by_policy(results.scores[results.scores["task"].isin(keys)]).values():
-        own, title = own_lines(lines, source), title_of(lines)
-        found = [
-            reason
-            for name, task in zip(lines["run"], lines["task"], strict=True)
-            if name in runs
-            for reason in deviations(runs[name], source, keys[task])
-        ]
-        if own.empty:
+        title = title_of(lines)
+        scores = [score_by(source, runs[line["run"]], line) for _, line in lines.iterrows()]
+        own = as_table(lines.assign(policy=title, label=title, name=title, final=scores)).dropna(subset=[FINAL])
+        finished = [runs[name] for name in lines["run"] if runs[name].finished]
+        found = [reason for run in finished for reason in deviations(run, source, keys[run.planned.task])]
+        if own.empty and finished:
             found.append("no score by their rule for these act options")
         if found:
             apart[title] = "; ".join(dict.fromkeys(found))
