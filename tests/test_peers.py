@@ -19,6 +19,7 @@ from harness.config import load_settings
 from harness.report.per_seed import SOURCES, beside, blocks_of, deviations, key_of, load_sources, peer_blocks
 from harness.report.published import load_published
 from harness.report.report import write_report
+from harness.report.settings import policy_block
 from harness.score_statistics import interval, standard_deviation
 from tests.comparison_folders import Data, comparison_of, cube_double, fill
 
@@ -246,13 +247,16 @@ def test_the_end_of_an_offline_phase_is_compared_with_offline_scores(tmp_path):
     ]
     np.testing.assert_allclose(scores[0], 0.4 + 0.01 * np.arange(8))  # eval.csv's at 1M
     np.testing.assert_allclose(scores[1], 0.4 + 0.01 * np.arange(8))  # the final one: result.json's
+    assert {(row[0], row[-1]) for row in policy_block(results).rows} == {("dipole", "B"), ("fql", "B")}
     other = beside(results, GFP)
     assert not other.own and "num_critics 10, theirs 2" in other.apart["FQL"]
 
 
 def test_local_data_and_other_tasks(tmp_path):
     local = [dataclasses.replace(one, identity=one.identity | {"source": "locally generated"}) for one in CUBE]
-    found = beside(Results(made_up(tmp_path / "local", local)), GFP)
+    results = Results(made_up(tmp_path / "local", local))
+    found = beside(results, GFP)
+    assert {row[-1] for row in policy_block(results).rows} == {"own"}
     assert found.own == () and all("data locally generated" in reason for reason in found.apart.values())
     walker = [Data("exorl/rnd/walker_walk", "walker", "return", {"source": "official"})]
     assert peer_blocks(Results(made_up(tmp_path / "walker", walker)), tmp_path) == []

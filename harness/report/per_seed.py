@@ -186,10 +186,10 @@ def beside(results: Results, source: Source, allow_mixed: bool = False) -> Besid
 
 
 def protocol_of(run: RunResult, sources: Sequence[Source]) -> str:
-    """The name of the protocol that a run has, "own" where it is none of the sources'."""
+    """The names of the sources' protocols that a run has on its task, "own" without any."""
     key = key_of(run.planned.task, run.identity)
-    names = [one.protocol for one in sources if key in set(one.scores["task"]) and not deviations(run, one, key)]
-    return names[0] if names else "own"
+    fitting = [one.protocol for one in sources if key in set(one.scores["task"]) and not deviations(run, one, key)]
+    return ", ".join(dict.fromkeys(fitting)) or "own"
 
 
 # ---- The report's parts ----

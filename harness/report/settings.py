@@ -10,6 +10,7 @@ from harness.comparison.protocol import Mixture
 from harness.comparison.results import Results, RunResult
 from harness.config import MACHINE_OPTIONS, flat
 from harness.report.blocks import NONE, Block, joined, number, text_of
+from harness.report.per_seed import load_sources, protocol_of
 from harness.tuning.record import tuning_record
 
 PLACE_FIELDS = {*MACHINE_OPTIONS, "task", "seed"}  # say where a run is, not what it does
@@ -67,16 +68,19 @@ def policy_block(results: Results) -> Block:
     block = Block("Policies and their tuning")
     block.text = [
         "A policy's settings are those of configs/ for its algorithm and task, with the overrides. Without a record of "
-        "harness.tune nothing was searched here: the settings files' comments say where their values are from."
+        "harness.tune nothing was searched here: the settings files' comments say where their values are from. A "
+        "protocol has a letter where others' seeds were scored by it on the same data (harness/report/peers/sources.yaml)."
     ]
-    block.header = ["variant", "algorithm", "overrides", "parameters", "tuning trials", "tuned on"]
+    block.header = ["variant", "algorithm", "overrides", "parameters", "tuning trials", "tuned on", "protocol"]
+    sources = load_sources()
     for variant in results.comparison.variants():
         runs = results.runs_of(variant.label)
         parameters = joined(f"{run.environment['parameters']:,}" for run in runs if "parameters" in run.environment)
         overrides = ", ".join(f"{name} {text_of(value)}" for name, value in variant.overrides.items())
         trials, tasks = zip(*{tuning_of(run.planned) for run in runs}, strict=True)
+        protocols = joined(protocol_of(run, sources) for run in runs if run.finished)
         cells = [variant.label, variant.algorithm, overrides or NONE, parameters, joined(trials), joined(tasks)]
-        block.rows.append(cells)
+        block.rows.append([*cells, protocols])
     return block
 
 
