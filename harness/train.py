@@ -12,7 +12,7 @@ from common.errors import UserError, one_line
 from envs.task import Task
 from harness import devices
 from harness.agent_tools import validation_metrics
-from harness.config import RunConfig, algorithm_name
+from harness.config import RunConfig, algorithm_name, check_values
 from harness.divergence import refuse_divergence
 from harness.evaluate import parse_grid, sweep_after_training
 from harness.evaluation import EVALUATION_SEED, Evaluator
@@ -29,6 +29,7 @@ def train_run(agent_class: type, run: RunConfig, config: Any, restart: bool = Fa
     A finished run is not trained again; `restart` deletes the run's files. SIGTERM and Ctrl-C write a checkpoint and
     exit. Raises UserError for what the user must mend before anything is deleted or written, Diverged for bad numbers.
     """
+    check_values(run, config)
     devices.set_up_torch(run)
     device = devices.choose_device(run.device)
     parse_grid(run.sweep, agent_class, config)  # refuses a wrong one now instead of after the training
