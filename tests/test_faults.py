@@ -5,7 +5,6 @@ import errno
 import functools
 import json
 import os
-import re
 import resource
 import time
 from pathlib import Path
