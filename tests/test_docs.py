@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 PAGES = {path: path.read_text(encoding="utf-8") for path in [*ROOT.glob("*.md"), *sorted(DOCS.glob("*.md"))]}
 PAGE_IDS = {"argvalues": PAGES, "ids": lambda path: path.name}
-VARIANTS = {"iql": [{"extraction": "ddpgbc"}]}  # options under which an algorithm reports other metrics than by default
+VARIANTS = {"iql": {"extraction": "ddpgbc"}, "rebrac": {"critic_bc_weight": 0.1}}  # under which there are more metrics
 FOLDERS = "algorithms|benchmarks|common|configs|docs|envs|examples|harness|tests"
 
 
@@ -57,7 +57,7 @@ def test_every_metric_is_explained_once_and_no_other():
     seen = set()
     for name in algorithm_names():
         algorithm, reported = load_algorithm(name), set()
-        for options in [{}, *VARIANTS.get(name, [])]:
+        for options in ({}, VARIANTS.get(name, {})):
             agent = algorithm.agent_class(small_config(algorithm, **options), observation_dim=3, action_dim=2)
             reported |= agent.update(random_batch()).keys()
         if name == "dipole_lora":  # its other stage wants a planner
