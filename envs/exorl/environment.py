@@ -10,6 +10,7 @@ import gymnasium
 import numpy as np
 from dm_control.rl import control
 
+from envs.actions import ActionScale
 from envs.exorl.domains import DOMAINS
 
 with warnings.catch_warnings():
@@ -49,18 +50,10 @@ def load_environment(domain: str, task: str) -> Union[control.Environment, compo
         return importlib.import_module(f"envs.exorl.{domain}").load(task)
 
 
-class ActionScale:
-    """The map from actions in [-1, 1]^A to the actuators' own ranges (the quadruped's lift joints end at 1.1)."""
-
-    def __init__(self, environment: Union[control.Environment, composer.Environment]):
-        spec = environment.action_spec()
-        self.shape = spec.shape
-        self._half_range = (spec.maximum - spec.minimum) / 2
-        self._middle = (spec.maximum + spec.minimum) / 2
-
-    def to_control(self, actions: np.ndarray) -> np.ndarray:
-        """Controls, float64, of actions [..., A]; actions outside [-1, 1] count as its ends."""
-        return np.minimum(np.maximum(actions, -1.0), 1.0) * self._half_range + self._middle
+def action_scale(environment: Union[control.Environment, composer.Environment]) -> ActionScale:
+    """The map from [-1, 1]^A to the actuators' own ranges (the quadruped's lift joints end at 1.1)."""
+    spec = environment.action_spec()
+    return ActionScale(gymnasium.spaces.Box(spec.minimum, spec.maximum, dtype=np.float64), "dm_control")
 
 
 class ExORLEnvironment(gymnasium.Env):
@@ -83,7 +76,7 @@ class ExORLEnvironment(gymnasium.Env):
         self._physics = environment.physics  # the composer's exists from the first reset on
         self._task = environment.task
         self._physics_steps = round(environment.control_timestep() / environment.physics.timestep())
-        self._scale = ActionScale(environment)
+        self._scale = action_scale(environment)
         if isinstance(environment, composer.Environment):
             self._advance, self._random = self._advance_composer, environment.random_state
         else:
@@ -110,7 +103,7 @@ class ExORLEnvironment(gymnasium.Env):
         return self._flatten(self._restart()), {}
 
     def step(self, action: np.ndarray) -> Tuple[np.ndarray, float, bool, bool, Dict[str, Any]]:
-        observation, reward = self._advance(self._scale.to_control(action))
+        observation, reward = self._advance(self._scale.from_unit(action))
         self._steps += 1
         return self._flatten(observation), float(reward), False, self._steps >= self._episode_steps, {}
 

@@ -24,9 +24,9 @@ from tqdm import tqdm
 
 from common.errors import UserError
 from common.files import replacing
-from envs.exorl.collect import as_episode, episode_file, write_episode
 from envs.exorl.domains import DOMAINS
 from envs.exorl.environment import ExORLEnvironment
+from envs.exorl.source import episode_file, record_episode, write_episode
 
 CHECKPOINT = "collector.pt"
 
@@ -152,26 +152,18 @@ class RNDCollector:
         reset_seed, policy_seed = (int(child.generate_state(1)[0]) for child in sequence.spawn(2))
         set_random_seed(policy_seed)
         self.agent.action_space.seed(policy_seed)
-        observation, _ = self.environment.reset(seed=reset_seed)
-        observations, actions, rewards = [observation], [], [0.0]
-        physics = [self.environment.physics_state()]
-        for _ in range(steps):
-            action = self._act(observation)
-            observation, reward, _, _, _ = self.environment.step(action)
-            self._remember(observations[-1], action, observation)
-            observations.append(observation)
-            actions.append(action)
-            rewards.append(reward)
-            physics.append(self.environment.physics_state())
-            if self.steps > self.parameters.random_steps and self.steps % self.parameters.update_interval == 0:
-                self.agent.train(gradient_steps=1, batch_size=self.parameters.batch_size)
         self.next_episode += 1
-        return as_episode(observations, actions, rewards, physics)
+        return record_episode(self.environment, reset_seed, steps, self._act, self._learn)
 
     def _act(self, observation: np.ndarray) -> np.ndarray:
         if self.steps < self.parameters.random_steps:
             return self.agent.action_space.sample()
         return self.agent.predict(observation, deterministic=False)[0]
+
+    def _learn(self, *transition: np.ndarray) -> None:
+        self._remember(*transition)
+        if self.steps > self.parameters.random_steps and self.steps % self.parameters.update_interval == 0:
+            self.agent.train(gradient_steps=1, batch_size=self.parameters.batch_size)
 
     def _remember(self, observation: np.ndarray, action: np.ndarray, next_observation: np.ndarray) -> None:
         # Nothing terminates; the reward is computed at sampling.
