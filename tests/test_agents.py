@@ -169,7 +169,7 @@ def test_validation_changes_nothing_and_repeats(algorithm):
     agent.update(random_batch())
     before = copy.deepcopy(state_of(agent))
     first, second = validation_metrics(agent, random_batch()), validation_metrics(agent, random_batch())
-    network_evaluations(agent, torch.zeros(2, 3))
+    network_evaluations(agent)
     assert_equal_states(before, state_of(agent))
     assert_equal_states(first, second)
 
@@ -196,12 +196,13 @@ def test_network_evaluations_are_those_of_the_formulas(algorithm):
         }.get(name, 1)
         policies = 2 if option.get("greediness", 0.0) not in (0, -1) else 1
         selection = 2 * count if count > 1 else 0
-        assert network_evaluations(agent, torch.zeros(3, 3), **option) == count * steps * policies + selection, option
+        assert network_evaluations(agent, **option) == count * steps * policies + selection, option
 
 
 WRONG_BATCHES = {
     "rewards of shape [B, 1]": ({"rewards": torch.zeros(16, 1)}, r"^rewards must be torch.float32 \[N\].*\[16, 1\]"),
     "masks of shape [B, 1]": ({"masks": torch.ones(16, 1)}, r"^masks must be .*\[N\].*\[16, 1\]"),
+    "valid of shape [B, 1]": ({"valid": torch.ones(16, 1)}, r"^valid must be .*\[N\].*\[16, 1\]"),
     "float64": ({"rewards": torch.zeros(16).double()}, r"^rewards must be torch.float32 .*, not torch.float64"),
     "a numpy array": ({"actions": np.zeros((16, 2), np.float32)}, r"^actions must be .*\[N, 2\].*, not ndarray"),
     "a wrong width": ({"actions": torch.zeros(16, 4)}, r"^actions must be .*\[N, 2\].*\[16, 4\]"),
