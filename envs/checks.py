@@ -1,7 +1,6 @@
 """What is found of a task's environment before training: one reset and a few steps, and the limit of its episodes."""
 
 import dataclasses
-import inspect
 import json
 from typing import Any, Callable, NoReturn, Optional
 
@@ -11,7 +10,8 @@ import numpy as np
 from common.errors import UserError, one_line, with_place
 from envs.dataset import Dataset
 from envs.seeding import SeededEnvironment, generators_preserved, layers
-from envs.task import Task, success_of
+from envs.task import Task
+from envs.wrappers import success_of, wrapped
 
 STEPS = 5  # of the trial
 LONGEST_FALLBACK = 10_000  # steps; a longer "episode" is data whose ends were not recorded
@@ -30,7 +30,7 @@ def checked_task(task: Task, max_episode_steps: Optional[int] = None) -> Task:
     steps = max_episode_steps or task.max_episode_steps
     if steps is None and not _names_a_limit(environment):
         steps = _longest_of_the_data(task)
-    make_env = MakeEnvironment(task.make_env, steps, task.score_name == "success")
+    make_env = wrapped(task.make_env, {"max_episode_steps": steps, "score_name": task.score_name})
     return dataclasses.replace(task, make_env=make_env, max_episode_steps=steps)
 
 
@@ -46,31 +46,6 @@ def _longest_of_the_data(task: Task) -> int:
         f"longest does (max_episode_steps sets another limit)"
     )
     return steps
-
-
-class MakeEnvironment:
-    """A `make_env` with a limit of `steps` where one is given; picklable where `make_env` is.
-
-    reports_success: every info has a success, false where the environment itself says nothing of one.
-    """
-
-    def __init__(self, make_env: Callable[..., gymnasium.Env], steps: Optional[int], reports_success: bool):
-        self.make_env, self.steps, self.reports_success = make_env, steps, reports_success
-        self.__signature__ = inspect.signature(make_env)  # videos look for a render_mode there
-
-    def __call__(self, **options: Any) -> gymnasium.Env:
-        environment = self.make_env(**options)
-        if self.steps is not None:
-            environment = gymnasium.wrappers.TimeLimit(environment, self.steps)
-        return SuccessAlways(environment) if self.reports_success else environment
-
-
-class SuccessAlways(gymnasium.Wrapper):
-    """Reports a failure where the environment reports a success only when there is one."""
-
-    def step(self, action: np.ndarray) -> tuple:
-        *answer, info = self.env.step(action)
-        return *answer, info | {"success": np.nan_to_num(success_of(info), nan=0.0)}
 
 
 def longest_episode(dataset: Dataset) -> int:
