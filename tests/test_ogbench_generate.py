@@ -204,7 +204,7 @@ def test_an_interrupted_generation_goes_on(tmp_path, made, monkeypatch):
 
 
 def test_finished_files_are_not_made_again(made, monkeypatch):
-    monkeypatch.setattr(generation, "_Worker", None)
+    monkeypatch.setattr(generation, "run_jobs", None)
     before = train_file(made, STITCH).stat().st_mtime_ns
     generate(STITCH, 12 * STEPS, seed=2, out=str(made))
     assert train_file(made, STITCH).stat().st_mtime_ns == before
