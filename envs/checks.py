@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from typing import Any, Callable, NoReturn, Optional
+from typing import Any, Callable, NoReturn, Optional, Sequence
 
 import gymnasium
 import numpy as np
@@ -102,18 +102,11 @@ class _Trial:
     def _episode(self, seeded: SeededEnvironment) -> np.ndarray:
         """The observations [T, O] of an episode's beginning with actions that are drawn from a seed."""
         actions = np.random.default_rng(0).uniform(-1, 1, (STEPS, self.task.action_dim)).astype(np.float32)
-        answer = self._call("reset", seeded.reset, 0)
-        if not isinstance(answer, tuple) or len(answer) != 2:
-            self._refuse("reset() must return (observation, info)", "adapt it to gymnasium, or to gym 0.26's interface")
-        observations = [self._observation(answer[0])]
+        observation, _ = self._answer("reset", ("observation", "info"), seeded.reset, 0)
+        observations = [self._observation(observation)]
         for action in actions:
-            answer = self._call("step", seeded.step, action)
-            if not isinstance(answer, tuple) or len(answer) != 5:
-                self._refuse(
-                    "step() must return (observation, reward, terminated, truncated, info)",
-                    "adapt it to gymnasium, or to gym 0.26's interface",
-                )
-            observation, reward, terminated, truncated, info = answer
+            names = ("observation", "reward", "terminated", "truncated", "info")
+            observation, reward, terminated, truncated, info = self._answer("step", names, seeded.step, action)
             observations.append(self._observation(observation))
             self._check_reward(reward)
             if not isinstance(info, dict):
@@ -122,6 +115,13 @@ class _Trial:
             if terminated or truncated:
                 break
         return np.stack(observations)
+
+    def _answer(self, what: str, names: Sequence[str], function: Callable, argument: Any) -> tuple:
+        answer = self._call(what, function, argument)
+        if not isinstance(answer, tuple) or len(answer) != len(names):
+            advice = "adapt it to gymnasium, or to gym 0.26's interface"
+            self._refuse(f"{what}() must return ({', '.join(names)})", advice)
+        return answer
 
     def _check_class(self, environment: Any) -> None:
         if not isinstance(environment, gymnasium.Env):
@@ -136,11 +136,10 @@ class _Trial:
                 f"its actions are {space}, and a policy's lie in [-1, 1]",
                 "wrap it in gymnasium.wrappers.RescaleAction(environment, -1, 1) and scale the data's likewise",
             )
-        widths = {"observation_dim": "observations", "action_dim": "actions"}
-        for dimension, column in widths.items():
-            found = getattr(self.task.dataset, column).shape[1]
-            if found != getattr(self.task, dimension):
-                self._refuse(f"{dimension} is {getattr(self.task, dimension)}, the data's are {found}", "correct it")
+        for dimension, column in {"observation_dim": "observations", "action_dim": "actions"}.items():
+            named, found = getattr(self.task, dimension), getattr(self.task.dataset, column).shape[1]
+            if found != named:
+                self._refuse(f"{dimension} is {named}, the data's are {found}", "correct it")
 
     def _observation(self, observation: Any) -> np.ndarray:
         shape = (self.task.observation_dim,)

@@ -264,6 +264,7 @@ def test_the_maze_starts_top_left_behind_walls():
     assert np.ptp(starts[:, 0]) > 0.1 and np.ptp(starts[:, 1]) > 0.1 and not starts[:, 2:].any()
 
     def push(start: tuple, action: tuple) -> np.ndarray:
+        environment.reset()
         with environment._physics.reset_context():
             environment._physics.set_state(np.array([*start, 0.0, 0.0]))
         return [environment.step(np.array(action, np.float32))[0] for _ in range(300)][-1]
