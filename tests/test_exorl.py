@@ -648,17 +648,6 @@ def test_an_absent_local_set_is_collected_when_asked_for(tmp_path, short_episode
     assert load_task(name, str(tmp_path), collect_episodes=9).identity["episodes"] == 2
 
 
-@pytest.mark.parametrize("name, steps", [("jaco_reach_top_right", 250), ("point_mass_maze_reach_bottom_left", 1000)])
-def test_domains_of_exorls_own_are_collected(tmp_path, name, steps):
-    task = load_task(f"exorl/local_random/{name}", str(tmp_path), collect_episodes=1)
-    assert task.identity["episodes"] == 1 and task.identity["transitions"] == len(task.dataset) == steps
-    domain, first = TASKS[name][0], DOMAINS[TASKS[name][0]].tasks[0]
-    assert list(files_of(tmp_path / domain / "local_random")) == [f"episode_000000_{steps}.npz"]
-    with h5py.File(task.identity["path"]) as file:
-        assert file["episode_length"][:].tolist() == [steps] and file["reward"].shape == (steps + 1,)
-        assert np.abs(file["reward"][1:] - file[f"reward_{first}"][1:]).max() < TOLERANCE
-
-
 def test_an_unfinished_collection_is_refused_and_finished_when_asked_for(tmp_path, short_episodes):
     folder = collect(tmp_path, "cartpole", "random", 3, seed=4)
     (folder / "buffer" / short_name(2)).unlink()
@@ -711,13 +700,6 @@ def test_the_command_collects_and_converts(tmp_path, short_episodes, capsys):
     assert capsys.readouterr().out.split() == [str(folder), f"{folder}.h5"]
     task = load_task("exorl/local_sticky_random/cartpole_balance", str(tmp_path))
     assert task.identity["generation"]["seed"] == 3
-
-
-def test_the_command_reports_a_mistake_in_one_line(tmp_path, capsys):
-    with pytest.raises(SystemExit) as caught:
-        main(["convert", "cartpole", "--collector", "rnd", "--data_dir", str(tmp_path)])
-    assert caught.value.code == 2
-    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_a_data_dir_that_cannot_be_is_named(tmp_path):

@@ -154,13 +154,6 @@ def test_mapped_and_loaded_data_are_the_same(root):
     assert path.read_bytes() == before
 
 
-def test_values_that_are_not_finite_are_found_in_a_mapped_file(root):
-    with h5py.File(convert(root, "cartpole", "rnd"), "r+") as file:
-        file["observation"][4, 2] = np.nan
-    with pytest.raises(UserError, match="rnd.h5: observation holds a NaN or infinity at row 4"):
-        load_task("exorl/rnd/cartpole_balance", str(root), in_memory=False)
-
-
 def test_only_what_can_be_mapped_is_mapped(root):
     with h5py.File(convert(root, "cartpole", "rnd"), "r+") as file:
         observations = file["observation"][:]

@@ -339,21 +339,17 @@ def test_a_damaged_file_is_named_and_never_executed(folder, arrays, content):
         ("terminals", np.ones_like, "terminals must be 0, or 1 at an episode's end"),
         ("terminals", lambda a: 2 * a, "terminals must be 0, or 1 at an episode's end"),
         ("qpos", None, "array qpos is missing"),
+        ("button_states", None, "array button_states is missing"),
     ],
 )
-def test_wrong_arrays_are_named(folder, arrays, field, change, message):
-    changed = dict(arrays[MAZE])
+def test_wrong_arrays_are_named(tmp_path, arrays, field, change, message):
+    dataset = PUZZLE if field == "button_states" else MAZE
+    changed = dict(arrays[dataset])
     array = changed.pop(field)
     if change is not None:
         changed[field] = change(array)
-    np.savez(train_file(folder, MAZE), **changed)
-    refuses(folder, message)
-
-
-def test_missing_buttons_are_named(tmp_path, arrays):
-    without = {name: array for name, array in arrays[PUZZLE].items() if name != "button_states"}
-    write_files(tmp_path, PUZZLE, without, without)
-    refuses(tmp_path, "array button_states is missing", f"ogbench/{PUZZLE}-singletask-v0")
+    write_files(tmp_path, dataset, changed, arrays[dataset])
+    refuses(tmp_path, message, f"ogbench/{dataset}-singletask-v0")
 
 
 # ---- environments ----
