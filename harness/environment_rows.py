@@ -9,9 +9,8 @@ import gymnasium
 import numpy as np
 
 from common.errors import UserError
-from envs.chunks import STEPS
 from envs.seeding import SeededEnvironment
-from envs.task import success_of
+from envs.wrappers import STEPS, success_of
 
 NO_ROW = -1  # while none is at work
 
