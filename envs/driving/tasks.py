@@ -50,12 +50,8 @@ def load(name: str, data_dir: Optional[str] = None, collect_episodes: int = 0) -
     if name not in TASKS:
         raise UserError(f"task driving/{name}: unknown{nearest_names(name, TASKS)} (known: {', '.join(TASKS)})")
     kind, split = TASKS[name]
-    if is_exported(name):
-        folder = data_folder(data_dir or EXPORTED_DATA_DIR)
-        sidecar = _exported(name, folder, collect_episodes)
-    else:
-        folder = data_folder(data_dir)
-        sidecar = _collected(name, folder, collect_episodes)
+    folder = scenes_folder(name, data_dir)
+    sidecar = (_exported if is_exported(name) else _collected)(name, folder, collect_episodes)
     data = load_data(folder, kind)
     scenes = {part: len(observations) for part, observations in data.observations.items()}
     rewards = {part: scores[..., SCORE] for part, scores in data.scores.items()}
@@ -95,6 +91,11 @@ def load(name: str, data_dir: Optional[str] = None, collect_episodes: int = 0) -
         identity=identity,
         different_episodes=different,
     )
+
+
+def scenes_folder(name: str, data_dir: Optional[str] = None) -> Path:
+    """The folder of the set of task `name`: data_dir, or the default of its kind."""
+    return data_folder(data_dir or (EXPORTED_DATA_DIR if is_exported(name) else None))
 
 
 def is_exported(name: str) -> bool:
