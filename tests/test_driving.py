@@ -19,14 +19,14 @@ import torch
 from common.errors import UserError
 from envs import load_task
 from envs.driving import collect, tasks
-from envs.driving.bandit import DrivingBandit, load_data, read_split
+from envs.driving.bandit import DrivingBandit, load_data
 from envs.driving.collect import FAMILIES
 from envs.driving.curate import SOLVABLE, TRIVIAL, score_matrix
 from envs.driving.encoding import Encoding
 from envs.driving.observation import OBSERVATION_DIM, Scaling, observe
 from envs.driving.planner import along_route, choose, constant_velocity, forecast, perturb, proposals
 from envs.driving.scene import DRIVABLE, Road, Scene
-from envs.driving.scene_files import log_paths, read_log, read_road, road_path, split_of
+from envs.driving.scene_files import log_paths, read_log, read_split, split_of
 from envs.driving.score import score
 from envs.driving.vehicle import DT
 from envs.transitions import ACTION_LIMIT
@@ -151,15 +151,14 @@ def test_kept_scenes_are_neither_trivial_nor_unsolvable_and_hold_their_scores():
     seen = 0
     for path in sorted(SCENES.glob("log_*.npz")):
         record = read_log(path)
-        road = read_road(road_path(SCENES, str(record.family)))
-        for index in range(0, len(record.step), 3):
-            scene, seen = record.scene(index, road), seen + 1
+        for index in range(0, len(record.scenes), 3):
+            scene, seen = record.scenes[index], seen + 1
             assert not np.isnan(scene.agents[0]).any()
             assert -4.05 < scene.ego[4] < 2.40 and abs(scene.ego[6]) < 0.95
             assert score(scene, constant_velocity(scene)[None]).pdms <= TRIVIAL
             assert score(scene, proposals(scene)).pdms.max() >= SOLVABLE
             np.testing.assert_allclose(score_matrix(score(scene, record.plans[index])), record.scores[index], atol=1e-9)
-            reference = score(scene, record.reference_plan[index][None])
+            reference = score(scene, record.reference_plans[index][None])
             progress = reference.raw_progress * reference.no_collision * reference.drivable_area
             assert progress == pytest.approx(scene.reference_progress, abs=1e-6)
     assert seen > 10
@@ -209,7 +208,7 @@ def test_collecting_again_gives_the_same_bytes_and_resumes(traffic, tmp_path):
     if made["libraries"] == expected["libraries"]:
         for index in range(2):
             fresh, stored = read_log(collect.log_path(first, index)), read_log(collect.log_path(SCENES, index))
-            assert np.array_equal(fresh.step, stored.step)
+            assert fresh.tokens == stored.tokens
             np.testing.assert_allclose(fresh.plans, stored.plans, atol=1e-6)
     with pytest.raises(UserError, match="seed there is 0, asked for 1"):
         collect.collect(first, 2, seed=1)

@@ -24,20 +24,20 @@ import torch
 from common.errors import UserError
 from envs import load_task
 from envs.driving import navsim_export, navsim_interface, navsim_results
-from envs.driving.bandit import load_data, read_split
+from envs.driving.bandit import load_data
 from envs.driving.comfort import SIGNALS, comfort_signals
 from envs.driving.curate import score_matrix
 from envs.driving.navsim_messages import scene_from_arrays, scene_to_arrays
 from envs.driving.observation import OBSERVATION_DIM, UNKNOWN_TO_NAVSIM, observe
 from envs.driving.planner import along_route, proposals
 from envs.driving.polygons import ROAD
-from envs.driving.scene_files import SPLITS, log_path, read_log, read_road, road_path
+from envs.driving.scene_files import SPLITS, log_path, read_log, read_split
 from envs.driving.score import score
 from envs.driving.vehicle import A_Y, V_Y, to_world
 from harness.algorithms import algorithm_names, load_algorithm
 from harness.config import RunConfig
 from harness.driving import navsim_policy
-from harness.driving.policies import Policy, sample_plans
+from harness.driving.policies import Policy
 from harness.run_folder import run_path
 from harness.train import train_run
 from tests import navsim_standin
@@ -65,10 +65,10 @@ def navsim():
 def recorded(name: str, index: int = 0) -> tuple:
     """(navsim_standin.Recorded, plans [16, 8, 3], scores [16, 6]) of a golden scene."""
     log = read_log(SCENES / f"{name}.npz")
-    scene = log.scene(index, read_road(road_path(SCENES, str(log.family))))
+    scene = log.scenes[index]
     overlapping = navsim_standin.overlapping_tracks(scene)
     entry = navsim_standin.Recorded(
-        name, TOKEN[name], scene, log.logged_plan[index], log.reference_plan[index], overlapping
+        name, TOKEN[name], scene, log.logged_plans[index], log.reference_plans[index], overlapping
     )
     return entry, log.plans[index], log.scores[index]
 
@@ -397,17 +397,19 @@ def test_a_run_of_other_scenes_is_refused(folder, tmp_path):
     other = tmp_path / "set"
     shutil.copytree(folder, other)
     shutil.copy(log_path(other, 0), log_path(other, 2))
-    with pytest.raises(UserError, match="is not the set that .* was trained on"):
+    with pytest.raises(
+        UserError, match="its scenes .* are not those of .*: set data_dir to the set that it was trained on"
+    ):
         navsim_policy.ScenePlanner(run / "checkpoint.pt", str(other))
     with pytest.raises(UserError, match="its task is driving/navsim, which the scenes in .* are not of"):
-        sample_plans(Policy(run), SCENES, "test", 1)
+        Policy(run, str(SCENES))
     config = run / "config.yaml"
     config.write_text(config.read_text().replace("driving/navsim", "driving/bandit"))
     with pytest.raises(UserError, match="was trained with the encoding navsim-basis, bandit has basis: train anew"):
         Policy(run)
     environment = run / "environment.json"
     environment.write_text(environment.read_text().replace("navsim-basis", "basis"))
-    with pytest.raises(UserError, match="its task is driving/bandit; give a run of driving/navsim"):
+    with pytest.raises(UserError, match="its task is driving/bandit, which the scenes in .* are not of"):
         navsim_policy.ScenePlanner(run / "checkpoint.pt")
 
 
@@ -636,4 +638,4 @@ def test_what_runs_in_navsims_environment_is_python_39_and_needs_what_is_there()
             modules = [node.module] if isinstance(node, ast.ImportFrom) else []
             modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             foreign = {module.split(".")[0] for module in modules} - set(sys.stdlib_module_names) - {"common", "envs"}
-            assert foreign <= {"numpy", "scipy", "tqdm"}, path.name
+            assert foreign <= {"numpy", "scipy", "matplotlib", "tqdm"}, path.name

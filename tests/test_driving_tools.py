@@ -13,14 +13,14 @@ from algorithms.dipole import DIPOLE, DIPOLEConfig
 from common.errors import UserError
 from envs import load_task
 from envs.driving import closed_loop
-from envs.driving.bandit import load_data, read_split
+from envs.driving.bandit import load_data
 from envs.driving.planner import along_route, constant_velocity
-from envs.driving.scene_files import SCORE_NAMES
+from envs.driving.scene_files import SCORE_NAMES, read_split
 from envs.driving.vehicle import simulate
 from harness.comparison.matrix import load_comparison
 from harness.config import RunConfig
 from harness.driving import closed_loop as closed_loop_table
-from harness.driving import results, show, table
+from harness.driving import navsim_policy, results, show, table
 from harness.driving.policies import Policy
 from harness.evaluate import evaluate_command
 from harness.run_folder import load_run, run_path
@@ -96,12 +96,12 @@ def test_a_step_drives_the_first_half_second_of_the_plan(drive):
     assert scene.agents.shape[0] == 1 and scene.history.shape == (3, 3)
     plan = constant_velocity(scene)
     expected = simulate(plan[None], episode.states[-1])[0, 1:6]
-    before = {vehicle: state[:2] for vehicle, state in episode.frame.items()}
+    before = {vehicle: state[:2] for vehicle, state in episode.frames[-1].items()}
     happened = episode.step(plan)
     assert np.array_equal(episode.states[-5:], expected)
     assert happened["progress"] == pytest.approx(np.hypot(*(expected[-1, :2] - scene.pose[:2])), abs=0.3)
     assert np.array_equal(episode.scene().ego[:4], expected[-1, :4])
-    moved = [np.hypot(*np.subtract(state[:2], before[v])) for v, state in episode.frame.items() if v in before]
+    moved = [np.hypot(*np.subtract(state[:2], before[v])) for v, state in episode.frames[-1].items() if v in before]
     assert max(moved) > 1.0
     middle = expected[-1, :2] + 2.5 * np.array([np.cos(expected[-1, 2]), np.sin(expected[-1, 2])])
     assert np.allclose(episode.driver.state()[:2], middle)  # the others see the ego where it is
@@ -111,7 +111,7 @@ def test_the_traffic_brakes_for_an_ego_in_its_way(drive):
     speeds = []
     for stands in (True, False):
         episode = drive(1)
-        vehicle, (x, y, heading, speed) = max(episode.frame.items(), key=lambda item: item[1][3])
+        vehicle, (x, y, heading, speed) = max(episode.frames[-1].items(), key=lambda item: item[1][3])
         if stands:
             episode.driver.place(np.array([x + 20 * np.cos(heading), y + 20 * np.sin(heading), heading]), 0.0)
         for step in range(20):
@@ -343,6 +343,8 @@ def test_mistakes_are_one_sentence_each(folder, run, tmp_path, refused):
     assert "holds no environment.json" in refused(show.main, "0", "--run", tmp_path)
     assert "no driving scenes in" in refused(table.main, "--data_dir", tmp_path)
     assert "no driving scenes in" in refused(table.main, "--run", run, "--data_dir", tmp_path)
+    with pytest.raises(UserError, match="its task is driving/bandit; give one of driving/navsim"):
+        navsim_policy.ScenePlanner(run / "checkpoint.pt")
 
 
 def test_a_run_is_refused_in_a_set_whose_actions_have_other_numbers(run, monkeypatch):

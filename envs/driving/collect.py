@@ -21,8 +21,8 @@ from tqdm import tqdm
 
 from common.errors import CommandParser, UserError, exit_on_user_error
 from common.files import make_folder, remove_abandoned
-from envs.driving.curate import PLANS, curate
-from envs.driving.scene_files import log_path, read_road, road_path, write_log, write_road
+from envs.driving.curate import curate
+from envs.driving.scene_files import PLANS, log_path, read_road, road_path, write_log, write_road
 from envs.generation_record import RECORD, read_record, refuse_other_making, write_record
 
 GENERATOR_VERSION = 1  # raise it when the same seed no longer gives the same files
@@ -69,8 +69,8 @@ def collect_log(folder: Path, seed: int, index: int) -> None:
     family = FAMILIES[index % len(FAMILIES)]
     traffic_seed, plan_seed = np.random.SeedSequence([seed, index]).spawn(2)
     log = traffic.simulate(family, int(traffic_seed.generate_state(1)[0]), LOG_STEPS)
-    record = curate(family, log, read_road(road_path(folder, family)), np.random.default_rng(plan_seed))
-    write_log(log_path(folder, index), record)
+    entries, steps = curate(family, log, read_road(road_path(folder, family)), np.random.default_rng(plan_seed))
+    write_log(log_path(folder, index), entries, family, steps, log.centreline, log.speed_limit)
 
 
 def _start_worker() -> None:

@@ -8,10 +8,11 @@ import numpy as np
 import torch
 
 from common.errors import UserError
-from envs.driving.bandit import SceneSet, load_data
+from envs.driving.bandit import load_data
 from envs.driving.collect import read_sidecar
 from envs.driving.planner import along_route
 from envs.driving.scene import Scene
+from envs.driving.scene_files import SceneSet
 from envs.driving.tasks import TASKS, is_exported, scenes_folder
 from harness.run_folder import load_agent, load_run, read_environment
 

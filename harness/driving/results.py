@@ -16,8 +16,7 @@ import pandas as pd
 
 from common.errors import CommandParser, UserError, exit_on_user_error
 from common.files import make_folder, write_text
-from envs.driving.bandit import SceneSet, read_split
-from envs.driving.scene_files import SCORE_NAMES
+from envs.driving.scene_files import SCORE_NAMES, SceneSet, read_split
 from harness.comparison.matrix import Comparison, Row, load_comparison
 from harness.comparison.protocol import check_protocol
 from harness.comparison.results import Results, RunResult

@@ -20,11 +20,10 @@ from matplotlib.patches import Patch, Polygon
 
 from common.errors import CommandParser, UserError, exit_on_user_error
 from common.files import replacing
-from envs.driving.bandit import SceneSet, read_split
 from envs.driving.boxes import corners
 from envs.driving.curate import score_matrix
 from envs.driving.scene import Scene
-from envs.driving.scene_files import SPLITS
+from envs.driving.scene_files import SPLITS, SceneSet, read_split
 from envs.driving.score import Scores, score
 from envs.driving.vehicle import LENGTH, REAR_AXLE_TO_CENTRE, WIDTH, X, Y
 from harness.driving.policies import Policy, open_runs

@@ -14,10 +14,9 @@ import numpy as np
 from tqdm import tqdm
 
 from common.errors import CommandParser, exit_on_user_error
-from envs.driving.bandit import SceneSet, read_split
 from envs.driving.curate import score_matrix
 from envs.driving.planner import constant_velocity
-from envs.driving.scene_files import SCORE_NAMES, SPLITS
+from envs.driving.scene_files import SCORE_NAMES, SPLITS, SceneSet, read_split
 from envs.driving.score import score
 from harness.driving.policies import Policy, open_runs
 from harness.measurement.table import format_rows
