@@ -34,17 +34,13 @@ from envs.driving.polygons import ROAD
 from envs.driving.scene_files import SPLITS, log_path, read_log, read_split
 from envs.driving.score import score
 from envs.driving.vehicle import A_Y, V_Y, to_world
-from harness.algorithms import algorithm_names, load_algorithm
-from harness.config import RunConfig
+from harness.algorithms import algorithm_names
 from harness.driving import navsim_policy
 from harness.driving.policies import Policy
-from harness.run_folder import run_path
-from harness.train import train_run
 from tests import navsim_standin
-from tests.conftest import small_config
+from tests.driving_scenes import SCENES, trained
 
 ROOT = Path(__file__).resolve().parents[1]
-SCENES = ROOT / "tests" / "golden" / "driving" / "scenes"
 LOGS = ("log_000000", "log_000001", "log_000002", "log_000003", "log_000005")  # the fifth has no scene
 TOKEN = {name: zlib.crc32(name.encode()).to_bytes(8, "big").hex() for name in LOGS}
 ODD = "00000000000000dd"  # a scene as the embedded ones never are
@@ -282,26 +278,6 @@ def test_scenes_of_the_two_sources_are_never_one_task(folder, tmp_path):
 # ---- The agent ----
 
 
-def trained(name: str, folder: Path, run_dir: Path) -> Path:
-    """The folder of a run of a few updates on the exported set."""
-    algorithm = load_algorithm(name)
-    run = RunConfig(
-        task="driving/navsim",
-        label=name,
-        data_dir=str(folder),
-        run_dir=str(run_dir),
-        device="cpu",
-        offline_steps=2,
-        log_interval=2,
-        checkpoint_interval=2,
-        eval_interval=2,
-        eval_episodes=1,
-        batch_size=16,
-    )
-    train_run(algorithm.agent_class, run, small_config(algorithm))
-    return run_path(run)
-
-
 def own_plan(run: Path, folder: Path, scene, token: str) -> np.ndarray:
     """The plan of the run's agent by the parts that everything else here uses."""
     policy, data = Policy(run), load_data(folder, "navsim-basis")
@@ -313,7 +289,7 @@ def own_plan(run: Path, folder: Path, scene, token: str) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def run(folder, tmp_path_factory) -> Path:
-    return trained("dipole", folder, tmp_path_factory.mktemp("runs"))
+    return trained("dipole", "driving/navsim", folder, tmp_path_factory.mktemp("runs"))
 
 
 def agent_of(run: Path, source: Path, monkeypatch, version: int = 1, **options):
@@ -384,7 +360,7 @@ def test_what_stops_the_agent_is_said_and_ends_the_script(run, source, monkeypat
 
 @pytest.mark.parametrize("name", [name for name in algorithm_names() if name != "dipole"])
 def test_every_algorithms_checkpoint_plans(folder, exported, tmp_path, name):
-    run = trained(name, folder, tmp_path)
+    run = trained(name, "driving/navsim", folder, tmp_path)
     planner = navsim_policy.ScenePlanner(run / "checkpoint.pt")
     scene = exported[ODD][0]
     plan = planner.plan(scene, ODD)
@@ -393,7 +369,7 @@ def test_every_algorithms_checkpoint_plans(folder, exported, tmp_path, name):
 
 
 def test_a_run_of_other_scenes_is_refused(folder, tmp_path):
-    run = trained("fql", folder, tmp_path)
+    run = trained("fql", "driving/navsim", folder, tmp_path)
     other = tmp_path / "set"
     shutil.copytree(folder, other)
     shutil.copy(log_path(other, 0), log_path(other, 2))

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from algorithms.dipole import DIPOLE, DIPOLEConfig
+from algorithms.dipole import DIPOLE
 from common.errors import UserError
 from envs import load_task
 from envs.driving import closed_loop
@@ -18,15 +18,14 @@ from envs.driving.planner import along_route, constant_velocity
 from envs.driving.scene_files import SCORE_NAMES, read_split
 from envs.driving.vehicle import simulate
 from harness.comparison.matrix import load_comparison
-from harness.config import RunConfig
 from harness.driving import closed_loop as closed_loop_table
 from harness.driving import navsim_policy, results, show, table
 from harness.driving.policies import Policy
 from harness.evaluate import evaluate_command
-from harness.run_folder import load_run, run_path
+from harness.run_folder import load_run
 from harness.train import train_run
+from tests.driving_scenes import SCENES, trained
 
-SCENES = Path(__file__).resolve().parent / "golden" / "driving" / "scenes"
 PNG = b"\x89PNG"
 
 
@@ -40,23 +39,8 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def run(folder) -> Path:
     """A finished run of few updates that asks for more episodes than there are scenes."""
-    settings = RunConfig(
-        task="driving/bandit",
-        label="dipole",
-        data_dir=str(folder),
-        run_dir=str(folder.parent / "runs"),
-        device="cpu",
-        offline_steps=4,
-        log_interval=2,
-        checkpoint_interval=4,
-        eval_interval=4,
-        eval_episodes=1000,
-        batch_size=16,
-    )
-    config = DIPOLEConfig(actor_hidden_dims=(16,), value_hidden_dims=(16,), num_candidates=1, flow_steps=2)
-    result = train_run(DIPOLE, settings, config)
-    assert result["score_name"] == "return" and 0.0 <= result["score"] <= 1.0
-    return run_path(settings)
+    sizes = {"num_candidates": 1, "flow_steps": 2}
+    return trained("dipole", "driving/bandit", folder, folder.parent / "runs", eval_episodes=1000, **sizes)
 
 
 # ---- Episodes ----
@@ -64,7 +48,8 @@ def run(folder) -> Path:
 
 def test_an_evaluation_takes_every_scene_once_unless_more_are_asked_for(folder, run, capsys):
     scenes = len(read_split(folder, "test").scenes)
-    assert json.loads((run / "result.json").read_text())["episodes"] == scenes
+    result = json.loads((run / "result.json").read_text())
+    assert result["episodes"] == scenes and result["score_name"] == "return" and 0.0 <= result["score"] <= 1.0
     with open(run / "eval.csv", newline="") as file:
         assert {float(row["episodes"]) for row in csv.DictReader(file)} == {scenes}
     evaluate_command([str(run)])
