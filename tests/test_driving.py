@@ -30,7 +30,6 @@ from envs.driving.scene_files import log_paths, read_log, read_split, split_of
 from envs.driving.score import score
 from envs.driving.vehicle import DT
 from envs.transitions import ACTION_LIMIT
-from harness.evaluation import evaluate
 from tests.driving_scenes import SCENES, straight_scene
 
 
@@ -355,21 +354,6 @@ def test_validation_tasks_share_the_data_and_evaluate_elsewhere(folder, task):
         assert len(tokens[name]) == task.identity["scenes"][name]
     assert not tokens["test"] & tokens["validation"]
     assert {split_of(int(token.split("_")[1])) for token in tokens["test"]} == {"test"}
-
-
-def test_evaluation_takes_each_test_scene_once(folder, task):
-    class StraightOn:
-        def act(self, observations):
-            return torch.zeros(len(observations), task.action_dim)
-
-    count = task.identity["scenes"]["test"]
-    result = evaluate(StraightOn(), task.make_env, count, seed=10_000, environments=4)
-    environment, returns = task.make_env(), []
-    for seed in range(10_000, 10_000 + count):
-        environment.reset(seed=seed)
-        returns.append(environment.step(np.zeros(task.action_dim, np.float32))[1])
-    assert np.array_equal(result.returns, returns)
-    assert (result.lengths == 1).all()
 
 
 def test_the_data_file_is_made_again_where_the_set_has_changed(tmp_path):

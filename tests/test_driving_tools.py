@@ -329,7 +329,7 @@ def test_mistakes_are_one_sentence_each(folder, run, tmp_path, refused):
     assert "no driving scenes in" in refused(table.main, "--data_dir", tmp_path)
     assert "no driving scenes in" in refused(table.main, "--run", run, "--data_dir", tmp_path)
     with pytest.raises(UserError, match="its task is driving/bandit; give one of driving/navsim"):
-        navsim_policy.ScenePlanner(run / "checkpoint.pt")
+        navsim_policy.open_policy(run / "checkpoint.pt")
 
 
 def test_a_run_is_refused_in_a_set_whose_actions_have_other_numbers(run, monkeypatch):

@@ -16,8 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from common.errors import CommandParser, UserError, exit_on_user_error
-from common.files import make_folder, remove_abandoned
-from envs.driving.collect import check_making
+from envs.driving.collect import open_set
 from envs.driving.curate import (
     CHOSEN_SHARE,
     CONSTANT_SHARE,
@@ -180,21 +179,15 @@ def export(metric_cache: Path, logs_path: Path, folder: Path, limit: Optional[in
             f"{metric_cache}: its scenes are of {len(names)} logs in {logs_path}, a set that is split by log needs "
             f"{least}: cache more logs"
         )
-    _open_set(folder, describe(source, seed))
+    record = describe(source, seed)
+    open_set(folder, record)
+    write_record(folder / RECORD, record)
     for index, name in enumerate(tqdm(names, desc="export NAVSIM", unit="log", disable=None)):
         if not log_path(folder, index).exists():
             export_log(source, name, index, folder, seed)
     if source.without_log:
         print(f"{source.without_log} cached scenes are not in the logs of {logs_path} and were left out")
     return folder
-
-
-def _open_set(folder: Path, record: Dict[str, Any]) -> None:
-    """Creates the set's folder with its record, or checks that the set there is of the same making."""
-    check_making(folder, record)
-    make_folder(folder, "--out")
-    remove_abandoned(folder)
-    write_record(folder / RECORD, record)
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> None:

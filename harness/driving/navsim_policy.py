@@ -21,21 +21,19 @@ from envs.driving.tasks import is_exported
 from harness.driving.policies import Policy
 
 
-class ScenePlanner:
+def open_policy(checkpoint: Path, data_dir: str | None = None) -> Policy:
     """A run's agent with the set that it was trained on, by default where it was then. Raises UserError for another."""
+    policy = Policy(checkpoint.parent, data_dir)
+    if not is_exported(policy.task):
+        raise UserError(f"{policy.run_dir}: its task is driving/{policy.task}; give one of driving/navsim")
+    policy.check_unchanged()
+    return policy
 
-    def __init__(self, checkpoint: Path, data_dir: str | None = None):
-        self.policy = Policy(checkpoint.parent, data_dir)
-        if not is_exported(self.policy.task):
-            raise UserError(
-                f"{checkpoint.parent}: its task is driving/{self.policy.task}; give a run of driving/navsim"
-            )
-        self.policy.check_unchanged()
 
-    def plan(self, scene: Scene, noise: str) -> np.ndarray:
-        """The plan [8, 3] for a scene, in the ego's frame; equal names `noise` draw equal noise."""
-        self.policy.agent.noise.generator.manual_seed(zlib.crc32(noise.encode()))
-        return self.policy.plan(scene)
+def plan(policy: Policy, scene: Scene, noise: str) -> np.ndarray:
+    """The plan [8, 3] for a scene, in the ego's frame; equal names `noise` draw equal noise."""
+    policy.agent.noise.generator.manual_seed(zlib.crc32(noise.encode()))
+    return policy.plan(scene)
 
 
 def serve(checkpoint: Path, data_dir: str | None) -> None:
@@ -46,11 +44,11 @@ def serve(checkpoint: Path, data_dir: str | None) -> None:
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     try:
-        planner = ScenePlanner(checkpoint, data_dir)
-        send(answers, algorithm=np.array(planner.policy.algorithm.name))
+        policy = open_policy(checkpoint, data_dir)
+        send(answers, algorithm=np.array(policy.algorithm.name))
         while True:
             message = receive(sys.stdin.buffer)
-            send(answers, plan=planner.plan(scene_from_arrays(message), str(message["noise"])))
+            send(answers, plan=plan(policy, scene_from_arrays(message), str(message["noise"])))
     except UserError as error:
         send(answers, error=np.array(str(error)))
     except EOFError:

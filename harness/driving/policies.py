@@ -53,7 +53,7 @@ class Policy:
             )
 
     def plan(self, scene: Scene) -> np.ndarray:
-        """A plan [8, 3] for a scene."""
+        """A plan [8, 3] for a scene, in the ego's frame."""
         return self._plans(self.data.observe(scene)[None], along_route(scene)[None])[0]
 
     def sample(self, scenes: SceneSet, observations: np.ndarray, count: int, **options: Any) -> np.ndarray:
