@@ -113,7 +113,10 @@ def to_restart(comparison: Comparison, labels: Sequence[str] | None) -> list[Pla
 
 
 def run_all(comparison: Comparison, slots: list[Slot], options: argparse.Namespace) -> int:
-    """Works on everything that is not complete; returns the exit code: 1 where a run failed, 128 + n after signal n."""
+    """Works on everything that is not complete; returns the exit code, 1 where a run failed.
+
+    Raises SystemExit(128 + n) after signal n.
+    """
     todo = in_order(comparison)
     if not todo:
         print("all runs are complete")
@@ -124,16 +127,13 @@ def run_all(comparison: Comparison, slots: list[Slot], options: argparse.Namespa
         shutil.copyfile(comparison.path, comparison.out / "comparison.yaml")
         if options.ray:
             resources = resources_of(options)
-            states, signal_number = run_on_ray(comparison, todo, options.ray, resources, slots[0], progress.show)
+            states = run_on_ray(comparison, todo, options.ray, resources, slots[0], progress.show)
         else:
-            states, signal_number = run_locally(comparison, todo, slots, progress.show)
+            states = run_locally(comparison, todo, slots, progress.show)
     failed = [run for run in todo if states[run.name] == FAILED]
     for run in failed:
         last = (run.folder / run_files.ERROR).read_text(encoding="utf-8").strip().splitlines()[-1]
         print(f"failed: {run.name}: {last} ({run.folder / run_files.ERROR})")
-    if signal_number:
-        print("stopped; the same command continues from here")
-        return 128 + signal_number
     return 1 if failed else 0
 
 
@@ -159,11 +159,10 @@ def compare(argv: Sequence[str] | None = None) -> int:
         if options.check:
             return 0
         code = run_all(comparison, slots, options)
-    if code <= 1:
-        from harness.report.report import write_report  # here: plotting is not needed while runs are at work
+    from harness.report.report import write_report  # here: plotting is not needed while runs are at work
 
-        for path in write_report(comparison, comparison.out, options.allow_mixed):
-            print(f"written: {path}")
+    for path in write_report(comparison, comparison.out, options.allow_mixed):
+        print(f"written: {path}")
     return code
 
 

@@ -16,6 +16,7 @@ from harness import compare as compare_module
 from harness import run_folder
 from harness.compare import compare, in_order
 from harness.comparison import preparation, progress, reevaluation
+from harness.comparison import workers as workers_module
 from harness.comparison.matrix import load_comparison
 from harness.comparison.preparation import check_data, inspect_data
 from harness.comparison.reevaluation import is_complete, missing_cells, read_reevaluation, reevaluate
@@ -263,9 +264,10 @@ def test_first_seeds_of_all_variants_come_first(tmp_path):
 # ---- Places ----
 
 
-def test_workers_share_the_cores():
-    assert [slot["OMP_NUM_THREADS"] for slot in cpu_slots(3, available=8)] == ["2", "2", "2"]
-    assert cpu_slots(4, available=2)[0]["OMP_NUM_THREADS"] == "1"
+def test_workers_share_the_cores(monkeypatch):
+    for available, workers, threads in ((8, 3, "2"), (2, 4, "1")):
+        monkeypatch.setattr(workers_module, "cores", lambda available=available: available)
+        assert cpu_slots(workers) == [{"OMP_NUM_THREADS": threads}] * workers
 
 
 def test_runs_are_dealt_round_robin_to_gpus_by_their_memory():
