@@ -10,11 +10,11 @@ import torch
 
 from common.errors import UserError
 from common.files import remove_abandoned, replacing
-from envs.chunks import single_steps
 from envs.dataset import Dataset
 from envs.replay import Replay
 from envs.seeding import SeededEnvironment, generators_preserved
-from envs.task import Task, success_of
+from envs.task import Task
+from envs.wrappers import single_steps, success_of
 from harness import run_files
 from harness.config import RunConfig
 from harness.devices import EPISODE_STREAM

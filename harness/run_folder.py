@@ -22,8 +22,8 @@ from common.files import locked, make_folder, remove_abandoned, replacing, write
 from common.untrusted import check_stored_zip
 from envs import load_environment, load_task
 from envs.chunks import chunked
-from envs.sparse import sparse
-from envs.task import DATA_HASHES, NORMALIZATION, Task, normalize_observations
+from envs.task import DATA_HASHES, Task, normalize_observations, sparse
+from envs.wrappers import NORMALIZATION
 from harness import devices, run_files
 from harness.agent_tools import restore, state_of
 from harness.algorithms import Algorithm, load_algorithm

@@ -14,14 +14,14 @@ import torch
 
 from common.errors import UserError
 from envs import load_environment, load_task
-from envs.chunks import STEPS, Chunk, ChunkedDataset, ChunkedEnvironment, chunked, fold, single_steps
+from envs.chunks import Chunk, ChunkedDataset, chunked, fold
 from envs.dataset import ACTION_LIMIT, Dataset
 from envs.ogbench.collect import ManipulationCollector
 from envs.ogbench.tasks import sha256_of_ends
 from envs.replay import Replay
 from envs.shards import Shards, refill
-from envs.sparse import sparse
-from envs.task import Task
+from envs.task import Task, sparse
+from envs.wrappers import STEPS, ChunkedEnvironment, single_steps
 from tests.toy import EPISODE_LENGTH, PointEnv, toy_dataset, toy_task
 from tests.toy_run import toy_run
 

@@ -48,14 +48,13 @@ def mixtures(properties: Iterable[tuple[str, str, dict[str, str]]]) -> list[Mixt
     ]
 
 
-def planned_problems(comparison: Comparison, allow_mixed: bool) -> list[str]:
-    """Runs on the same task that cannot stand in one table, by their configs."""
+def check_planned(comparison: Comparison) -> None:
+    """Raises UserError where runs on the same task cannot stand in one table, by their configs."""
     first = [run for run in comparison.runs if run.seed == comparison.seeds[0]]
-    planned = ((run.task, run.variant.label, guarded(run.run, run.config)) for run in first)
-    return [
-        f"{comparison.path}: {mixture}, so no table holds them; give all the same, or add --allow_mixed to mark them"
-        for mixture in ([] if allow_mixed else mixtures(planned))
-    ]
+    for mixture in mixtures((run.task, run.variant.label, guarded(run.run, run.config)) for run in first):
+        raise UserError(
+            f"{comparison.path}: {mixture}, so no table holds them; give all the same, or add --allow_mixed"
+        )
 
 
 def guarded(run: RunConfig, config: Any) -> dict[str, str]:
