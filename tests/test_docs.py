@@ -10,6 +10,8 @@ import pytest
 import yaml
 
 from harness.algorithms import algorithm_names, load_algorithm
+from harness.report.per_seed import load_sources
+from harness.report.published import load_published
 from tests.conftest import small_config
 from tests.house import pages
 from tests.test_dipole_lora import finetuning, scored_batch
@@ -182,7 +184,6 @@ def test_the_readmes_returns_of_the_baselines_are_those_of_the_runs(title):
         ("The DIPOLE paper", 0, "Liang", "exorl"),
         ("The DIPOLE paper", 1, "Liang", "ogbench"),
         ("The FQL paper", 0, "Park", "ogbench"),
-        ("QAM's repository", 0, "QAM", "ogbench"),
     ],
 )
 def test_the_published_scores_are_those_that_reports_use(title, place, source, suite):
@@ -200,3 +201,24 @@ def test_the_published_scores_are_those_that_reports_use(title, place, source, s
         for key, scores in table["scores"].items()
         if "/" not in key  # single tasks
     }
+
+
+def test_the_other_published_tables_are_those_of_the_files():
+    content = yaml.safe_load((ROOT / "harness" / "report" / "published.yaml").read_text(encoding="utf-8"))
+    liang = [table for table in content["tables"] if table["source"].startswith("Liang")][-1]
+    _, _, online, navsim = tables_of(section(page("published"), "The DIPOLE paper"))
+    for shown, (methods, rows) in {
+        "online": (liang["methods"], liang["before_after"]),
+        "navsim": (content["navsim"]["methods"], content["navsim"]["scores"]),
+    }.items():
+        (_, *header), *lines = online if shown == "online" else navsim
+        assert header == methods
+        assert {name: [cell.replace("→", " -> ") for cell in cells] for name, *cells in lines} == {
+            name: [f"{value:g}" if shown == "navsim" else value for value in values] for name, values in rows.items()
+        }
+    (_, *seeds) = tables_of(section(page("published"), "Seeds"))[0]
+    gfp = load_sources()[0].scores
+    fql = next(table for table in load_published()[1] if table.source.endswith("table 3"))
+    for category, *cells in seeds:
+        means = gfp[gfp["task"].str.startswith(f"ogbench/{category}/")].groupby("method")["score"].mean()
+        assert cells == [fql.scores[category]["ReBRAC"], f"{means['ReBRAC']:.0f}", f"{means['GFP']:.0f}"]

@@ -69,7 +69,7 @@ def policy_block(results: Results) -> Block:
     block.text = [
         "A policy's settings are those of configs/ for its algorithm and task, with the overrides. Without a record of "
         "harness.tune nothing was searched here: the settings files' comments say where their values are from. A "
-        "protocol has a letter where others' seeds were scored by it on the same data (harness/report/peers/sources.yaml)."
+        "protocol with a letter is that of others' seeds on the same data (harness/report/peers/sources.yaml)."
     ]
     block.header = ["variant", "algorithm", "overrides", "parameters", "tuning trials", "tuned on", "protocol"]
     sources = load_sources()
