@@ -29,7 +29,7 @@ import yaml
 
 from common.errors import UserError, one_line
 from harness.algorithms import algorithm_names, load_algorithm
-from harness.config_file import as_yaml, decode, form_of, places_by_key, read_mapping, shown, unknown_field
+from harness.config_file import as_yaml, decode, decode_text, form_of, places_by_key, read_mapping, shown, unknown_field
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
@@ -169,6 +169,11 @@ def field_types(config_class: type) -> dict[str, Any]:
     for kind in kinds.values():
         form_of(kind)
     return kinds
+
+
+def decode_flag(config_class: type, name: str, text: str) -> Any:
+    """The value of the field `name` that `--name text` gives. Raises UserError."""
+    return decode_text(text, field_types(config_class)[name], f"--{name}")
 
 
 def load_settings(
