@@ -7,22 +7,18 @@ finished runs alone. docs/comparisons.md describes the file and what is written 
 """
 
 import argparse
-import contextlib
-import os
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Sequence
 
 from common.errors import CommandParser, UserError, exit_on_user_error
 from common.files import locked, make_folder
 from harness import run_files
-from harness.comparison.matrix import Comparison, PlannedRun, collecting, load_comparison, problem_list, read_matrix
-from harness.comparison.preparation import check_data, estimate_table, estimates
-from harness.comparison.progress import LiveTable
-from harness.comparison.protocol import planned_problems
+from harness.comparison.matrix import Comparison, PlannedRun, load_comparison
+from harness.comparison.preparation import check_data
+from harness.comparison.progress import Progress
+from harness.comparison.protocol import check_planned
 from harness.comparison.ray_workers import Resources, run_on_ray, slots_on
 from harness.comparison.reevaluation import is_complete
 from harness.comparison.workers import FAILED, Slot, cores, cpu_slots, gpu_slots, run_locally, visible_gpus
@@ -48,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
         "--allow_mixed", action="store_true", help="mark runs of different protocols, do not refuse them"
     )
     what = flags.add_mutually_exclusive_group()
-    what.add_argument("--check", action="store_true", help="check everything, print the estimated time and stop")
+    what.add_argument("--check", action="store_true", help="check everything, collect absent data and stop")
     what.add_argument(
         "--print_commands", action="store_true", help="print a line of shell for each run that is not complete and stop"
     )
@@ -62,49 +58,21 @@ def parser() -> argparse.ArgumentParser:
 # ---- Checking ----
 
 
-class Checked(NamedTuple):
-    """A comparison that nothing is wrong with."""
+def prepare(comparison: Comparison, options: argparse.Namespace) -> list[Slot]:
+    """Checks everything, prints a line about each data set, and removes the runs that are to be restarted.
 
-    comparison: Comparison
-    slots: list[Slot]  # a place for each run that is to be at work at a time
-    seconds: dict[str, float]  # that each run not yet complete will take, by name
-
-
-def checked(options: argparse.Namespace) -> Checked:
-    """The comparison, without the runs that are to be restarted; prints its data sets and the time that it will take.
-
-    Raises one UserError that lists every problem, before anything is removed.
+    Returns a place for each run that is to be at work at a time. Raises UserError before anything is removed.
     """
-    comparison, problems = read_matrix(options.config, options.run_dir)
-    if comparison is None or not comparison.runs:
-        raise problem_list(options.config, problems or [f"{options.config}: asks for no run"])
-    problems += planned_problems(comparison, options.allow_mixed)
-    slots: list[Slot] = []
-    restarted: dict[str, PlannedRun] = {}
-    with collecting(problems):
-        restarted = {run.name: run for run in to_restart(comparison, options.restart)}
-    with collecting(problems):
-        check_writable(comparison.out)
-        slots = slots_of(comparison, options)
-    threads = int(slots[0]["OMP_NUM_THREADS"]) if slots else 1
-    data_problems, lines, costs = check_data(comparison, threads, restarted)
-    if problems + data_problems:
-        raise problem_list(options.config, problems + data_problems)
+    if not options.allow_mixed:
+        check_planned(comparison)
+    restarted = to_restart(comparison, options.restart)
+    slots = slots_of(comparison, options)
+    lines = check_data(comparison, restarted)
     print(f"{comparison.name}: {len(comparison.runs)} runs, {len(comparison.rows)} rows of the report, nothing wrong")
-    print(*lines, sep="\n")
-    for run in restarted.values():
+    print(*lines, sep="\n", flush=True)
+    for run in restarted:
         remove_run(run.run)
-    seconds = estimates(comparison, costs)
-    if seconds:
-        print(f"\n{estimate_table(comparison, seconds, costs, len(slots))}\n", flush=True)
-    return Checked(comparison, slots, seconds)
-
-
-def check_writable(folder: Path) -> None:
-    """Raises UserError unless the folder, or the nearest parent that is there, can be written to."""
-    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise UserError(f"{folder}: cannot be written to; set run_dir elsewhere")
+    return slots
 
 
 def slots_of(comparison: Comparison, options: argparse.Namespace) -> list[Slot]:
@@ -144,21 +112,29 @@ def to_restart(comparison: Comparison, labels: Sequence[str] | None) -> list[Pla
 # ---- Running ----
 
 
-def run_all(plan: Checked, options: argparse.Namespace) -> int:
-    """Works on everything that is not complete; returns the exit code: 1 where a run failed, 128 + n after signal n."""
-    comparison, slots = plan.comparison, plan.slots
+def run_all(comparison: Comparison, slots: list[Slot], options: argparse.Namespace) -> int:
+    """Works on everything that is not complete; returns the exit code, 1 where a run failed.
+
+    Raises SystemExit(128 + n) after signal n.
+    """
     todo = in_order(comparison)
     if not todo:
         print("all runs are complete")
         return 0
-    with only_one(comparison), LiveTable(todo, len(slots), plan.seconds) as table:
+    make_folder(comparison.out, "run_dir")
+    refusal = f"{comparison.out}: another harness.compare works here; wait for it or stop it"
+    with locked(comparison.out / "lock", refusal), Progress(todo) as progress:
         shutil.copyfile(comparison.path, comparison.out / "comparison.yaml")
         if options.ray:
             resources = resources_of(options)
-            states, signal_number = run_on_ray(comparison, todo, options.ray, resources, slots[0], table.show)
+            states = run_on_ray(comparison, todo, options.ray, resources, slots[0], progress.show)
         else:
-            states, signal_number = run_locally(comparison, todo, slots, table.show)
-    return exit_code(todo, states, signal_number)
+            states = run_locally(comparison, todo, slots, progress.show)
+    failed = [run for run in todo if states[run.name] == FAILED]
+    for run in failed:
+        last = (run.folder / run_files.ERROR).read_text(encoding="utf-8").strip().splitlines()[-1]
+        print(f"failed: {run.name}: {last} ({run.folder / run_files.ERROR})")
+    return 1 if failed else 0
 
 
 def in_order(comparison: Comparison) -> list[PlannedRun]:
@@ -167,57 +143,26 @@ def in_order(comparison: Comparison) -> list[PlannedRun]:
     return sorted(todo, key=lambda run: comparison.seeds.index(run.seed))
 
 
-def exit_code(runs: Sequence[PlannedRun], states: dict[str, str], signal_number: int) -> int:
-    failed = [run for run in runs if states[run.name] == FAILED]
-    for run in failed:
-        last = (run.folder / run_files.ERROR).read_text(encoding="utf-8").strip().splitlines()[-1]
-        print(f"failed: {run.name}: {last} ({run.folder / run_files.ERROR})")
-    if signal_number:
-        print("stopped; the same command continues from here")
-        return 128 + signal_number
-    return 1 if failed else 0
-
-
-@contextlib.contextmanager
-def only_one(comparison: Comparison) -> Iterator[None]:
-    """Keeps a second command from the comparison's folder. Raises UserError where there is one."""
-    make_folder(comparison.out, "run_dir")
-    refusal = f"{comparison.out}: another harness.compare works here; wait for it or stop it"
-    with locked(comparison.out / "lock", refusal):
-        yield
-
-
-def print_commands(comparison: Comparison) -> None:
-    """A line of shell for each run that is not complete: its training, then its evaluation at every cell."""
-    for run in in_order(comparison):
-        print(" && ".join(shlex.join(command) for command in run.commands(comparison.cells(run))))
-
-
 # ---- The command ----
-
-
-def report(comparison: Comparison, allow_mixed: bool) -> None:
-    from harness.report.report import write_report  # here: plotting is not needed while runs are at work
-
-    for path in write_report(comparison, comparison.out, allow_mixed):
-        print(f"written: {path}")
 
 
 def compare(argv: Sequence[str] | None = None) -> int:
     """`main` without the handling of the user's errors; returns the exit code. Raises UserError."""
     options = parser().parse_args(argv)
-    if options.report_only:
-        report(load_comparison(options.config, options.run_dir), options.allow_mixed)
-        return 0
+    comparison, code = load_comparison(options.config, options.run_dir), 0
     if options.print_commands:
-        print_commands(load_comparison(options.config, options.run_dir))
+        for run in in_order(comparison):
+            print(" && ".join(shlex.join(command) for command in run.commands(comparison.cells(run))))
         return 0
-    plan = checked(options)
-    if options.check:
-        return 0
-    code = run_all(plan, options)
-    if code <= 1:
-        report(plan.comparison, options.allow_mixed)
+    if not options.report_only:
+        slots = prepare(comparison, options)
+        if options.check:
+            return 0
+        code = run_all(comparison, slots, options)
+    from harness.report.report import write_report  # here: plotting is not needed while runs are at work
+
+    for path in write_report(comparison, comparison.out, options.allow_mixed):
+        print(f"written: {path}")
     return code
 
 

@@ -301,14 +301,15 @@ class _SettingsFile:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        self.places = places_by_key(path, read_mapping(path))
+        self.name = min(str(path), os.path.relpath(path), key=len)  # as messages name it
+        self.places = places_by_key(self.name, read_mapping(path))
         self.variants = self._mapping(self.places["variants"][0]) if "variants" in self.places else {}
 
     def _mapping(self, node: yaml.Node) -> dict[str, tuple[yaml.Node, str]]:
         if not isinstance(node, yaml.MappingNode):
-            where = f"{self.path}: line {node.start_mark.line + 1}"
+            where = f"{self.name}: line {node.start_mark.line + 1}"
             raise UserError(f"{where}: must hold lines such as `seed: 0`, not {shown(node)}")
-        return places_by_key(self.path, node)
+        return places_by_key(self.name, node)
 
     def task(self) -> str | None:
         """The task that the file itself names."""

@@ -2,8 +2,7 @@
 
 import contextlib
 import traceback
-from types import SimpleNamespace
-from typing import Any, Callable, Iterator
+from typing import Callable, Iterator
 
 import gymnasium
 import numpy as np
@@ -12,30 +11,25 @@ from common.errors import UserError
 from envs.seeding import SeededEnvironment
 from envs.wrappers import STEPS, success_of
 
-NO_ROW = -1  # while none is at work
-
 
 class EnvironmentFailure(RuntimeError):
-    """An environment raised an error, or the process that hosted it ended; the text names the episode's seed."""
+    """An environment raised an error; the text names the episode's seed and holds the traceback."""
 
 
 class EnvironmentRows:
     """Environments by the row of the batch they belong to, built at a row's first reset and used again after that."""
 
-    restarts = 0  # as of `EnvironmentProcesses`; here nothing can be restarted
-
     def __init__(self, make_env: Callable[[], gymnasium.Env]):
         self.make_env = make_env
         self.environments: dict[int, SeededEnvironment] = {}
         self.seeds: dict[int, int] = {}
-        self.row_at_work: Any = SimpleNamespace(value=NO_ROW)  # a process shares it with the one that it serves
 
     def reset(self, rows: np.ndarray, seeds: np.ndarray) -> tuple:
         """Starts an episode in each of rows [n]; returns (observations [n, O],)."""
         observations = []
         for row, seed in zip(rows.tolist(), seeds.tolist(), strict=True):
             self.seeds[row] = seed
-            with self._at_work(row):
+            with self._named(row):
                 if row not in self.environments:
                     self.environments[row] = SeededEnvironment(self.make_env, seed)
                 observations.append(self.environments[row].reset(seed)[0])
@@ -48,7 +42,7 @@ class EnvironmentRows:
         rewards, successes, ends = np.zeros(len(rows)), np.full(len(rows), np.nan), np.zeros(len(rows), dtype=bool)
         steps = np.ones(len(rows), dtype=np.int64)
         for index, row in enumerate(rows.tolist()):
-            with self._at_work(row):
+            with self._named(row):
                 observation, reward, terminated, truncated, info = self.environments[row].step(actions[index])
                 observations.append(observation)
                 rewards[index], ends[index], successes[index] = reward, terminated or truncated, success_of(info)
@@ -61,9 +55,8 @@ class EnvironmentRows:
         self.environments.clear()
 
     @contextlib.contextmanager
-    def _at_work(self, row: int) -> Iterator[None]:
-        """Notes the row that is at work and names the episode of an error."""
-        self.row_at_work.value = row
+    def _named(self, row: int) -> Iterator[None]:
+        """Names the episode of an error."""
         try:
             yield
         except (UserError, MemoryError):

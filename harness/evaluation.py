@@ -38,15 +38,13 @@ class EvaluationResult:
     """Scores of n episodes, in the order of their seeds.
 
     returns [n]: undiscounted sums of rewards; lengths [n]: environment steps; successes [n]: info["success"] (or
-    ["is_success"]) at the last step, None where no episode reports one; seconds: of the whole evaluation; restarts: how
-    often a process of environments was replaced and its episodes repeated.
+    ["is_success"]) at the last step, None where no episode reports one; seconds: of the whole evaluation.
     """
 
     returns: np.ndarray
     lengths: np.ndarray
     successes: Optional[np.ndarray]
     seconds: float
-    restarts: int = 0
 
     def summary(self) -> dict[str, float]:
         """Means over the episodes, without timings: equal seeds give equal summaries."""
@@ -122,7 +120,7 @@ class Evaluator:
     `environments` bounds the rows of the batch: as many episodes advance together, each in an environment of its own
     (OGBench's manipulation environments take 100 to 200 MB each). `workers` processes host them; 0 means this process.
     After an error the environments are closed; the next evaluation builds them anew. A process that gives no answer for
-    `seconds_to_answer` counts as failed; without processes nothing can be restarted and the first failure is the end.
+    `seconds_to_answer` counts as failed.
     """
 
     def __init__(
@@ -152,8 +150,8 @@ class Evaluator:
     def evaluate(self, agent: Any, episodes: int, seed: int, **act_options: Any) -> EvaluationResult:
         """Runs `agent.act(observations, **act_options)` in episodes with seeds seed, ..., seed + episodes - 1.
 
-        Raises EnvironmentFailure where an environment fails (in a process: for the second time in an episode),
-        FloatingPointError where an action is not finite, UserError where memory runs out.
+        Raises EnvironmentFailure where an environment fails, UserError where its process ends or memory runs out,
+        FloatingPointError where an action is not finite.
         """
         if episodes < 1:
             raise ValueError(f"episodes is {episodes}; it starts at 1")
@@ -165,7 +163,6 @@ class Evaluator:
             with progress, generators_preserved():
                 if self.rows is None:
                     self.rows = self._build()
-                restarts = self.rows.restarts
                 for first in range(0, episodes, num_rows):
                     wave = slice(first, first + num_rows)  # of a wave past the last episode, numpy takes what is there
                     seeds = np.arange(seed + first, seed + first + num_rows)
@@ -182,8 +179,7 @@ class Evaluator:
             raise
         # Some environments report a success only where there is one: no word of it in other episodes is a failure.
         reported = None if np.isnan(successes).all() else np.nan_to_num(successes, nan=0.0)
-        seconds = time.perf_counter() - started
-        return EvaluationResult(returns, lengths, reported, seconds, self.rows.restarts - restarts)
+        return EvaluationResult(returns, lengths, reported, time.perf_counter() - started)
 
     def _build(self) -> Any:
         if self.workers:

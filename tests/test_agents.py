@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 
+from envs.dataset import Dataset
 from harness.agent_tools import network_evaluations, restore, state_of, validation_metrics
 from tests.conftest import small_config
 from tests.test_files_agree import path_of
-from tests.toy import random_batch
+from tests.toy import random_batch, toy_dataset
 
 
 def make_agent(algorithm, seed=0, **changes):
@@ -256,3 +257,25 @@ assert not foreign, foreign
     done = subprocess.run([sys.executable, "-I", "-c", script], cwd=tmp_path, env=environment, capture_output=True)
     assert done.returncode == 0, done.stderr.decode()
     assert [path.name for path in Path(tmp_path).glob("*.py")] == [f"{algorithm.name}.py"]
+
+
+@pytest.mark.parametrize("filler", [0.0, 0.7, float("nan")])
+def test_what_a_loader_fills_into_an_episodes_last_row_reaches_no_update(algorithm, filler):
+    """Nobody reads a row without a transition; ReBRAC with a critic penalty reads next actions."""
+    penalty = {"critic_bc_weight": 0.5} if algorithm.name == "rebrac" else {}
+
+    def trained(fill):
+        data = toy_dataset(episodes=6)
+        last = torch.ones(len(data.actions), dtype=torch.bool)
+        last[data.valid] = False
+        filled = [column.clone() for column in (data.actions, data.rewards, data.masks)]
+        for column in filled if fill is not None else ():
+            column[last] = fill
+        data = Dataset(data.observations, *filled, data.valid)
+        agent = make_agent(algorithm, **penalty)
+        batches = torch.Generator().manual_seed(0)
+        for _ in range(3):
+            metrics = agent.update(data.sample(64, batches, agent.batch_fields))
+        return {name: float(metric) for name, metric in metrics.items()}
+
+    assert trained(filler) == trained(None)

@@ -4,23 +4,33 @@ import dataclasses
 import json
 import os
 import re
-import time
 from pathlib import Path
 
 import pytest
-from rich.console import Console
+from tqdm import tqdm
 
 from algorithms.dipole import DIPOLE
 from common.errors import UserError
+from common.files import locked
+from harness import compare as compare_module
 from harness import run_folder
-from harness.compare import checked, compare, in_order, only_one, parser
-from harness.comparison import preparation, reevaluation
+from harness.compare import compare, in_order
+from harness.comparison import preparation, progress, reevaluation
+from harness.comparison import workers as workers_module
 from harness.comparison.matrix import load_comparison
-from harness.comparison.preparation import Cost, estimates, inspect_data, total_time
-from harness.comparison.progress import LiveTable, duration, read_progress
-from harness.comparison.protocol import planned_problems
+from harness.comparison.preparation import check_data, inspect_data
 from harness.comparison.reevaluation import is_complete, missing_cells, read_reevaluation, reevaluate
-from harness.comparison.workers import FAILED, FINISHED, RUNNING, WAITING, Attempt, cpu_slots, environment_of, gpu_slots
+from harness.comparison.workers import (
+    FAILED,
+    FINISHED,
+    RUNNING,
+    STOPPED,
+    WAITING,
+    Attempt,
+    cpu_slots,
+    environment_of,
+    gpu_slots,
+)
 from harness.episodes import read_episodes
 from harness.evaluation import EVALUATION_SEED, evaluate
 from harness.train import train_run
@@ -44,11 +54,6 @@ def toy_comparison(folder: Path, *algorithms: str, seeds: str = "[0]", task: str
         f"seeds: {seeds}\noverrides: {overrides}\nnum_candidates: [1, 2]\nalgorithms:\n{entries}\n"
     )
     return load_comparison(folder / "matrix.yaml")
-
-
-def run_named(comparison, name):
-    (run,) = (run for run in comparison.runs if run.name == name)
-    return run
 
 
 def complete_run(run, cells):
@@ -196,64 +201,58 @@ def test_runs_are_grouped_by_comparison_in_wandb(tmp_path):
 # ---- Before the first run ----
 
 
-def test_runs_of_one_task_that_differ_in_updates_are_refused_unless_allowed(tmp_path):
-    comparison = toy_comparison(tmp_path, "dipole", "{algorithm: iql, overrides: {offline_steps: 30}}")
-    (problem,) = planned_problems(comparison, allow_mixed=False)
-    assert "toy/point: offline_steps differs: 20 in dipole; 30 in iql, so no table holds them" in problem
-    assert planned_problems(comparison, allow_mixed=True) == []
+@pytest.mark.parametrize(
+    ("entry", "flags", "message"),
+    [
+        (
+            "{algorithm: iql, overrides: {offline_steps: 30}}",
+            "",
+            "offline_steps differs: 20 in dipole; 30 in iql, so",
+        ),
+        ("iql", "--workers 0", "--workers is 0, it must be above 0"),
+        ("iql", "--cpus_per_run 2", "--cpus_per_run is for runs with --ray"),
+        ("iql", "--restart dipol", "--restart dipol: no variant has this label, choose of dipole, iql"),
+        ("iql", "--restart", "toy"),  # the process that loads the data knows no such suite
+    ],
+)
+def test_a_command_that_is_refused_deletes_nothing(finished, tmp_path, entry, flags, message):
+    run, _ = finished
+    toy_comparison(tmp_path, "dipole", entry)
+    with pytest.raises(UserError, match=message):
+        compare(["--config", str(tmp_path / "matrix.yaml"), *flags.split()])
+    assert (run.folder / "result.json").exists()
+
+
+def test_mixed_updates_are_allowed_where_asked_for(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(compare_module, "check_data", lambda comparison, restarted: [])
+    toy_comparison(tmp_path, "dipole", "{algorithm: iql, overrides: {offline_steps: 30}}")
+    assert compare(["--config", str(tmp_path / "matrix.yaml"), "--allow_mixed", "--check"]) == 0
 
 
 def test_a_folder_of_another_config_is_a_problem(finished, tmp_path):
     comparison = toy_comparison(tmp_path, "{algorithm: dipole, overrides: {discount: 0.5}}", "iql")
-    found = inspect_data(comparison.runs[0], comparison.runs, [], 1, time.time())
-    assert [re.search(r"another (\w+)", problem)[1] for problem in found.problems] == ["discount"]
-    assert "toy/point: locally generated" in found.described
+    problems, described = inspect_data(comparison.runs[0], comparison.runs)
+    assert [re.search(r"another (\w+)", problem)[1] for problem in problems] == ["discount"]
+    assert "toy/point: locally generated" in described
 
 
 def test_a_task_without_an_environment_is_a_problem(tmp_path, monkeypatch):
     task = dataclasses.replace(toy_task(), make_env=None)
     monkeypatch.setattr(preparation, "load_run_task", lambda run: task)
     (run,) = toy_comparison(tmp_path, "iql").runs
-    (problem,) = inspect_data(run, [], [], 1, time.time()).problems
-    assert problem == "toy/point: has no environment, so that there is no score to compare by"
+    assert inspect_data(run, [run]) == (
+        ["toy/point: has no environment, so that there is no score to compare by"],
+        "",
+    )
 
 
-def test_every_variant_is_measured(tmp_path, toy_data, monkeypatch):
-    monkeypatch.setattr(preparation, "MEASURED_SECONDS", 0.0)
-    comparison = toy_comparison(tmp_path, "dipole", SINGLE, "iql")
-    measured = [(run, comparison.cells(run)) for run in comparison.runs]
-    costs = inspect_data(comparison.runs[0], [], measured, 1, time.time()).costs
-    assert list(costs) == ["dipole", "iql"]
-    assert len(costs["dipole"].cells) == 4 and len(costs["iql"].cells) == 1
-    assert min(costs["dipole"].update, *costs["dipole"].cells, costs["dipole"].start) > 0
-    assert not (tmp_path / "runs").exists()
-
-
-def test_absent_data_and_a_wrong_field_are_told_together(tmp_path):
-    toy_comparison(tmp_path, "iql", task="exorl/rnd/walker_walk", overrides=f"{{data_dir: {tmp_path}/nothing}}")
-    matrix = tmp_path / "matrix.yaml"
-    matrix.write_text(matrix.read_text() + "  - dipol\n")
+def test_absent_data_of_all_tasks_are_told_together(tmp_path):
+    tasks = "exorl/rnd/walker_walk, exorl/rnd/cheetah_run"
+    comparison = toy_comparison(tmp_path, "iql", task=tasks, overrides=f"{{data_dir: {tmp_path}/nothing}}")
     with pytest.raises(UserError) as error:
-        checked(parser().parse_args(["--config", str(matrix), "--workers", "0"]))
+        check_data(comparison)
     told = str(error.value)
-    assert "did you mean dipole?" in told and "--workers is 0" in told and "no data for walker by rnd" in told
-
-
-def test_estimate_counts_what_is_left(tmp_path, finished):
-    comparison = toy_comparison(tmp_path, "dipole", SINGLE, seeds="[0, 1]")
-    cost = Cost(start=5.0, update=1.0, cells=(100.0, 10.0, 20.0, 30.0))
-    run, cells = finished
-    todo = run_named(comparison, "dipole/toy/point/seed_1")
-    costs = {("dipole", "toy"): cost}
-    # 20 updates, two evaluations during training, the re-evaluations; the finished run is left out.
-    assert estimates(comparison, costs) == {todo.name: 5 + 20 + 2 * 100 + 160}
-    (run.folder / "reevaluation.csv").unlink()
-    assert estimates(comparison, costs)[run.name] == 5 + 160
-
-
-def test_total_time_gives_each_run_to_the_worker_that_is_free_first():
-    assert total_time([3.0, 1.0, 1.0, 4.0], 2) == 6.0  # 3 | 1 1 4
-    assert total_time([], 2) == 0.0
+    assert "2 problems:" in told and "no data for walker by rnd" in told and "no data for cheetah by rnd" in told
 
 
 def test_first_seeds_of_all_variants_come_first(tmp_path):
@@ -265,9 +264,10 @@ def test_first_seeds_of_all_variants_come_first(tmp_path):
 # ---- Places ----
 
 
-def test_workers_share_the_cores():
-    assert [slot["OMP_NUM_THREADS"] for slot in cpu_slots(3, available=8)] == ["2", "2", "2"]
-    assert cpu_slots(4, available=2)[0]["OMP_NUM_THREADS"] == "1"
+def test_workers_share_the_cores(monkeypatch):
+    for available, workers, threads in ((8, 3, "2"), (2, 4, "1")):
+        monkeypatch.setattr(workers_module, "cores", lambda available=available: available)
+        assert cpu_slots(workers) == [{"OMP_NUM_THREADS": threads}] * workers
 
 
 def test_runs_are_dealt_round_robin_to_gpus_by_their_memory():
@@ -283,62 +283,49 @@ def test_runs_are_dealt_round_robin_to_gpus_by_their_memory():
 # ---- What is shown ----
 
 
-def test_progress_is_read_from_the_runs_own_files(finished):
-    run, _ = finished
-    (run.folder / "result.json").unlink()
-    with open(run.folder / "train.csv", "a") as file:
-        file.write("25,9")  # cut short
-    progress = read_progress(run.folder, run.run)
-    assert (progress.step, progress.total, progress.trained) == (20, 20, False)
-    assert progress.score == f"return {float(read_reevaluation(run.folder)[0]['score']):.4g}"
-    assert progress.seconds_left == 0
+class Bar(tqdm):
+    """Shown, as in a terminal."""
+
+    def __init__(self, **options):
+        super().__init__(**options | {"disable": False})
 
 
-def test_without_a_terminal_there_is_a_line_per_change(tmp_path, finished):
+def test_there_is_a_line_per_change_and_the_bar_counts_updates(tmp_path, finished, capsys, monkeypatch):
     run, _ = finished
     comparison = toy_comparison(tmp_path, "dipole", SINGLE, seeds="[0, 1]")
     names = [run.name for run in comparison.runs]
-    console = Console(force_terminal=False, record=True, width=60)
-    with LiveTable(comparison.runs, 1, {}, console) as table:
-        for states in ((WAITING, WAITING), (RUNNING, WAITING), (RUNNING, WAITING), (FINISHED, RUNNING)):
-            table.show(dict(zip(names, states, strict=True)))
-    lines = [line.split(" ", 1)[1] for line in console.export_text().splitlines()]
+    with open(run.folder / "train.csv", "a") as file:
+        file.write("25,9")  # cut short
+    later = comparison.runs[1].folder
+    later.mkdir(parents=True)
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN", 0.0)
+    monkeypatch.setattr(progress, "tqdm", Bar)
+    with progress.Progress(comparison.runs) as shown:
+        assert (shown.bar.n, shown.bar.total) == (20, 40)
+        for states in ((RUNNING, WAITING), (RUNNING, WAITING), (FINISHED, RUNNING)):
+            shown.show(dict(zip(names, states, strict=True)))
+        (later / "train.csv").write_text("step\n10\n")
+        shown.show(dict(zip(names, (FINISHED, STOPPED), strict=True)))
+        assert shown.bar.n == 30
+    lines = [line.split(" ", 1)[1] for line in capsys.readouterr().out.splitlines()]
     score = float(read_reevaluation(run.folder)[0]["score"])
     assert lines == [
-        f"[0/2] running: {names[0]}, continues after 20 of 20 updates",
+        f"[0/2] running: {names[0]}, continues after 20 updates",
         f"[1/2] finished: {names[0]}, return {score:.4g}",
         f"[1/2] running: {names[1]}",
+        f"[1/2] stopped: {names[1]}, it continues when the same command is run again",
     ]
-
-
-def test_in_a_terminal_running_runs_are_shown_first(tmp_path, toy_data):
-    comparison = toy_comparison(tmp_path, "dipole", "iql", "fql", seeds="[0, 1]")
-    states = dict.fromkeys((run.name for run in comparison.runs), WAITING) | {"fql/toy/point/seed_1": RUNNING}
-    console = Console(force_terminal=True, record=True, width=120, height=12)
-    table = LiveTable(comparison.runs, 2, dict.fromkeys(states, 60.0), console)
-    console.print(table.table(states, rows=3))
-    text = console.export_text()
-    assert "5 waiting, 1 running; about 3 min left with 2 workers" in text and "3 more runs are not shown" in text
-    assert re.findall(r"(\w+/toy/point/seed_\d)", text)[0] == "fql/toy/point/seed_1"
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.2, "1 s"), (59, "59 s"), (3540, "59 min"), (3600, "1 h 00 min"), (90_000, "1 d 01 h"), (float("nan"), "")],
-)
-def test_duration(seconds, text):
-    assert duration(seconds) == text
 
 
 # ---- The command ----
 
 
-def test_a_second_command_on_a_comparison_is_refused(tmp_path):
+def test_a_second_command_on_a_comparison_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(compare_module, "check_data", lambda comparison, restarted: [])
     comparison = toy_comparison(tmp_path, "iql")
-    with only_one(comparison):
-        second = only_one(comparison)
-        with pytest.raises(UserError, match="another harness.compare works here"):
-            second.__enter__()
+    comparison.out.mkdir(parents=True)
+    with locked(comparison.out / "lock", "held"), pytest.raises(UserError, match="another harness.compare works here"):
+        compare(["--config", str(tmp_path / "matrix.yaml")])
 
 
 def test_commands_are_printed_for_what_is_not_complete(finished, tmp_path, capsys):
@@ -347,18 +334,3 @@ def test_commands_are_printed_for_what_is_not_complete(finished, tmp_path, capsy
     (line,) = [text for text in capsys.readouterr().out.splitlines() if " && " in text]
     train, evaluate = line.split(" && ")
     assert "algorithms/dipole.py" in train and "--seed 1 --label dipole" in train and "seed_1 --act" in evaluate
-
-
-def test_restart_of_an_unknown_label_deletes_nothing(finished, tmp_path):
-    run, _ = finished
-    with pytest.raises(UserError, match="--restart dipol: no variant has this label, choose of dipole"):
-        compare(["--config", str(tmp_path / "matrix.yaml"), "--restart", "dipol"])
-    assert (run.folder / "result.json").exists()
-
-
-def test_restart_deletes_nothing_where_data_cannot_be_loaded(finished, tmp_path):
-    """In the process that loads the data, nothing stands in for the task's suite."""
-    run, _ = finished
-    with pytest.raises(UserError, match="toy"):
-        compare(["--config", str(tmp_path / "matrix.yaml"), "--restart"])
-    assert (run.folder / "result.json").exists()

@@ -118,8 +118,6 @@ def test_two_processes_give_the_result_of_none_and_end_with_their_pipes():
         first.join(20)
         assert first.exitcode == 0
         assert second.is_alive()
-        assert same(evaluator.evaluate(Agent(), 7, SEED), expected), "the ended process is replaced"
-        assert evaluator.rows.restarts == 1 and evaluator.rows.processes[1] is second
     assert not second.is_alive()
 
 

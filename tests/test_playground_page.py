@@ -188,7 +188,7 @@ def test_control_c_ends_the_command_while_it_runs_with_all_that_it_left(server, 
     page = Page(browser)
     until(lambda: page.find("run"))
     page.press_run()
-    until(lambda: "steps" in page.text("status"))
+    until(lambda: "evaluating" in page.text("status"))
     os.killpg(server.pid, signal.SIGINT)
     assert server.wait(PATIENCE) == CONTROL_C
     log = server.log.read_text()

@@ -2,7 +2,7 @@
 
 A task runs the same two commands as on one machine (`Attempt` of workers.py), which end with the Ray worker that
 started them. A run that is started again continues from its checkpoint, so the run folders must be on storage that all
-machines share: each task looks there for a file of the driver's first. docs/cluster.md describes the set-up.
+machines share: each task looks there for a file of the driver's first. docs/comparisons.md describes the set-up.
 """
 
 import contextlib
@@ -30,9 +30,9 @@ from harness.comparison.workers import (
     WAITING,
     Attempt,
     Slot,
-    Stopping,
     environment_of,
 )
+from harness.signals import StopSignals
 
 RETRIES = -1  # Ray's word for no limit: machines lost and runs stopped from outside count, not runs that fail
 STOPPED_BY_SIGTERM = 128 + signal.SIGTERM  # exit code of a run after its checkpoint
@@ -153,34 +153,6 @@ def slots_on(address: str, resources: Resources) -> list[Slot]:
 # ---- Running ----
 
 
-@dataclasses.dataclass
-class Submitted:
-    """A run's Ray task."""
-
-    ray: Any
-    run: PlannedRun
-    task: Any
-    log_size: int
-
-    def state(self, asked_to_stop: bool) -> str:
-        """Its state now; where the task itself failed, error.txt is written."""
-        if not self.ray.wait([self.task], timeout=0)[0]:
-            return RUNNING if log_size(self.run) > self.log_size else WAITING  # an attempt begins with a line there
-        try:
-            return self.ray.get(self.task)
-        except self.ray.exceptions.RayError as error:
-            if asked_to_stop:
-                return STOPPED
-            make_folder(self.run.folder, "run_dir")
-            write_text(self.run.folder / run_files.ERROR, f"{COLOUR.sub('', str(error)).strip()}\n")
-            return FAILED
-
-
-def log_size(run: PlannedRun) -> int:
-    log = run.folder / run_files.LOG
-    return log.stat().st_size if log.exists() else 0
-
-
 def run_on_ray(
     comparison: Comparison,
     runs: Sequence[PlannedRun],
@@ -188,34 +160,53 @@ def run_on_ray(
     resources: Resources,
     slot: Slot,
     show: Callable[[dict[str, str]], None],
-) -> tuple[dict[str, str], int]:
-    """As `workers.run_locally`, on the cluster: gives Ray all runs at once, which starts them in their order.
-
-    At SIGINT or SIGTERM the runs write checkpoints; a second one ends their Ray workers.
-    """
+) -> dict[str, str]:
+    """As `workers.run_locally`, on the cluster: gives Ray all runs at once, which starts them in their order."""
     states = {run.name: WAITING for run in runs}
-    with connected(address) as ray, driver_file(comparison.out) as shared, Stopping() as stopping:
+    with connected(address) as ray, driver_file(comparison.out) as shared, StopSignals() as signals:
         retries = {"max_retries": RETRIES, "retry_exceptions": [Interrupted]}
-        task = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, **retries)(work_on)
-        environment = environment_of(comparison) | slot
-        submitted = []
+        remote = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, **retries)(work_on)
+        environment, log_sizes, tasks = environment_of(comparison) | slot, {}, {}
         for run in runs:
+            log_sizes[run.name] = log_size(run)
             arguments = (run.name, run.folder.absolute(), run.commands(comparison.cells(run)), environment, shared)
-            submitted.append(Submitted(ray, run, task.options(name=run.name).remote(*arguments), log_size(run)))
-        cancelled = 0
-        while True:
-            for each in submitted:
-                if states[each.run.name] in (WAITING, RUNNING):
-                    states[each.run.name] = each.state(asked_to_stop=bool(stopping.received))
-            show(states)
-            unfinished = [each for each in submitted if states[each.run.name] in (WAITING, RUNNING)]
-            if not unfinished:
-                return states, next(iter(stopping.received), 0)
-            if len(stopping.received) > cancelled:
-                cancelled = len(stopping.received)
-                for each in unfinished:
-                    ray.cancel(each.task, force=cancelled > 1)
-            time.sleep(POLL_SECONDS)
+            tasks[run.name] = remote.options(name=run.name).remote(*arguments)
+        cancelled = False
+        try:
+            while tasks:
+                if signals.received and not cancelled:
+                    cancelled = True
+                    for task in tasks.values():
+                        ray.cancel(task)
+                for run in [run for run in runs if run.name in tasks]:
+                    if ray.wait([tasks[run.name]], timeout=0)[0]:
+                        states[run.name] = ended_state(ray, tasks.pop(run.name), run, cancelled)
+                    else:  # an attempt begins with a line in the log
+                        states[run.name] = RUNNING if log_size(run) > log_sizes[run.name] else WAITING
+                show(states)
+                time.sleep(POLL_SECONDS)
+        except KeyboardInterrupt:
+            for task in tasks.values():
+                ray.cancel(task, force=True)
+            raise
+    return states
+
+
+def ended_state(ray: Any, task: Any, run: PlannedRun, cancelled: bool) -> str:
+    """The state in which a Ray task has ended; where the task itself failed, error.txt is written."""
+    try:
+        return ray.get(task)
+    except ray.exceptions.RayError as error:
+        if cancelled:
+            return STOPPED
+        make_folder(run.folder, "run_dir")
+        write_text(run.folder / run_files.ERROR, f"{COLOUR.sub('', str(error)).strip()}\n")
+        return FAILED
+
+
+def log_size(run: PlannedRun) -> int:
+    log = run.folder / run_files.LOG
+    return log.stat().st_size if log.exists() else 0
 
 
 @contextlib.contextmanager

@@ -23,10 +23,11 @@ from common.files import make_folder, write_text
 from harness import run_files
 from harness.algorithms import ROOT
 from harness.comparison.matrix import Comparison, PlannedRun
+from harness.signals import StopSignals
 
 ERROR_LINES = 30
 POLL_SECONDS = 0.5
-WAITING, RUNNING, FINISHED, FAILED, STOPPED = STATES = ("waiting", "running", "finished", "failed", "stopped")
+WAITING, RUNNING, FINISHED, FAILED, STOPPED = ("waiting", "running", "finished", "failed", "stopped")
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 Slot = dict[str, str]  # environment variables of the processes that take a place one after another
@@ -83,10 +84,6 @@ class Attempt:
         self.asked_to_stop = True
         self.process.terminate()
 
-    def kill(self) -> None:
-        self.asked_to_stop = True
-        self.process.kill()
-
     def last_lines(self) -> str:
         with open(self.folder / run_files.LOG, encoding="utf-8", errors="replace") as log:
             log.seek(self.log_start)
@@ -112,52 +109,38 @@ def ended(code: int) -> str:
     return f"the process was ended by signal {signal.Signals(-code).name}{hint}"
 
 
-class Stopping:
-    """Notes SIGINT and SIGTERM while runs are at work."""
-
-    def __init__(self) -> None:
-        self.received: list[int] = []
-
-    def __enter__(self) -> "Stopping":
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        self.previous = {number: signal.signal(number, lambda n, frame: self.received.append(n)) for number in numbers}
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
-
-
 def run_locally(
     comparison: Comparison, runs: Sequence[PlannedRun], slots: Sequence[Slot], show: Callable[[dict[str, str]], None]
-) -> tuple[dict[str, str], int]:
-    """Works on the runs, in their order, until all ended or a signal came; returns their states and that signal (0).
+) -> dict[str, str]:
+    """Works on the runs, in their order, until all have ended; returns their states.
 
-    `show` is called with the states by name about twice a second. At SIGINT or SIGTERM the runs write checkpoints; a
-    second one kills them.
+    `show` is called with the states by name about twice a second. At SIGINT or SIGTERM the runs write checkpoints, and
+    SystemExit is raised when they have ended; a second SIGINT kills them.
     """
     states = {run.name: WAITING for run in runs}
     waiting, free, attempts = deque(runs), deque(slots), []
-    with Stopping() as stopping:
-        while True:
-            while waiting and free and not stopping.received:
-                run, slot = waiting.popleft(), free.popleft()
-                environment = environment_of(comparison) | slot
-                attempt = Attempt(run.name, run.folder, run.commands(comparison.cells(run)), environment)
-                attempts.append((attempt, slot))
-            for attempt, slot in list(attempts):
-                states[attempt.name] = attempt.poll()
-                if states[attempt.name] != RUNNING:
-                    attempts.remove((attempt, slot))
-                    free.append(slot)
-                elif len(stopping.received) > 1:
-                    attempt.kill()
-                elif stopping.received and not attempt.asked_to_stop:
-                    attempt.stop()
-            show(states)
-            if not attempts and (stopping.received or not waiting):
-                return states, next(iter(stopping.received), 0)
-            time.sleep(POLL_SECONDS)
+    try:
+        with StopSignals() as signals:
+            while attempts or (waiting and not signals.received):
+                while waiting and free and not signals.received:
+                    run, slot = waiting.popleft(), free.popleft()
+                    environment = environment_of(comparison) | slot
+                    attempt = Attempt(run.name, run.folder, run.commands(comparison.cells(run)), environment)
+                    attempts.append((attempt, slot))
+                for attempt, slot in list(attempts):
+                    if signals.received and not attempt.asked_to_stop:
+                        attempt.stop()
+                    states[attempt.name] = attempt.poll()
+                    if states[attempt.name] != RUNNING:
+                        attempts.remove((attempt, slot))
+                        free.append(slot)
+                show(states)
+                time.sleep(POLL_SECONDS)
+    except KeyboardInterrupt:
+        for attempt, _ in attempts:
+            attempt.process.kill()
+        raise
+    return states
 
 
 def environment_of(comparison: Comparison) -> dict[str, str]:
@@ -173,10 +156,9 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def cpu_slots(workers: int, available: int | None = None) -> list[Slot]:
+def cpu_slots(workers: int) -> list[Slot]:
     """A place per worker, each with its share of the cores."""
-    threads = max(1, (available or cores()) // workers)
-    return [{"OMP_NUM_THREADS": str(threads)} for _ in range(workers)]
+    return [{"OMP_NUM_THREADS": str(max(1, cores() // workers))} for _ in range(workers)]
 
 
 def gpu_slots(workers: int, gpus: Sequence[tuple[str, float]], gigabytes_per_run: float | None) -> list[Slot]:

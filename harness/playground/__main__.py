@@ -9,7 +9,7 @@ Nothing is written to the run folder: harness.evaluate does that. Ctrl-C ends it
 """
 
 import argparse
-import errno
+import os
 import signal
 import socket
 import sys
@@ -40,25 +40,6 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     return arguments
 
 
-def require_nicegui() -> None:
-    """Raises UserError with the command that installs it."""
-    try:
-        import nicegui  # noqa: F401
-    except ImportError as error:
-        raise UserError("nicegui is not installed; run: pip install -r requirements-playground.txt") from error
-
-
-def require_free_port(port: int) -> None:
-    """Raises UserError where the page cannot be served on that port."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError as error:
-            reason = "another program has it" if error.errno == errno.EADDRINUSE else error.strerror
-            raise UserError(f"command line: --port {port}: {reason}; give another") from error
-
-
 def open_run(run_dir: Path, device: str, data_dir: str | None) -> tuple[LoadedRun, str | None]:
     """The run, and why nothing can be drawn (None if it can). Raises UserError."""
     algorithm, run, config = load_run(run_dir)
@@ -76,11 +57,15 @@ def open_run(run_dir: Path, device: str, data_dir: str | None) -> tuple[LoadedRu
 def playground(argv: Sequence[str]) -> None:
     """`main` without the handling of the user's errors. Raises UserError."""
     arguments = _parse(argv)
-    require_nicegui()
-    require_free_port(arguments.port)
+    try:
+        from harness.playground.page import serve
+    except ImportError as error:
+        raise UserError("nicegui is not installed; run: pip install -r requirements-playground.txt") from error
+    try:
+        socket.create_server(("127.0.0.1", arguments.port)).close()
+    except OSError as error:
+        raise UserError(f"command line: --port {arguments.port}: {os.strerror(error.errno)}; give another") from error
     run, no_pictures = open_run(arguments.run_dir, arguments.device, arguments.data_dir)
-    from harness.playground.page import serve  # here: it needs nicegui
-
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does: the folder is removed
     with tempfile.TemporaryDirectory(prefix="playground_") as media:
         serve(Session(run, Path(media), no_pictures), arguments.port, not arguments.no_browser)

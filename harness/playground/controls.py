@@ -7,40 +7,32 @@ from common.errors import UserError
 from harness.config import RunConfig, check_values
 from harness.evaluate import parse_grid
 
-LOWEST, HIGHEST, STEPS_PER_UNIT = -1, 4, 10  # of a slider; the field beside it takes any number
+STEPS_PER_UNIT = 10  # of a slider; the field beside it takes any number
+OFFERED = [step / STEPS_PER_UNIT for step in range(-STEPS_PER_UNIT, 4 * STEPS_PER_UNIT + 1)]  # from -1 to 4
 COUNTS = (1, 2, 4, 8, 16, 32, 64)  # offered for whole numbers such as num_candidates, beside the run's own
 
 
 @dataclasses.dataclass(frozen=True)
 class Control:
-    """One act option: a slider over `bounds`, one of `choices`, or a plain number if both are None.
-
-    value: the run's own. note: why the config leaves no choice, None if it does.
-    """
+    """One act option with the run's own value and what can be chosen, in order; note: why there is no choice."""
 
     name: str
     value: Any
-    bounds: tuple[float, float] | None = None
-    choices: tuple[int, ...] | None = None
+    choices: tuple
     note: str | None = None
 
 
 def make_controls(agent_class: type, config: Any) -> list[Control]:
     """The controls of a run, in the order of the agent's act options."""
-    return [_control(name, config) for name in agent_class.act_options]
-
-
-def _control(name: str, config: Any) -> Control:
-    value = getattr(config, name)
-    if isinstance(value, int):
-        choices = tuple(count for count in sorted({*COUNTS, value}) if refusal(config, **{name: count}) is None)
-        return Control(name, value, choices=choices)
-    steps = range(LOWEST * STEPS_PER_UNIT, HIGHEST * STEPS_PER_UNIT + 1)
-    offered = {step / STEPS_PER_UNIT for step in steps} | {value}
-    allowed = [number for number in offered if refusal(config, **{name: number}) is None]
-    if len(allowed) > 1:
-        return Control(name, value, bounds=(min(allowed), max(allowed)))
-    return Control(name, value, note=refusal(config, **{name: float(HIGHEST)}))
+    controls = []
+    for name in agent_class.act_options:
+        value = getattr(config, name)
+        offered = sorted({*(COUNTS if isinstance(value, int) else OFFERED), value})
+        refusals = {each: refusal(config, **{name: each}) for each in offered}
+        choices = tuple(each for each in offered if refusals[each] is None)
+        note = refusals[offered[-1]] if len(choices) == 1 else None
+        controls.append(Control(name, value, choices, note))
+    return controls
 
 
 def refusal(config: Any, **options: Any) -> str | None:

@@ -103,14 +103,14 @@ def _settings(session: Session) -> Callable[[], None]:
 def _field(control: Control) -> Any:
     """The element whose value is the option's."""
     ui.label(control.name).classes("text-sm font-bold -mb-3")
-    if control.choices:
+    if isinstance(control.value, int):
         props = f'dense no-caps padding="2px 8px" data-testid={control.name}'
         return ui.toggle(list(control.choices), value=control.value).props(props)
     with ui.row().classes("w-full items-center no-wrap"):
         number = ui.number(value=control.value, step=1 / STEPS_PER_UNIT).classes("w-16 shrink-0")
         number.props(f'dense data-testid={control.name} aria-label="{control.name}"')
-        if control.bounds:
-            low, high = control.bounds
+        if len(control.choices) > 1:
+            low, high = control.choices[0], control.choices[-1]
             slider = ui.slider(min=low, max=high, step=1 / STEPS_PER_UNIT).classes("grow mx-2").bind_value(number)
             slider.props(f"label data-testid={control.name}_slider")
     if control.note:
@@ -126,18 +126,19 @@ def _latest(session: Session) -> None:
     if session.tried:
         last, score_name = session.tried[-1], session.run.task.score_name
         with ui.row().classes("items-center no-wrap gap-6"):
-            _text(show_number(last.row[score_name], score_name), "score", "text-4xl font-bold")
+            _text(show_number(last.row[score_name]), "score", "text-4xl font-bold")
             with ui.column().classes("gap-1"):
                 ui.label(f"{score_name} at {show_options(last.cell.options)}").classes("text-sm")
                 ui.label(show_score(last, score_name)).classes("text-sm")
-        change = show_change(session.tried, score_name)
+        change = show_change(session.tried)
         if change:
             _text(change, "change", "text-sm text-blue-800")
         with ui.row().classes("w-full items-start no-wrap gap-4"):
             with ui.column().classes("w-1/2 min-w-0 gap-1"):
                 _picture(session, last)
             if session.curve:
-                _image(session, session.curve, "curve", "w-1/2 min-w-0")
+                picture = ui.element("img").classes("w-1/2 min-w-0")
+                picture.props(f'src="{_url(session, session.curve)}" alt="curve" data-testid=curve')
     else:
         ui.label("The score, the curve and the picture of an episode appear here.").classes("text-gray-600")
         _text(session.no_pictures or "", "no_pictures", "text-sm text-gray-600")
@@ -149,31 +150,23 @@ def _picture(session: Session, last: Tried) -> None:
         missing = "The first episode is being drawn." if session.busy else "The first episode was not drawn."
         _text(session.no_pictures or missing, "no_pictures", "text-sm text-gray-600")
         return
-    if last.picture.suffix == ".mp4":
-        video = ui.video(_url(session, last.picture), autoplay=True, muted=True, loop=True)
-        video.classes("w-full").props("data-testid=picture")
-    else:
-        _image(session, last.picture, "picture", "w-full")
-    score_name = session.run.task.score_name
-    score = show_number(last.drawn_score, score_name)
-    _text(f"the episode with seed {last.cell.seed}: {score_name} {score}", "drawn_score", "text-sm")
+    video = ui.video(_url(session, last.picture), autoplay=True, muted=True, loop=True)
+    video.classes("w-full").props("data-testid=picture")
+    score = f"{session.run.task.score_name} {show_number(last.drawn_score)}"
+    _text(f"the episode with seed {last.cell.seed}: {score}", "drawn_score", "text-sm")
 
 
 def _history(session: Session) -> None:
     """The table of everything that was tried."""
     if session.tried:
         with ui.card().classes("w-full overflow-x-auto"):
-            rows = table(session.tried, session.run.task.score_name)
+            rows = table(session.tried)
             columns = [{"name": title, "label": title, "field": title} for title in rows[0]]
             ui.table(columns=columns, rows=rows, row_key="#").props("dense flat data-testid=table")
 
 
 def _text(text: str, name: str, classes: str) -> None:
     ui.label(text).classes(classes).props(f"data-testid={name}")
-
-
-def _image(session: Session, path: Path, name: str, classes: str) -> None:
-    ui.element("img").classes(classes).props(f'src="{_url(session, path)}" alt="{name}" data-testid={name}')
 
 
 def _url(session: Session, path: Path) -> str:
