@@ -35,6 +35,7 @@ from torch import Tensor, nn
 
 LAYER_NORM_EPSILON = 1e-6  # Flax's default, in FQL's networks (torch's is 1e-5)
 COLUMNS = ("observations", "actions", "rewards", "masks", "next_observations")  # of every minibatch
+GELU_SCALE, GELU_CUBIC = 2 * math.sqrt(2 / math.pi), 0.044715  # of its tanh form (Hendrycks & Gimpel, 2016)
 SATURATION_MARGIN = 0.01  # a weight this close to 0 or 1 counts as saturated
 
 
@@ -100,6 +101,13 @@ class Noise(nn.Module):
         return torch.rand(shape, generator=self.generator, dtype=self.like.dtype, device=self.like.device)
 
 
+def gelu(x: Tensor) -> Tensor:
+    """GELU in its tanh form, which is x sigmoid(2 y): inductor's exp is fast, its tanh is not."""
+    if torch.compiler.is_compiling():
+        return x * torch.sigmoid(GELU_SCALE * x * (1 + GELU_CUBIC * x.square()))
+    return F.gelu(x, approximate="tanh")
+
+
 class EnsembleMLP(nn.Module):
     """M independent MLPs, evaluated by one batched product per layer: inputs [B, ...] are joined -> [M, B, O].
 
@@ -132,13 +140,18 @@ class EnsembleMLP(nn.Module):
         hidden = joined.expand(len(of_member(self.biases[0])), *joined.shape)
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             if layer > 0:
-                hidden = F.gelu(hidden, approximate="tanh")
+                hidden = gelu(hidden)
                 if len(self.norm_scales) > 0:
                     scale = of_member(self.norm_scales[layer - 1])
                     shift = of_member(self.norm_shifts[layer - 1])
                     hidden = F.layer_norm(hidden, hidden.shape[-1:], eps=LAYER_NORM_EPSILON)
                     hidden = torch.addcmul(shift, hidden, scale)
-            hidden = torch.baddbmm(of_member(bias), hidden, of_member(weight))
+            if not torch.compiler.is_compiling():
+                hidden = torch.baddbmm(of_member(bias), hidden, of_member(weight))
+            elif weight.shape[-1] == 1:  # a batched product with a single column is slow
+                hidden = (hidden * of_member(weight).mT).sum(dim=-1, keepdim=True) + of_member(bias)
+            else:  # inductor fuses the sum with what follows
+                hidden = torch.bmm(hidden, of_member(weight)) + of_member(bias)
         return hidden
 
 

@@ -40,6 +40,7 @@ from torch import Tensor, nn
 
 LAYER_NORM_EPSILON = 1e-6  # Flax's default, in FQL's networks (torch's is 1e-5)
 COLUMNS = ("observations", "actions", "rewards", "masks", "next_observations")  # of every minibatch
+GELU_SCALE, GELU_CUBIC = 2 * math.sqrt(2 / math.pi), 0.044715  # of its tanh form (Hendrycks & Gimpel, 2016)
 SATURATION_MARGIN = 0.01  # a weight this close to 0 or 1 counts as saturated
 MIN_BETA, MAX_BETA = 0.1, 10.0  # b_min and b_max of the schedule, in Diffusion-QL's and IDQL's released code
 TIME_FEATURES = 16  # sinusoids of the level, in Diffusion-QL's released code
@@ -115,6 +116,13 @@ class Noise(nn.Module):
         return torch.randint(high, shape, generator=self.generator, device=self.like.device)
 
 
+def gelu(x: Tensor) -> Tensor:
+    """GELU in its tanh form, which is x sigmoid(2 y): inductor's exp is fast, its tanh is not."""
+    if torch.compiler.is_compiling():
+        return x * torch.sigmoid(GELU_SCALE * x * (1 + GELU_CUBIC * x.square()))
+    return F.gelu(x, approximate="tanh")
+
+
 class EnsembleMLP(nn.Module):
     """M independent MLPs, evaluated by one batched product per layer: inputs [B, ...] are joined -> [M, B, O].
 
@@ -147,13 +155,18 @@ class EnsembleMLP(nn.Module):
         hidden = joined.expand(len(of_member(self.biases[0])), *joined.shape)
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             if layer > 0:
-                hidden = F.gelu(hidden, approximate="tanh")
+                hidden = gelu(hidden)
                 if len(self.norm_scales) > 0:
                     scale = of_member(self.norm_scales[layer - 1])
                     shift = of_member(self.norm_shifts[layer - 1])
                     hidden = F.layer_norm(hidden, hidden.shape[-1:], eps=LAYER_NORM_EPSILON)
                     hidden = torch.addcmul(shift, hidden, scale)
-            hidden = torch.baddbmm(of_member(bias), hidden, of_member(weight))
+            if not torch.compiler.is_compiling():
+                hidden = torch.baddbmm(of_member(bias), hidden, of_member(weight))
+            elif weight.shape[-1] == 1:  # a batched product with a single column is slow
+                hidden = (hidden * of_member(weight).mT).sum(dim=-1, keepdim=True) + of_member(bias)
+            else:  # inductor fuses the sum with what follows
+                hidden = torch.bmm(hidden, of_member(weight)) + of_member(bias)
         return hidden
 
 
@@ -237,14 +250,7 @@ def composed_noise(denoiser: EnsembleMLP, observations: Tensor, x: Tensor, t: Te
     return (1 + greediness) * positive - greediness * negative
 
 
-def denoising_step(
-    config,
-    x: Tensor,
-    predicted: Tensor,
-    t: Tensor,
-    next_t: Tensor,
-    fresh_noise: Tensor,
-) -> Tensor:
+def denoising_step(config, x: Tensor, predicted: Tensor, t: Tensor, next_t: Tensor, fresh_noise: Tensor) -> Tensor:
     """x [B, A] from level t to the lower next_t (both [B, 1]), given the policies' combined noise prediction [B, A].
 
     Each policy's own estimate must not be clipped: at high levels both would be at one bound, their difference 0.
@@ -276,8 +282,7 @@ class DIPOLEDiffusion(nn.Module):
     def __init__(self, config: DIPOLEDiffusionConfig, observation_dim: int, action_dim: int, seed: int = 0):
         super().__init__()
         self.config = config
-        self.observation_dim = observation_dim
-        self.action_dim = action_dim
+        self.observation_dim, self.action_dim = observation_dim, action_dim
         self.batch_fields = ("state_values",) if config.advantage == "group" else ()  # beyond the usual columns
         self.noise = Noise(seed)
 
@@ -312,16 +317,11 @@ class DIPOLEDiffusion(nn.Module):
 
     def draw(self, batch_size: int) -> dict:
         """The random numbers of one update."""
-        config = self.config
-        next_noise = self.noise.normal(
-            batch_size, config.target_candidates, config.denoising_steps + 1, self.action_dim
-        )
-        noise = self.noise.normal(batch_size, self.action_dim)
-        t = 1 + self.noise.integers(config.diffusion_steps, batch_size, 1)
+        chain = (self.config.target_candidates, self.config.denoising_steps + 1, self.action_dim)
         return {
-            "next_noise": next_noise,
-            "noise": noise,
-            "t": t.to(noise.dtype),
+            "next_noise": self.noise.normal(batch_size, *chain),
+            "noise": self.noise.normal(batch_size, self.action_dim),
+            "t": 1 + self.noise.integers(self.config.diffusion_steps, batch_size, 1),
         }
 
     def loss(self, batch: dict, noise: dict) -> tuple[Tensor, dict]:
@@ -343,8 +343,7 @@ class DIPOLEDiffusion(nn.Module):
 
     def critic_loss(self, batch: dict, next_noise: Tensor) -> tuple[Tensor, dict]:
         """Temporal differences of each critic to both target heads: mean over the heads, sum over the critics."""
-        config = self.config
-        next_observations = batch["next_observations"]
+        config, next_observations = self.config, batch["next_observations"]
         with torch.no_grad():
             candidates = self.sample(next_observations, next_noise, config.target_greediness)
             next_actions = best_candidate(self.critic, next_observations, candidates)
@@ -368,6 +367,7 @@ class DIPOLEDiffusion(nn.Module):
     def policy_loss(self, batch: dict, advantage: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, dict]:
         """Weighted noise prediction (eq. 9) of both policies at the same noise [B, A] and level t [B, 1]."""
         weights = policy_weights(self.config, advantage)
+        t = t.to(noise.dtype)
         x_t = noised(batch["actions"], noise, signal_level(t, self.config.diffusion_steps))
         predicted = self.denoiser(batch["observations"], x_t, time_features(t))
         losses = (weights * (predicted - noise).square().mean(dim=-1)).mean(dim=1)
@@ -395,8 +395,8 @@ class DIPOLEDiffusion(nn.Module):
         """
         config = replace(self.config, **options)
         check_columns(self, {"observations": observations}, ("observations",))
-        count, steps = config.num_candidates, config.denoising_steps
-        noise = self.noise.normal(len(observations), count, steps + 1, self.action_dim)
+        chain = (config.num_candidates, config.denoising_steps + 1, self.action_dim)
+        noise = self.noise.normal(len(observations), *chain)
         candidates = self.sample(observations, noise, config.greediness)
         return best_candidate(self.critic, observations, candidates)
 

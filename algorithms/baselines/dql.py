@@ -44,6 +44,7 @@ from torch import Tensor, nn
 
 LAYER_NORM_EPSILON = 1e-6  # Flax's default, in FQL's networks (torch's is 1e-5)
 COLUMNS = ("observations", "actions", "rewards", "masks", "next_observations")  # of every minibatch
+GELU_SCALE, GELU_CUBIC = 2 * math.sqrt(2 / math.pi), 0.044715  # of its tanh form (Hendrycks & Gimpel, 2016)
 MIN_BETA, MAX_BETA = 0.1, 10.0  # b_min and b_max of the schedule, in Diffusion-QL's and IDQL's released code
 TIME_FEATURES = 16  # sinusoids of the level, in Diffusion-QL's released code
 FREQUENCY_RANGE = 1e4  # their angular frequencies go from 1 to 1 / this
@@ -96,6 +97,13 @@ class Noise(nn.Module):
         return torch.randint(high, shape, generator=self.generator, device=self.like.device)
 
 
+def gelu(x: Tensor) -> Tensor:
+    """GELU in its tanh form, which is x sigmoid(2 y): inductor's exp is fast, its tanh is not."""
+    if torch.compiler.is_compiling():
+        return x * torch.sigmoid(GELU_SCALE * x * (1 + GELU_CUBIC * x.square()))
+    return F.gelu(x, approximate="tanh")
+
+
 class EnsembleMLP(nn.Module):
     """M independent MLPs, evaluated by one batched product per layer: inputs [B, ...] are joined -> [M, B, O].
 
@@ -128,13 +136,18 @@ class EnsembleMLP(nn.Module):
         hidden = joined.expand(len(of_member(self.biases[0])), *joined.shape)
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             if layer > 0:
-                hidden = F.gelu(hidden, approximate="tanh")
+                hidden = gelu(hidden)
                 if len(self.norm_scales) > 0:
                     scale = of_member(self.norm_scales[layer - 1])
                     shift = of_member(self.norm_shifts[layer - 1])
                     hidden = F.layer_norm(hidden, hidden.shape[-1:], eps=LAYER_NORM_EPSILON)
                     hidden = torch.addcmul(shift, hidden, scale)
-            hidden = torch.baddbmm(of_member(bias), hidden, of_member(weight))
+            if not torch.compiler.is_compiling():
+                hidden = torch.baddbmm(of_member(bias), hidden, of_member(weight))
+            elif weight.shape[-1] == 1:  # a batched product with a single column is slow
+                hidden = (hidden * of_member(weight).mT).sum(dim=-1, keepdim=True) + of_member(bias)
+            else:  # inductor fuses the sum with what follows
+                hidden = torch.bmm(hidden, of_member(weight)) + of_member(bias)
         return hidden
 
 
@@ -215,10 +228,8 @@ def posterior_mean(x: Tensor, clean: Tensor, level: Tensor, next_level: Tensor) 
 
 
 def resample(actions: Tensor, log_weights: Tensor, uniform: Tensor) -> Tensor:
-    """Draws one of R candidates by its weight: actions [..., R, A], log_weights and uniform [..., R] -> [..., A].
-
-    The Gumbel-max trick, which needs neither a branch nor a synchronisation with the device.
-    """
+    """Draws one of R candidates by its weight: actions [..., R, A], log_weights and uniform [..., R] -> [..., A]."""
+    # The Gumbel-max trick needs neither a branch nor a synchronisation with the device.
     gumbel = -torch.log(-torch.log(uniform.clamp(min=torch.finfo(uniform.dtype).tiny)))
     drawn = (log_weights + gumbel).argmax(dim=-1)[..., None, None]
     index = drawn.expand(*drawn.shape[:-1], actions.shape[-1])
@@ -230,14 +241,14 @@ class DQL(nn.Module):
 
     act_options = ("num_candidates",)  # config fields that act() takes as well
     batch_fields = ()  # columns of a minibatch beyond the usual ones
+    losses = ("critic_loss", "policy_loss")  # pure functions, one for each optimiser step of an update
     critic_class = EnsembleMLP
     denoiser_class = Denoiser
 
     def __init__(self, config: DQLConfig, observation_dim: int, action_dim: int, seed: int = 0):
         super().__init__()
         self.config = config
-        self.observation_dim = observation_dim
-        self.action_dim = action_dim
+        self.observation_dim, self.action_dim = observation_dim, action_dim
         self.noise = Noise(seed)
         self.register_buffer("updates", torch.zeros((), dtype=torch.long))  # made so far, on the device
         pair_dim = observation_dim + action_dim
@@ -256,19 +267,13 @@ class DQL(nn.Module):
         self.denoiser = policy()
         self.ema_denoiser = policy().requires_grad_(False)
         self.ema_denoiser.load_state_dict(self.denoiser.state_dict())
-        # capturable: the step count stays on the device, so that a CUDA graph can hold the step
-        self.critic_optimizer = torch.optim.Adam(
-            self.critic.parameters(),
-            lr=config.critic_learning_rate,
-            fused=True,
-            capturable=True,
-        )
-        self.actor_optimizer = torch.optim.Adam(
-            self.denoiser.parameters(),
-            lr=config.actor_learning_rate,
-            fused=True,
-            capturable=True,
-        )
+
+        def adam(network: nn.Module, rate: float) -> torch.optim.Adam:
+            # capturable: the step count stays on the device, so that a CUDA graph can hold the step
+            return torch.optim.Adam(network.parameters(), lr=rate, fused=True, capturable=True)
+
+        self.critic_optimizer = adam(self.critic, config.critic_learning_rate)
+        self.actor_optimizer = adam(self.denoiser, config.actor_learning_rate)
 
     def update(self, batch: dict) -> dict:
         """The critics' gradient step, the policy's with the new critics, then the targets'; detached 0-d metrics.
@@ -284,9 +289,8 @@ class DQL(nn.Module):
         self.step(self.critic_optimizer, self.critic, critic_loss)
         policy_loss, policy_metrics = self.policy_loss(batch, noise)
         self.step(self.actor_optimizer, self.denoiser, policy_loss)
-        started = self.updates >= config.ema_start
-        due = self.updates % config.ema_interval == 0
-        gated_soft_update(self.ema_denoiser, self.denoiser, config.ema_rate, started & due)
+        due = (self.updates >= config.ema_start) & (self.updates % config.ema_interval == 0)
+        gated_soft_update(self.ema_denoiser, self.denoiser, config.ema_rate, due)
         soft_update(self.target_critic, self.critic, config.target_rate)
         self.updates += 1
         metrics = critic_metrics | policy_metrics
@@ -399,12 +403,8 @@ class DQL(nn.Module):
         """
         config = replace(self.config, **options)
         check_columns(self, {"observations": observations}, ("observations",))
-        noise = self.noise.normal(
-            len(observations),
-            config.num_candidates,
-            config.diffusion_steps + 1,
-            self.action_dim,
-        )
+        chain = (config.num_candidates, config.diffusion_steps + 1, self.action_dim)
+        noise = self.noise.normal(len(observations), *chain)
         candidates = self.sample(self.denoiser, observations, noise)
         if config.num_candidates == 1:
             return candidates[:, 0]
