@@ -9,8 +9,10 @@ from typing import Dict, Iterable, Optional
 from common.errors import UserError
 from common.names import nearest_names
 from envs.checks import MakeEnvironment, checked_task
+from envs.chunks import open_loop
 from envs.minari_names import minari_id
 from envs.ogbench.names import task_names
+from envs.sparse import with_sparse_rewards
 from envs.task import DATA_HASHES, RECORDED, Task, normalized, refuse_non_finite_rows
 
 # First part of a task's name -> module with `load(name, data_dir, collect_episodes)`; imported when asked for,
@@ -88,7 +90,7 @@ def load_environment(
         name=name,
         dataset=None,
         validation=None,
-        make_env=normalized(make_env, record),
+        make_env=open_loop(with_sparse_rewards(normalized(make_env, record), record), record),
         **{field: record[field] for field in RECORDED},
         identity=identity,
         environment=record,

@@ -103,7 +103,8 @@ def normalize_observations(task: Task) -> Task:
     std = torch.where(std > CONSTANT * mean.abs(), std, 1.0)
     record = {name: value.float().tolist() for name, value in zip(NORMALIZATION, (mean, std), strict=True)}
     sets = {
-        name: dataset and dataset.with_observations((dataset.observations - mean.float()) / std.float())
+        name: dataset
+        and dataset.map(lambda part: part.replaced(observations=(part.observations - mean.float()) / std.float()))
         for name, dataset in (("dataset", task.dataset), ("validation", task.validation))
     }
     make_env = normalized(task.make_env, record)

@@ -10,12 +10,15 @@ import os
 import sys
 from pathlib import Path
 
+import torch
+
 from algorithms.dipole import DIPOLE
 from common.errors import exit_on_user_error
 from envs import load_task
 from examples import custom_task
+from harness.agent_tools import network_evaluations
 from harness.evaluation import GRID_SEED, evaluate
-from harness.run_folder import load_agent
+from harness.run_folder import load_run
 
 EPISODES = 20
 
@@ -28,18 +31,17 @@ def main() -> None:
         custom_task.main()
         run_dir = Path("runs/custom_task/own/reach/seed_0")
 
-    agent = load_agent(DIPOLE, run_dir, "dipole")
-    config = agent.config
-    task = load_task(config.task, config.data_dir)
+    _, run, _ = load_run(run_dir)
+    agent = DIPOLE.load(run_dir)
+    task = load_task(run.task, run.data_dir)
     for label, score in task.reference_scores().items():
         print(f"{label}: {score:.2f}")
     for greediness in (-1.0, 0.0, 0.5, 1.0, 2.0, 4.0):  # -1: the negative policy alone
         options = {"greediness": greediness, "num_candidates": 1}
         result = evaluate(agent, task.make_env, EPISODES, GRID_SEED, **options)  # the same episodes for every omega
         score = result.scores(task.score_name).mean()
-        print(
-            f"greediness {greediness:4}: {task.score_name} {score:.2f}, {agent.network_evaluations(**options)} networks"
-        )
+        networks = network_evaluations(agent, torch.zeros(1, agent.observation_dim), **options)
+        print(f"greediness {greediness:4}: {task.score_name} {score:.2f}, {networks} networks")
 
 
 if __name__ == "__main__":

@@ -50,9 +50,11 @@ def validation_metrics(agent: nn.Module, batch: dict) -> dict[str, Tensor]:
         return agent.loss(batch, agent.draw(len(batch["actions"])))[1]
 
 
-def network_evaluations(agent: nn.Module, **options) -> int:
-    """Evaluations of one network that an action costs, counted while one is made (each member of a network counts)."""
-    like = next(parameter for parameter in agent.parameters() if parameter.requires_grad)
+def network_evaluations(agent: nn.Module, observations: Tensor, **options) -> int:
+    """Evaluations of one network that an action costs, counted while actions for observations [N, O] are made.
+
+    Each member of a network counts.
+    """
     count = 0
 
     def note(module: nn.Module, inputs: tuple, output: Tensor) -> None:
@@ -62,8 +64,8 @@ def network_evaluations(agent: nn.Module, **options) -> int:
     hooks = [child.register_forward_hook(note) for name, child in agent.named_children() if name != "noise"]
     try:
         with noise_of(agent, fresh_noise(agent)):
-            agent.act(torch.zeros(1, agent.observation_dim).to(like), **options)
+            agent.act(observations, **options)
     finally:
         for hook in hooks:
             hook.remove()
-    return count
+    return count // len(observations)

@@ -14,7 +14,7 @@ from tests.test_algorithms_finder import ImportedConfig
 
 @dataclasses.dataclass(frozen=True)
 class ToyConfig:
-    seed: int = 0
+    discount: float = 0.5
 
 class SomethingConfig:
     """Not a dataclass."""
@@ -23,9 +23,6 @@ class Toy:
     pass
 
 DEFAULT = ToyConfig()
-
-def train(configs):
-    return [config.seed + 1 for config in configs]
 '''
 
 
@@ -63,7 +60,7 @@ def test_algorithm_is_loaded_from_its_file(root, name, module, agent):
     assert algorithm.name == name
     assert (algorithm.agent_class.__name__, algorithm.agent_class.__module__) == (agent, module)
     assert algorithm.config_class.__name__ == f"{agent}Config"
-    assert algorithm.train([algorithm.config_class(seed=2)]) == [3]
+    assert algorithm.config_class() == algorithm.config_class(discount=0.5)
     assert load_algorithm(name, root) == algorithm
 
 
@@ -83,4 +80,4 @@ def test_file_without_config_is_a_programming_error(root):
 @pytest.mark.parametrize("name", algorithm_names())
 def test_every_algorithm_of_the_repository_loads(name):
     algorithm = load_algorithm(name)
-    assert algorithm.config_class().seed == 0 and callable(algorithm.agent_class.act)
+    assert algorithm.config_class() is not None and callable(algorithm.agent_class.act)

@@ -21,7 +21,7 @@ from envs import load_environment, load_task
 from envs.ogbench.collect import ManipulationCollector, PointMazeCollector
 from envs.ogbench.environment import OGBenchEnvironment
 from envs.ogbench.generate import generate
-from envs.ogbench.names import DATASETS, official_episodes, sidecar_file, task_names, train_file, validation_file
+from envs.ogbench.names import DATASETS, LARGE, official_episodes, sidecar_file, task_names, train_file, validation_file
 from envs.transitions import ACTION_LIMIT
 from harness.evaluation import evaluate
 
@@ -224,7 +224,7 @@ def test_every_task_name_is_one_of_ogbenchs():
     for dataset in DATASETS:
         environment = dataset.rpartition("-")[0]
         assert {f"{environment}-singletask{task}-v0" for task in ("", "-task1", "-task5")} <= registered
-    assert len(set(task_names())) == len(DATASETS) * 6
+    assert len(set(task_names())) == (len(DATASETS) + len(LARGE)) * 6
 
 
 # ---- wrong input ----

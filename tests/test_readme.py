@@ -16,7 +16,6 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, Optional
 
 import pytest
 import torch
@@ -26,19 +25,18 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMAND = re.compile(r"(?:[A-Z_]+=\S+ )?(?:python|pip) .+")
 INSTALL = "installing takes minutes and internet; .ci/run does it in a fresh environment"
 
-TUNE = "python -m harness.tune --algorithm dipole --config configs/dipole/quickstart.yaml"
-COLLECT = "python -m envs.exorl.tasks collect"
-TRAIN = "python algorithms/dipole.py --config configs/dipole/"
-QUICKSTART = f"{TRAIN}quickstart.yaml"
+TRAIN = "python algorithms/dipole.py"
+QUICKSTART = f"{TRAIN} --config configs/dipole/exorl.yaml"
 MINUTES = "minutes of training: a few updates and one episode show that the command works"
 TINY_TRAINING = (
     " --offline_steps 4 --log_interval 2 --checkpoint_interval 4 --eval_interval 4 --eval_episodes 1"
     " --eval_environments 1 --batch_size 16 --actor_hidden_dims [8] --value_hidden_dims [8]"
 )
-TINY_CARTPOLE = f"{TINY_TRAINING} --collect_episodes 1 --num_candidates 1 --flow_steps 1 --final_report []"
+TINY_CARTPOLE = f"{TINY_TRAINING} --collect_episodes 1 --num_candidates 1 --flow_steps 1"
 OFFICIAL_DATA = "the official data need internet: a tiny set made by OGBench's scripts, in a maze, takes its place"
-MAZE = " --task ogbench/pointmaze-medium-navigate-singletask-task1-v0 --data_dir data --num_candidates 1 --flow_steps 1"
-HOURS = "the whole command takes from half an hour to hours"
+CUBE = "--task ogbench/cube-double-play-singletask-task2-v0"
+MAZE = "--task ogbench/pointmaze-medium-navigate-singletask-task1-v0 --data_dir data --flow_steps 1"
+HOURS = "the whole command takes half an hour"
 
 
 @dataclass(frozen=True)
@@ -48,129 +46,57 @@ class Form:
     `after` names what must be there first, a key of PREPARATIONS.
     """
 
-    fast: Optional[str]
-    slow: Optional[str]
+    fast: str | None
+    slow: str | None
     reason: str = ""
     after: str = ""
 
 
-PREPARATIONS = {  # commands of the README, shortened, that make what others need
-    "own run": "python -m examples.greediness_sweep",
+PREPARATIONS = {  # commands, shortened, that make what others need
     "maze": "python -m envs.ogbench.generate pointmaze-medium-navigate --transitions 1000 --workers 1 --out data",
-    "cartpole run": f"{QUICKSTART}{TINY_CARTPOLE} --data_dir tiny --run_dir tiny",
+    "cartpole run": f"{QUICKSTART}{TINY_CARTPOLE} --run_dir tiny --sweep []",
 }
-OWN_RUN, CARTPOLE_RUN = (
-    "runs/custom_task/own/reach/seed_0",
-    "tiny/dipole/exorl/local_sticky_random/cartpole_swingup/seed_0",
-)
-OWN = "DIPOLE_SUITES=own=examples.custom_task "
+CARTPOLE_RUN = "tiny/dipole/exorl/local_sticky_random/cartpole_swingup/seed_0"
 
-FORMS: Dict[str, Form] = {
-    f"pip install -r requirements.txt && {QUICKSTART}": Form(QUICKSTART + TINY_CARTPOLE, QUICKSTART, MINUTES),
+FORMS: dict[str, Form] = {
+    f"pip install -r requirements.txt && {QUICKSTART}": Form(
+        f"{QUICKSTART}{TINY_CARTPOLE} --sweep [num_candidates=1]", QUICKSTART, MINUTES
+    ),
     "pip install torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu": Form(None, None, INSTALL),
     "pip install -r requirements-dev.txt && python -m pytest": Form(None, None, "this is it; .ci/run gives it"),
-    f"{QUICKSTART} --seeds 0 1 2": Form(
-        f"{QUICKSTART}{TINY_CARTPOLE} --run_dir seeds --seeds 0 1", f"{QUICKSTART} --run_dir seeds --seeds 0 1", MINUTES
-    ),
-    "pip install -r requirements-playground.txt && python -m harness.playground RUN_DIR": Form(
-        None, None, "a page that stays open: tests/test_playground_page.py opens it in a browser"
-    ),
     "python -m tests.golden tests/golden/*.npz": Form(
         "python -m tests.golden tests/golden/dipole.npz", "python -m tests.golden tests/golden/*.npz", "one case"
     ),
-    "python -m harness.compare --config configs/compare/quickstart.yaml": Form(
-        None,
-        f"{OWN}python -m harness.compare --config short.yaml",
-        f"{HOURS}; its runs are processes of their own, which tests/test_compare.py covers in the fast set",
-        "short matrix",
-    ),
-    "python -m harness.compare --config configs/compare/quickstart.yaml --report_only": Form(
-        f"{OWN}python -m harness.compare --config short.yaml --report_only",
-        f"{OWN}python -m harness.compare --config short.yaml --report_only",
-        HOURS,
-        "short matrix",
-    ),
-    f"{OWN}python algorithms/dipole.py --task own/reach --offline_steps 5_000": Form(
-        f"{OWN}python algorithms/dipole.py --task own/reach{TINY_TRAINING}",
-        f"{OWN}python algorithms/dipole.py --task own/reach --label slow --offline_steps 50",
-        MINUTES,
-    ),
-    "python -m examples.greediness_sweep": Form(None, "python -m examples.greediness_sweep", "run as a preparation"),
-    "python algorithms/baselines/iql.py --config configs/iql/quickstart.yaml": Form(
-        f"{OWN}python algorithms/baselines/iql.py --config configs/iql/quickstart.yaml --task own/reach{TINY_TRAINING}",
-        "python algorithms/baselines/iql.py --config configs/iql/quickstart.yaml",
-        MINUTES,
-    ),
-    "python -m pytest tests/test_agents.py tests/test_files_agree.py": Form(None, None, "part of this very test run"),
-    "python algorithms/dipole.py --help": Form("python algorithms/dipole.py --help", None),
-    "python -m harness.evaluate RUN_DIR --greediness 0 1 --num_candidates 1 32": Form(
-        f"{OWN}python -m harness.evaluate {OWN_RUN} --greediness 0 1 --num_candidates 1 32 --episodes 2",
-        f"{OWN}python -m harness.evaluate {OWN_RUN} --greediness 0 1 --num_candidates 1 32",
-        "a run of the example's short episodes",
-        "own run",
-    ),
-    "python -m harness.evaluate RUN_DIR --video_episodes 3": Form(
-        None,
-        f"MUJOCO_GL=egl python -m harness.evaluate {CARTPOLE_RUN} --video_episodes 3",
-        "drawing takes seconds and graphics: tests/test_video.py draws in the fast set",
+    "python -m harness.evaluate RUN_DIR --greediness 0 2 --num_candidates 1": Form(
+        f"python -m harness.evaluate {CARTPOLE_RUN} --greediness 0 2 --num_candidates 1 --episodes 1",
+        f"python -m harness.evaluate {CARTPOLE_RUN} --greediness 0 2 --num_candidates 1",
+        "one episode",
         "cartpole run",
     ),
-    f"pip install -r requirements-tune.txt && {TUNE} --trials 20": Form(
-        f"{TUNE} --trials 1 --collect_episodes 1{TINY_TRAINING}",
-        f"{TUNE} --trials 2 --collect_episodes 2 --offline_steps 50",
-        HOURS,
-    ),
-    f"{TRAIN}ogbench/cube-double-play.yaml": Form(
-        f"{TRAIN}ogbench/cube-double-play.yaml{MAZE}{TINY_TRAINING}",
-        f"{TRAIN}ogbench/cube-double-play.yaml{MAZE} --offline_steps 20 --eval_episodes 2",
+    f"{TRAIN} {CUBE}": Form(
+        f"{TRAIN} {MAZE} --num_candidates 1{TINY_TRAINING}",
+        f"{TRAIN} {MAZE} --offline_steps 20 --eval_episodes 2",
         OFFICIAL_DATA,
         "maze",
     ),
-    f"{TRAIN}ogbench-online/cube-double-play.yaml": Form(
-        f"{TRAIN}ogbench-online/cube-double-play.yaml --run_dir online{MAZE}{TINY_TRAINING} --online_steps 2",
-        f"{TRAIN}ogbench-online/cube-double-play.yaml --run_dir online{MAZE} --offline_steps 20 --online_steps 20"
-        " --eval_episodes 2",
+    f"python algorithms/baselines/fql.py {CUBE} --variant online --seeds 0 1 2": Form(
+        f"python algorithms/baselines/fql.py {MAZE}{TINY_TRAINING} --online_steps 2 --variant online --seeds 0 1",
+        f"python algorithms/baselines/fql.py {MAZE} --variant online --offline_steps 20 --online_steps 20 --seeds 0 1",
         OFFICIAL_DATA,
         "maze",
     ),
-    "python -m envs.ogbench.generate cube-single-play --transitions 100000 --workers 2 --out data": Form(
-        PREPARATIONS["maze"],
-        "python -m envs.ogbench.generate cube-single-play --transitions 2000 --workers 2 --out data",
-        "a hundred thousand transitions of the arm take minutes",
-    ),
-    f"{COLLECT} cartpole --collector sticky_random --episodes 100 --data_dir data": Form(
-        f"{COLLECT} cartpole --collector sticky_random --episodes 1 --data_dir collected",
-        f"{COLLECT} cartpole --collector sticky_random --episodes 100 --data_dir collected",
-        "one episode instead of a hundred",
-    ),
-    f"pip install -r requirements-collect.txt && {COLLECT} walker --collector rnd --episodes 300 --data_dir data": Form(
+    "python -m harness.compare --config configs/compare/quickstart.yaml": Form(
         None,
-        f"{COLLECT} walker --collector rnd --episodes 2 --data_dir collected",
-        "300 episodes with their learning take a quarter of an hour; tests/test_exorl_rnd.py is its fast test",
-    ),
-    "python -m envs.exorl.tasks convert walker --collector rnd": Form(
-        "python -m envs.exorl.tasks convert walker --collector rnd",
-        None,
-        "the released set needs internet: one episode of random actions takes its place",
-        "released walker",
-    ),
-    "pip install -r requirements-driving.txt && python -m envs.driving.collect --logs 200 --workers 2": Form(
-        "python -m envs.driving.collect --logs 1 --workers 1",
-        "python -m envs.driving.collect --logs 4 --workers 2",
-        "200 logs take minutes",
-    ),
-    "python -m harness.throughput --size quickstart": Form(
-        "python -m harness.throughput --size quickstart --algorithm iql --seconds 0.01",
-        "python -m harness.throughput --size quickstart",
-        "one algorithm, too short to be a measurement",
+        "python -m harness.compare --config short.yaml",
+        f"{HOURS}; its runs are processes of their own, which tests/test_compare.py covers in the fast set",
+        "short matrix",
     ),
 }
 SHORT_COMPARISON = """\
 name: short
-config: configs/{algorithm}/quickstart.yaml
-tasks: {cartpole: [own/reach]}
+tasks: {cartpole: [exorl/local_sticky_random/cartpole_swingup]}
 seeds: [0]
-overrides: {threads: 1, offline_steps: 4, eval_interval: 4, eval_episodes: 2, batch_size: 16, actor_hidden_dims: [8]}
+overrides: {collect_episodes: 1, offline_steps: 4, eval_interval: 4, eval_episodes: 2, batch_size: 16}
 num_candidates: [1, 2]
 algorithms: [dipole, {label: dipole-single, evaluation_of: dipole, act: {greediness: 0.0}}]
 """
@@ -206,7 +132,7 @@ class Checkout:
 
     def __init__(self, folder: Path, patch: pytest.MonkeyPatch):
         self.folder, self.made = folder, set()
-        for name in ("algorithms", "configs", "envs", "examples", "harness", "tests"):
+        for name in ("algorithms", "common", "configs", "envs", "harness", "tests"):
             (folder / name).symlink_to(ROOT / name)
         patch.chdir(folder)
         patch.setenv("HOME", str(folder / "home"))  # the data folders of the suites are below it
@@ -245,10 +171,6 @@ class Checkout:
         self.made.add(need)
         if need == "short matrix":
             (self.folder / "short.yaml").write_text(SHORT_COMPARISON)
-        elif need == "released walker":
-            self.run_here(f"{COLLECT} walker --collector random --episodes 1 --data_dir data")
-            released = self.folder / "home" / ".exorl" / "data" / "walker" / "rnd" / "buffer"
-            shutil.copytree(self.folder / "data" / "walker" / "local_random" / "buffer", released)
         else:
             self.run_here(PREPARATIONS[need])
 
@@ -293,37 +215,36 @@ def test_what_pip_installs_is_in_the_repository_and_pinned_as_the_readme_says():
 
 def test_copy_one_file_example_runs(tmp_path, monkeypatch):
     (example,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    assert len([line for line in example.splitlines() if line]) <= 10
     shutil.copy(ROOT / "algorithms" / "dipole.py", tmp_path)  # tests/test_agents.py imports copies without the rest
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(sys.modules, "dipole", None)  # forgotten afterwards
     del sys.modules["dipole"]
-    names = {}
+    batch = {"observations": torch.randn(32, 17), "next_observations": torch.randn(32, 17)}
+    batch |= {"actions": torch.rand(32, 6) * 2 - 1, "rewards": torch.rand(32), "masks": torch.ones(32)}
+    names = {"batch": batch, "observations": torch.randn(8, 17)}
     exec(compile(example, "README.md", "exec"), names)
     assert Path(sys.modules["dipole"].__file__).parent == tmp_path
     assert names["actions"].shape == (8, 6) and all(metric.isfinite() for metric in names["metrics"].values())
 
 
-def test_adding_a_baseline_is_one_file_and_its_config(tmp_path):
-    for name in ("algorithms", "configs", "envs", "harness"):
+def test_adding_a_baseline_is_one_file_and_its_settings(tmp_path):
+    for name in ("algorithms", "common", "configs", "envs", "harness"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     source = (ROOT / "algorithms" / "baselines" / "iql.py").read_text()
-    renamed = source.replace("IQLConfig", "MineConfig").replace("class IQL(", "class Mine(")
-    (tmp_path / "algorithms" / "baselines" / "mine.py").write_text(re.sub(r"\bIQL\(config,", "Mine(config,", renamed))
+    renamed = source.replace("IQLConfig", "MineConfig").replace("class IQL(", "class Mine(").replace("(IQL,", "(Mine,")
+    (tmp_path / "algorithms" / "baselines" / "mine.py").write_text(renamed.replace('"IQL"', '"Mine"'))
     (tmp_path / "configs" / "mine").mkdir()
-    shutil.copy(ROOT / "configs" / "iql" / "quickstart.yaml", tmp_path / "configs" / "mine")
-    script = (
-        "from harness.algorithms import load_algorithm; from harness.config_file import load_config\n"
-        "mine = load_algorithm('mine'); config = load_config(mine.config_class, 'configs/mine/quickstart.yaml')\n"
-        "print(mine.agent_class(config, 3, 2).act(__import__('torch').zeros(1, 3)).shape)"
-    )
-    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
-    assert "[1, 2]" in done.stdout, done.stderr
+    shutil.copy(ROOT / "configs" / "iql" / "ogbench.yaml", tmp_path / "configs" / "mine")
+    command = [sys.executable, "algorithms/baselines/mine.py", *CUBE.split(), "--show"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    shown = [" ".join(line.split()) for line in done.stdout.splitlines()]
+    assert "label: mine # default" in shown and any(
+        line.startswith("inverse_temperature: 0.3 # ") and "configs/mine/ogbench.yaml" in line for line in shown
+    ), done.stderr
 
 
-def test_every_algorithm_of_the_repository_is_in_the_readme():
-    files = [path.relative_to(ROOT).as_posix() for path in (ROOT / "algorithms").rglob("[!_]*.py")]
-    assert not [file for file in files if f"`{file}`" not in README]
+def test_the_readme_fits_a_screen_or_two():
+    assert len(README.splitlines()) <= 80
 
 
 def test_ci_runs_the_test_command_of_the_readme():

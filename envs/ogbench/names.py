@@ -46,6 +46,10 @@ _OFFICIAL_EPISODES = {
     "(cube-quadruple|puzzle-4x6)-.*": (5000, 1000),
     "(cube|scene|puzzle).*": (1000, 1000),
 }
+# Sets of as many files as LARGE_FILES, each of the official size of (1000, 1000); their tasks are those of the set
+# without the suffix. One file is read at a time (QAM's repository, which takes them for two of its domains).
+LARGE_SUFFIX, LARGE_FILES = "-100m", 100
+LARGE = tuple(f"{name}-play{LARGE_SUFFIX}" for name in ("cube-quadruple", "puzzle-4x4", "puzzle-4x5", "puzzle-4x6"))
 _NEEDS_EXPERTS = ("antmaze", "humanoidmaze", "antsoccer")
 GENERATED = tuple(name for name in DATASETS if not name.startswith(_NEEDS_EXPERTS))
 
@@ -61,7 +65,7 @@ GENERATED_FAMILIES = "cube-*, scene-*, puzzle-* and pointmaze-*"
 def task_names() -> tuple:
     """The ids of all single tasks, `<data set>-singletask[-taskN]-v0`; without taskN the environment's default."""
     suffixes = ("", *(f"-task{number}" for number in range(1, TASKS_PER_ENVIRONMENT + 1)))
-    return tuple(f"{name}-singletask{suffix}-{VERSION}" for name in DATASETS for suffix in suffixes)
+    return tuple(f"{name}-singletask{suffix}-{VERSION}" for name in (*DATASETS, *LARGE) for suffix in suffixes)
 
 
 def dataset_of(task_name: str) -> str:
@@ -69,7 +73,7 @@ def dataset_of(task_name: str) -> str:
     for beginning, reason in NOT_SUPPORTED.items():
         if task_name.startswith(beginning):
             raise UserError(f"OGBench task {task_name!r} is not supported: {reason}")
-    if task_name.removesuffix(f"-{VERSION}") in DATASETS:
+    if task_name.removesuffix(f"-{VERSION}") in (*DATASETS, *LARGE):
         raise UserError(
             f"OGBench task {task_name!r} is goal-conditioned, which is not supported: name one of its single tasks, "
             f"ogbench/{task_name.removesuffix(f'-{VERSION}')}-singletask-task1-{VERSION} to -task5-{VERSION}"
@@ -81,6 +85,11 @@ def dataset_of(task_name: str) -> str:
             f"of states, e.g. ogbench/cube-single-play-singletask-task1-{VERSION})"
         )
     return re.sub(r"-singletask.*$", "", task_name)
+
+
+def environment_task(task_name: str) -> str:
+    """The name by which OGBench knows a task's environment and rewards."""
+    return task_name.replace(f"{LARGE_SUFFIX}-singletask", "-singletask")
 
 
 def _nearest_tasks(task_name: str) -> str:
