@@ -177,14 +177,20 @@ class RunFolder:
         result = read_result(self.path)
         return result if result and result["step"] >= self.run.offline_steps + self.run.online_steps else None
 
-    def describe(self, agent: torch.nn.Module, device: torch.device, step: int) -> None:
+    def was_compiled(self) -> bool:
+        """Whether the run's latest updates were made by compiled functions."""
+        if not (self.path / run_files.ENVIRONMENT).exists():
+            return False
+        return read_environment(self.path).get("compiled", False)
+
+    def describe(self, agent: torch.nn.Module, device: torch.device, compiled: bool, step: int) -> None:
         """Writes config.yaml and environment.json, in which the machine of every stretch of updates is; opens loggers.
 
         Prints what has changed since an earlier stretch, if numbers may depend on it.
         """
         begun = (self.path / run_files.ENVIRONMENT).exists()
         before = read_environment(self.path) if begun else {"run_id": secrets.token_hex(8)}
-        machine = describe_machine(device)
+        machine = describe_machine(device, compiled)
         first = {"from_step": 0} | {name: before[name] for name in machine if name in before}  # of earlier versions
         stretches, changes = add_stretch(before.get("stretches", [first] if begun else []), step, machine)
         if changes:

@@ -13,6 +13,7 @@ from envs.task import Task
 from harness import devices
 from harness.act_options import parse_grid
 from harness.agent_tools import validation_metrics
+from harness.compilation import check_compiler, compile_where_it_pays
 from harness.config import RunConfig, algorithm_name
 from harness.divergence import refuse_divergence
 from harness.evaluation import EVALUATION_SEED, Evaluator
@@ -35,6 +36,7 @@ def train_run(agent_class: type, run: RunConfig, config: Any, restart: bool = Fa
     device = devices.choose_device(run.device)
     grid = parse_grid(run.sweep, agent_class, config)
     check_loggers(run)
+    check_compiler(run, device)
     task = task or load_run_task(run)
     try:
         agent = agent_class(config, task.observation_dim, task.action_dim, seed=run.seed).to(device)
@@ -79,9 +81,10 @@ def train(agent: torch.nn.Module, device: torch.device, run: RunConfig, task: Ta
     online = OnlinePhase(run, task, data, folder.path)
     last = run.offline_steps + run.online_steps
     step, seconds = folder.resume(agent, device, batches, online)  # updates of both phases, time spent on them
+    compiled = compile_where_it_pays(agent, run, task, data, last - step, folder.was_compiled())
     started, evaluating = time.perf_counter() - seconds, 0.0  # seconds of this call's evaluations
     logged_step, logged_at = step, seconds
-    folder.describe(agent, device, step)
+    folder.describe(agent, device, compiled, step)
 
     def elapsed() -> float:
         return time.perf_counter() - started
