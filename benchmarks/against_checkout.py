@@ -11,8 +11,9 @@ import importlib.util
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable, Dict, List
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -37,7 +38,7 @@ def load_from(checkout: Path, ours: Algorithm) -> Algorithm:
     sys.modules[specification.name] = module  # dataclasses look their module up
     specification.loader.exec_module(module)
     config_class, agent_class = (getattr(module, part.__name__) for part in (ours.config_class, ours.agent_class))
-    return Algorithm(ours.name, config_class, agent_class, module.train)
+    return Algorithm(ours.name, config_class, agent_class)
 
 
 def updater(algorithm: Algorithm, size: Size) -> Callable[[], Any]:
@@ -55,13 +56,13 @@ def milliseconds(update: Callable[[], Any], count: int) -> float:
     return (time.process_time() - started) / count * 1000
 
 
-def measure(name: str, size_name: str, checkout: Path, rounds: int, count: int) -> Dict[str, Any]:
+def measure(name: str, size_name: str, checkout: Path, rounds: int, count: int) -> dict[str, Any]:
     """The row of one algorithm and size."""
     ours = load_algorithm(name)
     updates = [updater(algorithm, SIZES[size_name]) for algorithm in (ours, load_from(checkout, ours))]
     for update in updates:
         milliseconds(update, WARM_UP_UPDATES)
-    times: List[List[float]] = []
+    times: list[list[float]] = []
     for number in tqdm(range(rounds), desc=f"{name} {size_name}", leave=False, disable=None):
         first = number % 2  # each goes first by turns
         pair = {index: milliseconds(updates[index], count) for index in (first, 1 - first)}

@@ -12,8 +12,9 @@ other work.
 
 import os
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Sequence
+from typing import Any
 
 # JAX would take three quarters of the GPU's memory at its first use; it reads this when it is imported.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -31,20 +32,18 @@ from harness.devices import choose_device
 from harness.measurement.rates import rate, update_rate, waiting_for
 from harness.measurement.table import format_rows, machine, spread
 from harness.measurement.workload import SIZES, build_updates, count_flops, random_dataset, warm_up
-from harness.run_fields import MATMUL_PRECISIONS
+from harness.throughput import PRECISIONS
 from harness.updates import UPDATES_PER_REPLAY
 
 # What JAX calls torch's precisions; its own default on a GPU is tf32.
 JAX_PRECISIONS = {"highest": "highest", "high": "tensorfloat32", "medium": "bfloat16"}
-
-
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 class JaxUpdates:
     """JAX's updates of a config on transitions of `dataset`; `advance` makes some, `wait` until they are made."""
 
-    def __init__(self, config: Any, dataset: Dataset, device: jax.Device, precision: str):
+    def __init__(self, config: Any, batch_size: int, dataset: Dataset, device: jax.Device, precision: str):
         rows = dataset.valid.cpu()
         arrays = {name: getattr(dataset, name).cpu()[rows] for name in ("observations", "actions", "rewards", "masks")}
         arrays["next_observations"] = dataset.observations.cpu()[rows + 1]
@@ -52,9 +51,9 @@ class JaxUpdates:
         with jax.default_device(device):
             self.data = {name: jnp.asarray(array.numpy()) for name, array in arrays.items()}
             dims = arrays["observations"].shape[1], arrays["actions"].shape[1]
-            self.state, self.key = random_state(config, *dims, config.seed), jax.random.key(config.seed)
-        self.update = compiled_update(config)
-        self.losses: Dict[str, jax.Array] = {}
+            self.state, self.key = random_state(config, *dims, seed=0), jax.random.key(0)
+        self.update = compiled_update(config, batch_size)
+        self.losses: dict[str, jax.Array] = {}
 
     def advance(self, count: int) -> None:
         with jax.default_device(self.device), jax.default_matmul_precision(self.precision):
@@ -72,7 +71,7 @@ def measure(
     seconds: float,
     device: torch.device,
     clock: Callable[[], float],
-) -> List[Dict[str, Any]]:
+) -> list[dict[str, Any]]:
     """A row per precision and way of making our updates: both speeds and their ratio, each as it varied by rounds."""
     size, dataset = SIZES[size_name], random_dataset(SIZES[size_name], device)
     jax_device = jax.devices("gpu" if device.type == "cuda" else "cpu")[0]
@@ -81,16 +80,16 @@ def measure(
     for precision in precisions:
         torch.set_float32_matmul_precision(precision)
         ways = {"eager": False, "graph": True} if device.type == "cuda" else {"eager": False}
-        ours = {name: warm_up(build_updates("dipole", size, dataset, graph, 1)) for name, graph in ways.items()}
-        config = ours["eager"].agents[0].config
-        theirs = JaxUpdates(config, dataset, jax_device, JAX_PRECISIONS[precision])
-        speeds: Dict[str, List[float]] = {name: [] for name in (*ways, "jax")}
+        ours = {name: warm_up(build_updates("dipole", size, dataset, graph)) for name, graph in ways.items()}
+        config = ours["eager"].agent.config
+        theirs = JaxUpdates(config, size.batch_size, dataset, jax_device, JAX_PRECISIONS[precision])
+        speeds: dict[str, list[float]] = {name: [] for name in (*ways, "jax")}
         for _ in tqdm(range(rounds), desc=f"{size_name} {precision}", leave=False, disable=None):
             for name, updates in ours.items():
                 speeds[name].append(update_rate(updates, seconds, waiting_for(device), clock))
             theirs_per_second = rate(lambda: theirs.advance(per_call), seconds, theirs.wait, clock)  # noqa: B023
             speeds["jax"].append(theirs_per_second * per_call)
-        flops = count_flops(ours["eager"].agents[0], ours["eager"].samplers[0]())
+        flops = count_flops(ours["eager"].agent, ours["eager"].next_batch())
         for name in ways:
             ratios = [mine / other for mine, other in zip(speeds[name], speeds["jax"], strict=True)]
             rows.append(
@@ -104,14 +103,14 @@ def measure(
                     **spread("ratio", ratios),
                 }
             )
-    torch.set_float32_matmul_precision(MATMUL_PRECISIONS[0])
+    torch.set_float32_matmul_precision(PRECISIONS[0])
     return rows
 
 
 def main() -> None:
     parser = CommandParser("python -m benchmarks.against_jax", __doc__)
     parser.add_argument("--size", nargs="+", choices=list(SIZES), default=["released", "published", "quickstart"])
-    parser.add_argument("--precision", nargs="+", choices=MATMUL_PRECISIONS, default=["highest"], help="of products")
+    parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=["highest"], help="of products")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=2.0, help="of each of the two in each round")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads of torch; 0 = torch's choice")

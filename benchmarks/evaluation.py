@@ -1,12 +1,13 @@
-"""How fast evaluations are: seconds by the number of processes that host the environments.
+"""How fast evaluations are: seconds and steps per second by the number of environment processes.
 
     python -m benchmarks.evaluation --task ogbench/cube-single-play-singletask-task2-v0 --data_dir data
     python -m benchmarks.evaluation --task exorl/local_sticky_random/cartpole_swingup --data_dir data
 
-The agent is DIPOLE with fresh networks of the given size and one thread. Numbers of processes take turns, since
-machines are noisy.
+The agent is DIPOLE with fresh networks of the given width and one thread. Numbers of processes take turns, since
+machines are noisy; the building of the environments does not count.
 """
 
+import contextlib
 import statistics
 
 import torch
@@ -21,26 +22,24 @@ ROUNDS = 3
 WORKERS = (0, 1, 2)
 
 
-def time_workers(task: Task, config: DIPOLEConfig, episodes: int) -> None:
-    """Prints the seconds of one evaluation by the number of processes, the building of environments left out."""
-    agent = DIPOLE(config, task.observation_dim, task.action_dim)
-    seconds: dict = {workers: [] for workers in WORKERS}
-    evaluators = {workers: Evaluator(task.make_env, episodes, workers) for workers in WORKERS}
-    returns = {}
-    for number in range(ROUNDS + 1):
-        for workers, evaluator in evaluators.items():
-            result = evaluator.evaluate(agent, episodes, GRID_SEED)
-            returns[workers] = result.returns.tolist()
-            if number > 0:  # the first builds the environments
-                seconds[workers].append(result.seconds)
-    for evaluator in evaluators.values():
-        evaluator.close()
-    steps = int(result.lengths.sum())
-    assert len(set(map(tuple, returns.values()))) == 1, "the numbers of processes gave different returns"
-    print(f"{episodes} episodes, {steps} steps, N = {config.num_candidates}, equal returns")
-    for workers, values in seconds.items():
-        median = statistics.median(values)
-        factor = statistics.median(values_0 / value for values_0, value in zip(seconds[0], values, strict=True))
+def time_workers(task: Task, agent: DIPOLE, episodes: int) -> None:
+    """Prints a line for each number of processes. Raises AssertionError if it changes a return."""
+    seconds: dict[int, list[float]] = {workers: [] for workers in WORKERS}
+    returns, steps = set(), 0
+    with contextlib.ExitStack() as stack:
+        evaluators = {workers: stack.enter_context(Evaluator(task.make_env, episodes, workers)) for workers in WORKERS}
+        for number in range(ROUNDS + 1):
+            for workers, evaluator in evaluators.items():
+                result = evaluator.evaluate(agent, episodes, GRID_SEED)
+                returns.add(tuple(result.returns))
+                steps = int(result.lengths.sum())
+                if number > 0:  # the first builds the environments
+                    seconds[workers].append(result.seconds)
+    assert len(returns) == 1, "the returns depend on the number of processes"
+    print(f"{task.name}, {steps} steps of {episodes} episodes, N = {agent.config.num_candidates}")
+    for workers, measured in seconds.items():
+        median = statistics.median(measured)
+        factor = statistics.median(seconds[0]) / median
         print(f"{workers} processes: {median:.2f} s, {steps / median:.0f} steps/s, {factor:.2f} times as fast as 0")
 
 
@@ -54,11 +53,10 @@ def main() -> None:
     with exit_on_user_error():
         options = parser.parse_args()
         torch.set_num_threads(1)
-        task = load_task(options.task, options.data_dir)
-        dims = (options.width,) * 3
+        task, dims = load_task(options.task, options.data_dir), (options.width,) * 3
         for count in options.num_candidates:
             config = DIPOLEConfig(actor_hidden_dims=dims, value_hidden_dims=dims, num_candidates=count)
-            time_workers(task, config, options.episodes)
+            time_workers(task, DIPOLE(config, task.observation_dim, task.action_dim), options.episodes)
 
 
 if __name__ == "__main__":

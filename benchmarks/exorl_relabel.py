@@ -4,7 +4,7 @@ python -m benchmarks.exorl_relabel
 """
 
 import time
-from typing import Callable
+from collections.abc import Callable
 
 import numpy as np
 

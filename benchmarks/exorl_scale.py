@@ -13,7 +13,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Dict, List
 
 import torch
 
@@ -27,8 +26,10 @@ from envs.task import file_sha256
 DIFFERENT_EPISODES = 10
 SETS = {"local_repeated": 10_000, "local_small": 100}  # collector: episodes
 ROUNDS, UPDATES = 7, 40  # the data sets take turns, so that other work on the machine meets all of them
-SIZES = {"actor_hidden_dims": (128, 128), "value_hidden_dims": (128, 128), "flow_steps": 5, "batch_size": 256}
+SIZES = {"actor_hidden_dims": (128, 128), "value_hidden_dims": (128, 128), "flow_steps": 5}
+BATCH_SIZES = (256, 1024)
 RUN = ["--offline_steps", "1000", "--eval_interval", "1000", "--checkpoint_interval", "1000", "--eval_episodes", "1"]
+RUN += ["--sweep", "[]"]
 
 
 def make_sets(root: Path) -> None:
@@ -45,7 +46,7 @@ def make_sets(root: Path) -> None:
                 os.link(files[index % DIFFERENT_EPISODES], link)
 
 
-def run(name: str, command: List[str]) -> None:
+def run(name: str, command: list[str]) -> None:
     """Runs `command` and prints its time and its peak memory."""
     start = time.perf_counter()
     process = subprocess.Popen([sys.executable, *command])
@@ -56,7 +57,7 @@ def run(name: str, command: List[str]) -> None:
     print(f"{name}: {wall:.0f} s, CPU {cpu:.0f} s, peak memory {usage.ru_maxrss * 1024 / 1e9:.2f} GB", flush=True)
 
 
-def resident() -> Dict[str, float]:
+def resident() -> dict[str, float]:
     """GB of this process's memory that is its own, and that is pages of files, which the system may drop."""
     lines = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
     return {name: int(lines[name].split()[0]) * 1024 / 1e9 for name in ("RssAnon", "RssFile")}
@@ -80,7 +81,7 @@ def part_load(root: Path, in_memory: bool) -> None:
     print(f"  hash of the {path.stat().st_size / 1e9:.2f} GB file ({kind}): {time.perf_counter() - start:.1f} s")
     agent, generator = DIPOLE(DIPOLEConfig(**SIZES), 24, 6), torch.Generator().manual_seed(0)
     for _ in range(UPDATES):
-        agent.update(task.dataset.sample(256, generator))
+        agent.update(task.dataset.sample(BATCH_SIZES[0], generator))
     print(f"  after {UPDATES} updates {resident()}")
 
 
@@ -91,22 +92,22 @@ def part_speed(root: Path) -> None:
         "large": load(root, "local_repeated", True).dataset,
         "large, mapped": load(root, "local_repeated", False).dataset,
     }
-    for config in (DIPOLEConfig(**SIZES), DIPOLEConfig(**{**SIZES, "batch_size": 1024})):
-        agent, generator = DIPOLE(config, 24, 6), torch.Generator().manual_seed(0)
+    for batch_size in BATCH_SIZES:
+        agent, generator = DIPOLE(DIPOLEConfig(**SIZES), 24, 6), torch.Generator().manual_seed(0)
         rates = {name: {"updates": [], "minibatches": []} for name in sets}
         for _ in range(ROUNDS):
             for name, dataset in sets.items():
                 for label, repeats in (("updates", UPDATES), ("minibatches", 10 * UPDATES)):
                     start = time.process_time()
                     for _ in range(repeats):
-                        batch = dataset.sample(config.batch_size, generator)
+                        batch = dataset.sample(batch_size, generator)
                         if label == "updates":
                             agent.update(batch)
                     rates[name][label].append(repeats / (time.process_time() - start))
         for name, measured in rates.items():
             medians = {label: f"{statistics.median(values):.0f}" for label, values in measured.items()}
             ratio = statistics.median(measured["updates"]) / statistics.median(rates["small"]["updates"])
-            print(f"  batch {config.batch_size}, {name}: {medians} per CPU second, updates {ratio:.2f} of small")
+            print(f"  batch {batch_size}, {name}: {medians} per CPU second, updates {ratio:.2f} of small")
 
 
 @exit_on_user_error()
@@ -131,9 +132,8 @@ def main() -> None:
     run("load and train", [*this, "load"])
     run("map and train", [*this, "map"])
     run("compare speeds", [*this, "speed"])
-    dipole = ["algorithms/dipole.py", "--config", "configs/dipole/quickstart.yaml", "--final_report", "[]"]
-    task = ["--task", "exorl/local_repeated/walker_walk", "--collect_episodes", "0", *data]
-    run("algorithms/dipole.py", [*dipole, *task, "--run_dir", str(root / "runs"), *RUN])
+    dipole = ["algorithms/dipole.py", "--task", "exorl/local_repeated/walker_walk", "--collect_episodes", "0", *data]
+    run("algorithms/dipole.py", [*dipole, "--run_dir", str(root / "runs"), *RUN])
 
 
 if __name__ == "__main__":

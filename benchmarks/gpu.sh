@@ -4,12 +4,8 @@
 #   OUT=gpu_results benchmarks/gpu.sh
 #   DEVICE=cpu QUICK=1 OUT=/tmp/dry benchmarks/gpu.sh     # every step but CUDA's, in a few updates each
 #
-# Needs Python with torch, numpy, PyYAML, tqdm, matplotlib and pyrallis; for the ratio JAX with its CUDA plugin; for the
-# step `captured` also pytest, pytest-xdist, gymnasium, scipy, h5py and imageio-ffmpeg. No network: what is missing is
-# installed from the folder of wheels $WHEELS, e.g. (the second line: what those need that torch does not bring)
-#   pip download --no-deps -d wheels pyrallis==0.3.1 gymnasium imageio-ffmpeg \
-#       typing-inspect mypy-extensions farama-notifications cloudpickle
-#   WHEELS=wheels OUT=gpu_results benchmarks/gpu.sh
+# Needs Python with requirements.txt; for the ratio JAX with its CUDA plugin; for the step `gpu-tests` also pytest and
+# pytest-xdist. No network: what is missing is installed from the folder of wheels $WHEELS (`pip download --no-deps`).
 # A step that fails is named at the end, and the others run all the same; the exit code is then 1.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -17,9 +13,9 @@ device=${DEVICE:-cuda}
 python=${PYTHON:-python3}
 mkdir -p "${OUT:=gpu_results}"
 export PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
-sizes="published quickstart" seconds=0.3 rounds=5 long=20000 short=300
+sizes="published quickstart" seconds=0.3 rounds=5
 if [ -n "${QUICK:-}" ]; then
-    sizes=quickstart seconds=0.01 rounds=1 long=20 short=20
+    sizes=quickstart seconds=0.01 rounds=1
 fi
 if [ -n "${WHEELS:-}" ]; then
     site=$(mktemp -d)
@@ -45,23 +41,16 @@ run_all() {
     step golden measure tests.golden tests/golden/*.npz
     step updates measure harness.throughput --size $sizes --precision highest high --seconds "$seconds" \
         --csv "$OUT/throughput.csv" --plot "$OUT/time_split.png"
-    step seeds measure harness.throughput --algorithm dipole --size $sizes --precision highest high --seeds 1 8 \
-        --seconds "$seconds" --csv "$OUT/seeds.csv"
-    step million measure benchmarks.training_run --algorithm dipole --size ${sizes%% *} --precision high highest \
-        --updates "$long" --csv "$OUT/million.csv"
-    step waiting measure benchmarks.training_run --size ${sizes%% *} --updates "$short" --csv "$OUT/waiting.csv"
-    step waiting-eager measure benchmarks.training_run --size ${sizes%% *} --updates "$short" --eager \
-        --csv "$OUT/waiting_eager.csv"
     if "$python" -c "import jax" 2>/dev/null; then
         step jax measure benchmarks.against_jax --size $sizes --precision highest high --seconds "$seconds" \
             --rounds "$rounds" --csv "$OUT/against_jax.csv"
     else
         failed+=("jax (not installed)")
     fi
-    if [ "$device" = cuda ]; then # bit for bit, graphs against updates one by one
-        step captured "$python" -m pytest -n 0 tests/test_seeds.py tests/test_dipole.py -k "captured or cuda_graph"
+    if [ "$device" = cuda ]; then # graphs are bit for bit updates one by one, and the host never waits
+        step gpu-tests "$python" -m pytest -n 0 tests/test_updates.py tests/test_dipole.py tests/test_benchmarks.py \
+            -k "captured or cuda_graph or host_wait"
     fi
-    step precision measure benchmarks.precision --rounded tf32 --csv "$OUT/precision.csv" # and how good the emulation is
     echo "== done after $SECONDS s; failed: ${failed[*]:-none}"
     [ ${#failed[@]} -eq 0 ]
 }

@@ -1,13 +1,13 @@
 """The greediness figure: omega, and sigmoid against exponential weights at rising beta, on the tasks of a comparison.
 
-    python -m benchmarks.greediness --workers 2
+    python -m harness.compare --config configs/compare/greediness.yaml
+    python -m benchmarks.greediness
 
-trains and evaluates what configs/compare/greediness.yaml lists and is not there yet (harness.compare does), then writes
-greediness.png and greediness.csv, a line for each point of the figure, into the comparison's folder. Of a run's log the
-figure takes the second half:
+The second command writes greediness.png and greediness.csv, a line for each point of the figure, into the comparison's
+folder, of the runs as they are. Of a run's log the figure takes the second half:
 
     effective share of the minibatch    1 / (1 + (std / mean)^2) of the positive policy's weights, the median: Kish's
-                                        effective sample size over the batch size; 1 where all weights are equal
+                                        effective sample size over the batch size; 1 if all weights are equal
     loss spike                          the largest over the median of the positive policy's logged losses
 
 docs/greediness.md says what came out.
@@ -15,9 +15,9 @@ docs/greediness.md says what came out.
 
 import collections
 import dataclasses
-import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -28,10 +28,8 @@ from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 from common.errors import CommandParser, UserError, exit_on_user_error
 from common.files import make_folder, replacing, write_rows_csv
 from harness import run_files
-from harness.compare import compare
-from harness.comparison.matrix import Comparison
-from harness.comparison.matrix_file import load_comparison
-from harness.comparison.results import Results, RunResult, Score
+from harness.comparison.matrix import Comparison, load_comparison
+from harness.comparison.results import FINAL, Results, RunResult, shown
 from harness.loggers import read_rows
 from harness.plots import COLOURS
 from harness.score_statistics import CONFIDENCE, FEWEST_SEEDS, interval
@@ -58,7 +56,7 @@ DATA_MEAN, DIVERGED = "mean return of the data", "a seed diverged"
 OMEGA_GAP, BETA_GAP = 0.05, 1.07  # between the points of lines at the same x: a difference; a factor
 X_MARGIN = 1.5  # of the axis of beta, as a factor
 
-Key = Tuple[str, str, str, float]  # panel, task, line, x
+Key = tuple[str, str, str, float]  # panel, task, line, x
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +67,7 @@ class Point:
     task: str
     line: str
     x: float  # omega or beta
-    values: Tuple[float, ...]
+    values: tuple[float, ...]
     diverged: int
 
     @property
@@ -77,13 +75,13 @@ class Point:
         return float(np.mean(self.values)) if self.values else float("nan")
 
     @property
-    def bounds(self) -> Tuple[float, float]:
+    def bounds(self) -> tuple[float, float]:
         """95% bootstrap interval of the mean; the lowest and the highest of fewer than five seeds."""
         if len(self.values) >= FEWEST_SEEDS:
             return interval([np.array(self.values)])
         return (min(self.values), max(self.values)) if self.values else (float("nan"), float("nan"))
 
-    def csv_row(self) -> Dict[str, Any]:
+    def csv_row(self) -> dict[str, Any]:
         own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         low, high = self.bounds
         values = " ".join(f"{value:.6g}" for value in self.values)
@@ -94,106 +92,92 @@ class Point:
 # ---- From run folders to points ----
 
 
-def weights_of(config: Any) -> str:
-    """Which weights a config trains with, as a line's name. Raises UserError for weights that the figure has not."""
+def weights_of(run: RunResult) -> str:
+    """Which weights a run trains with, as a line's name. Raises UserError for weights that the figure has not."""
+    config = run.planned.config
+    missing = [name for name in NEEDED_FIELDS if not hasattr(config, name)]
+    if missing:
+        raise UserError(
+            f"{run.planned.variant.label}: {run.planned.variant.algorithm} has no {missing[0]}; the greediness figure "
+            "is of DIPOLE's variants only"
+        )
+    if config.weighting not in ("sigmoid", "exponential"):
+        raise UserError(
+            f"{run.planned.variant.label}: weighting is {config.weighting}; the figure is of sigmoid and exponential"
+        )
     if config.weighting == "sigmoid":
         return SIGMOID
-    if config.weighting == "exponential":
-        return UNCLIPPED if config.max_weight is None else CLIPPED
-    raise UserError(f"{config.label}: weighting is {config.weighting}; the figure is of sigmoid and exponential ones")
+    return UNCLIPPED if config.max_weight is None else CLIPPED
 
 
-def second_half(run: RunResult) -> Dict[str, np.ndarray]:
-    """The needed columns of train.csv after half of the updates, NaN where a metric was not logged."""
+def measured_in_log(run: RunResult) -> dict[str, float]:
+    """{panel: value} of the log's second half."""
     rows = [
         row
         for row in read_rows(run.planned.folder / run_files.TRAIN_LOG)
-        if 2 * int(row["step"]) > run.planned.config.offline_steps
+        if 2 * int(row["step"]) > run.planned.run.offline_steps
     ]
-    return {name: np.array([float(row.get(name) or "nan") for row in rows]) for name in NEEDED_METRICS}
+    mean, std, losses = (np.array([float(row.get(name) or "nan") for row in rows]) for name in NEEDED_METRICS)
+    return {SHARE: float(np.median(1 / (1 + (std / mean) ** 2))), SPIKE: float(losses.max() / np.median(losses))}
 
 
-def effective_share(columns: Dict[str, np.ndarray]) -> float:
-    mean, std = columns["actor/weight_mean"], columns["actor/weight_std"]
-    return float(np.median(1 / (1 + (std / mean) ** 2)))
-
-
-def loss_spike(columns: Dict[str, np.ndarray]) -> float:
-    losses = columns["actor/positive_loss"]
-    return float(losses.max() / np.median(losses))
-
-
-def widest_beta(scores: Sequence[Score]) -> float:
+def widest_beta(results: Results) -> float:
     """The beta at which sigmoid weights were evaluated with the most values of omega: where the figure shows omega."""
+    runs = {run.planned.name: run for run in results.runs}
     omegas = collections.defaultdict(set)
-    for score in scores:
-        config = score.run.planned.config
-        if weights_of(config) == SIGMOID:
-            omegas[config.inverse_temperature].add(score.options["greediness"])
+    for score in results.scores.itertuples():
+        if weights_of(runs[score.run]) == SIGMOID:
+            omegas[runs[score.run].planned.config.inverse_temperature].add(score.greediness)
     if not omegas:
         raise UserError("the comparison has no variant with sigmoid weights, which the figure of omega needs")
     return max(omegas, key=lambda beta: len(omegas[beta]))
 
 
-def score_keys(score: Score, omega_beta: float) -> Iterator[Key]:
-    """The points that a run's score at some act options belongs to."""
-    planned, omega, candidates = score.run.planned, score.options["greediness"], score.options["num_candidates"]
-    beta, weights = planned.config.inverse_temperature, weights_of(planned.config)
-    if weights == SIGMOID and beta == omega_beta:
-        yield OMEGA, planned.task, f"N = {candidates}", omega
-    line = OMEGAS_BY_BETA.get(omega) if weights == SIGMOID else weights
-    if line is not None:
-        yield f"score at N = {candidates}", planned.task, line, beta
+def measurements(results: Results) -> Iterator[tuple[Key, RunResult, float]]:
+    """Every value of the figure with its point and its run; NaN where the run has none."""
+    omega_beta, runs = widest_beta(results), {run.planned.name: run for run in results.runs}
+    for score in results.scores.assign(value=shown(results.scores, FINAL)).itertuples():
+        run, omega, panel = runs[score.run], score.greediness, f"score at N = {score.num_candidates:g}"
+        beta, weights = run.planned.config.inverse_temperature, weights_of(run)
+        if weights == SIGMOID and beta == omega_beta:
+            yield (OMEGA, score.task, f"N = {score.num_candidates:g}", omega), run, score.value
+        if weights != SIGMOID or omega in OMEGAS_BY_BETA:
+            line = OMEGAS_BY_BETA[omega] if weights == SIGMOID else weights
+            yield (panel, score.task, line, beta), run, score.value
+    for run in results.runs:
+        values = measured_in_log(run) if run.finished else dict.fromkeys((SHARE, SPIKE), float("nan"))
+        for panel, value in values.items():
+            yield (panel, run.planned.task, weights_of(run), run.planned.config.inverse_temperature), run, value
 
 
-def points_of(results: Results) -> List[Point]:
-    """The figure's points, in the order of the comparison. Raises UserError where no run is finished.
+def points_of(results: Results) -> list[Point]:
+    """The figure's points, in the order of the comparison. Raises UserError if no run is finished.
 
     Runs that are not finished are left out; a run that diverged counts where its value would be.
     """
-    check(results.comparison)
-    omega_beta = widest_beta(results.scores)
-    values: Dict[Key, List[float]] = collections.defaultdict(list)
-    diverged: Dict[Key, int] = collections.Counter()
-
-    def add(key: Key, run: RunResult, value: float) -> None:
+    values: dict[Key, list[float]] = collections.defaultdict(list)
+    diverged: dict[Key, int] = collections.Counter()
+    for key, run, value in measurements(results):
         if run.finished and np.isfinite(value):
             values[key].append(value)
         elif (run.planned.folder / run_files.DIVERGENCE).exists():
             diverged[key] += 1
-
-    for score in results.scores:
-        shown = results.scale(score.run.planned.task).shown(score.final)
-        for key in score_keys(score, omega_beta):
-            add(key, score.run, shown)
-    for run in results.runs:
-        columns = second_half(run) if run.finished else {}
-        place = run.planned.task, weights_of(run.planned.config), run.planned.config.inverse_temperature
-        add((SHARE, *place), run, effective_share(columns) if columns else float("nan"))
-        add((SPIKE, *place), run, loss_spike(columns) if columns else float("nan"))
     if not values:
-        raise UserError(f"{results.comparison.out}: holds no finished run yet; run the command without --report_only")
-    tasks = list(results.tasks)
+        raise UserError(f"{results.comparison.out}: holds no finished run yet; run harness.compare first")
+    tasks = tasks_of(results)
     keys = sorted({*values, *diverged}, key=lambda key: (panel_place(key[0]), tasks.index(key[1]), *key[2:]))
     return [Point(*key, tuple(values.get(key, ())), diverged.get(key, 0)) for key in keys]
 
 
-def check(comparison: Comparison) -> None:
-    """Raises UserError where a variant's algorithm has not the fields that the figure is about."""
-    for run in comparison.runs:
-        missing = [name for name in NEEDED_FIELDS if not hasattr(run.config, name)]
-        if missing:
-            raise UserError(
-                f"{comparison.path}: {run.variant.label}: {run.variant.algorithm} has no {missing[0]}; the greediness "
-                "figure is of DIPOLE's variants only"
-            )
+def tasks_of(results: Results) -> list[str]:
+    return [task for tasks in results.comparison.tasks.values() for task in tasks]
 
 
 def candidates_of(panel: str) -> int:
     return int(panel.split()[-1])
 
 
-def panel_place(panel: str) -> Tuple[int, int]:
+def panel_place(panel: str) -> tuple[int, int]:
     """For sorting: omega, the scores by beta with their N rising, the share, the spike."""
     fixed = {OMEGA: 0, SHARE: 2, SPIKE: 3}
     return (fixed[panel], 0) if panel in fixed else (1, candidates_of(panel))
@@ -204,17 +188,18 @@ def panel_place(panel: str) -> Tuple[int, int]:
 
 def figure_of(results: Results, points: Sequence[Point]) -> Figure:
     """A column for each task; rows: score by omega, then by beta the score at each N, the weights' share, the spike."""
+    tasks = tasks_of(results)
     panels = sorted({OMEGA, SHARE, SPIKE, *(point.panel for point in points)}, key=panel_place)
-    figure = Figure(figsize=(3.1 * len(results.tasks) + 2.4, 2.3 * len(panels) + 0.5), dpi=120, layout="constrained")
+    figure = Figure(figsize=(3.1 * len(tasks) + 2.4, 2.3 * len(panels) + 0.5), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(caption(points), fontsize=9)
-    for panel, row in zip(panels, figure.subfigures(len(panels), 1), strict=True):
+    for panel, row in zip(panels, figure.subfigures(len(panels), 1, squeeze=False)[:, 0], strict=True):
         row.suptitle(row_title(panel, results), fontsize=10, fontweight="bold")
         labelled = {}
-        for task, axes in zip(results.tasks, row.subplots(1, len(results.tasks), squeeze=False)[0], strict=True):
+        for task, axes in zip(tasks, row.subplots(1, len(tasks), squeeze=False)[0], strict=True):
             style_axes(axes, panel, results, task)
             draw(axes, [point for point in points if (point.panel, point.task) == (panel, task)])
-            axes.set_title(task if panel == OMEGA else results.tasks[task], fontsize=7 if panel == OMEGA else 9)
+            axes.set_title(task if panel == OMEGA else task.split("/")[-1], fontsize=7 if panel == OMEGA else 9)
             handles, labels = axes.get_legend_handles_labels()
             labelled |= dict(zip(labels, handles, strict=True))
         labelled |= {label: labelled.pop(label) for label in (DATA_MEAN, DIVERGED) if label in labelled}  # to the end
@@ -234,7 +219,7 @@ def caption(points: Sequence[Point]) -> str:
 
 def row_title(panel: str, results: Results) -> str:
     if panel == OMEGA:
-        return f"Score against greediness ω (sigmoid weights, β = {widest_beta(results.scores):g})"
+        return f"Score against greediness ω (sigmoid weights, β = {widest_beta(results):g})"
     if panel == SHARE:
         return "Effective share of a minibatch (1: all weights are equal)"
     if panel == SPIKE:
@@ -277,7 +262,8 @@ def style_axes(axes: Axes, panel: str, results: Results, task: str) -> None:
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter(NullFormatter())
     else:
-        axes.set_ylabel(results.scale(task).unit, fontsize=8)
+        units = [run.scale.unit for run in results.runs_on(task) if run.finished]
+        axes.set_ylabel(units[0] if units else "", fontsize=8)
         mean = results.identity(task).get("episode_return_mean")
         if mean is not None:
             axes.axhline(mean, color="0.5", lw=1.0, ls=(0, (2, 2)), label=DATA_MEAN)
@@ -298,7 +284,7 @@ def style_axes(axes: Axes, panel: str, results: Results, task: str) -> None:
 # ---- The command ----
 
 
-def write(comparison: Comparison, folder: Path) -> List[Path]:
+def write(comparison: Comparison, folder: Path) -> list[Path]:
     """Writes greediness.csv and greediness.png of the runs as they are; returns their paths. Raises UserError."""
     results = Results(comparison)
     points = points_of(results)
@@ -310,34 +296,16 @@ def write(comparison: Comparison, folder: Path) -> List[Path]:
     return paths
 
 
-def run(argv: Optional[Sequence[str]] = None) -> int:
-    """`main` without the handling of the user's errors; returns harness.compare's exit code. Raises UserError."""
-    flags = CommandParser("python -m benchmarks.greediness", __doc__, advice="; --help lists the flags")
-    flags.add_argument("--config", metavar="FILE", default=CONFIG, help=f"the comparison (default: {CONFIG})")
-    flags.add_argument("--run_dir", metavar="FOLDER", help="in place of the comparison's")
-    flags.add_argument("--workers", metavar="N", help="runs at a time (default: as many as the cores hold)")
-    flags.add_argument("--report_only", action="store_true", help="draw the runs as they are, start none")
-    flags.add_argument("--out", type=Path, metavar="FOLDER", help="of figure and CSV (default: the comparison's)")
-    options = flags.parse_args(argv)
-    comparison = load_comparison(options.config, options.run_dir)
-    check(comparison)
-    code = compare(compare_flags(options))
-    if code <= 1:  # 1: a run failed, such as one that diverged; above: stopped by a signal
+def main() -> None:
+    parser = CommandParser("python -m benchmarks.greediness", __doc__)
+    parser.add_argument("--config", metavar="FILE", default=CONFIG, help=f"the comparison (default: {CONFIG})")
+    parser.add_argument("--run_dir", metavar="FOLDER", help="in place of the comparison's")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="of figure and CSV (default: the comparison's)")
+    with exit_on_user_error():
+        options = parser.parse_args()
+        comparison = load_comparison(options.config, options.run_dir)
         for path in write(comparison, options.out or comparison.out):
             print(f"written: {path}")
-    return code
-
-
-def compare_flags(options: Any) -> List[str]:
-    """The command line of harness.compare."""
-    given = {"--config": options.config, "--run_dir": options.run_dir, "--workers": options.workers}
-    line = [text for flag, value in given.items() if value is not None for text in (flag, value)]
-    return [*line, "--report_only"] if options.report_only else line
-
-
-def main() -> None:
-    with exit_on_user_error():
-        sys.exit(run())
 
 
 if __name__ == "__main__":

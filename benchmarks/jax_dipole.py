@@ -5,12 +5,13 @@ whatever the greediness, and one compiled function makes a whole update. Choices
 minibatch is taken inside the compiled function from arrays on the device, x0 and t are drawn once for both policies,
 Adam leaves the target critics out, and the old state's memory is given up to the new one.
 
-It trains with the default `weighting`, `advantage` and `composition` only. requirements-bench.txt says what it needs.
+It trains with the default `weighting` and `advantage` only. requirements-bench.txt says what it needs.
 """
 
 import math
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from typing import Any, Callable, Dict, Mapping, NamedTuple, Sequence, Tuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,16 +20,16 @@ from jax import Array
 from algorithms.dipole import LAYER_NORM_EPSILON, DIPOLEConfig
 
 FIRST_DECAY, SECOND_DECAY, ADAM_EPSILON = 0.9, 0.999, 1e-8  # Adam's, in both frameworks
-Network = Dict[str, Array]  # Flax's names: Dense_0/kernel, Dense_0/bias, LayerNorm_0/scale, ...
+Network = dict[str, Array]  # Flax's names: Dense_0/kernel, Dense_0/bias, LayerNorm_0/scale, ...
 
 
 class State(NamedTuple):
     """What an update changes; the names of the networks are critic, value, positive and negative."""
 
-    networks: Dict[str, Network]
+    networks: dict[str, Network]
     target_critic: Network
-    first_moments: Dict[str, Network]
-    second_moments: Dict[str, Network]
+    first_moments: dict[str, Network]
+    second_moments: dict[str, Network]
     count: Array  # updates so far
 
 
@@ -40,7 +41,7 @@ class Draws(NamedTuple):
     t: Array  # U[0, 1) [B, 1]
 
 
-def start(networks: Dict[str, Network], target_critic: Network) -> State:
+def start(networks: dict[str, Network], target_critic: Network) -> State:
     """The state before the first update."""
     zeros = jax.tree.map(jnp.zeros_like, networks)
     return State(networks, target_critic, zeros, jax.tree.map(jnp.zeros_like, networks), jnp.zeros((), jnp.int32))
@@ -59,7 +60,7 @@ def random_state(config: DIPOLEConfig, observation_dim: int, action_dim: int, se
     return start(networks, jax.tree.map(jnp.copy, networks["critic"]))
 
 
-def random_network(key: Array, members: Tuple[int, ...], sizes: Sequence[int], layer_norm: bool) -> Network:
+def random_network(key: Array, members: tuple[int, ...], sizes: Sequence[int], layer_norm: bool) -> Network:
     network: Network = {}
     for layer, (fan_in, fan_out) in enumerate(pairwise(sizes)):
         key, drawn = jax.random.split(key)
@@ -94,7 +95,7 @@ def q_values(critics: Network, observations: Array, actions: Array) -> Array:
     return jax.vmap(evaluate, in_axes=(0, None, None))(critics, observations, actions)[..., 0]
 
 
-def next_actions(networks: Dict[str, Network], observations: Array, noise: Array, config: DIPOLEConfig) -> Array:
+def next_actions(networks: dict[str, Network], observations: Array, noise: Array, config: DIPOLEConfig) -> Array:
     """The candidate from noise [B, C, A] that the smaller critic values most at observations [B, O]: [B, A]."""
     batch_size, count, action_dim = noise.shape
     states, x = jnp.repeat(observations, count, axis=0), noise.reshape(-1, action_dim)
@@ -110,8 +111,8 @@ def next_actions(networks: Dict[str, Network], observations: Array, noise: Array
 
 
 def loss(
-    networks: Dict[str, Network], target_critic: Network, batch: Mapping[str, Array], draws: Draws, config: DIPOLEConfig
-) -> Tuple[Array, Dict[str, Array]]:
+    networks: dict[str, Network], target_critic: Network, batch: Mapping[str, Array], draws: Draws, config: DIPOLEConfig
+) -> tuple[Array, dict[str, Array]]:
     """The sum of all losses, and each of them under the name of algorithms/dipole.py's metric."""
     held = jax.lax.stop_gradient(networks)
     observations, actions, next_observations = (batch[key] for key in ("observations", "actions", "next_observations"))
@@ -147,7 +148,7 @@ def loss(
 
 def update(
     state: State, batch: Mapping[str, Array], draws: Draws, config: DIPOLEConfig
-) -> Tuple[State, Dict[str, Array]]:
+) -> tuple[State, dict[str, Array]]:
     """One gradient step of all networks, then the target critics' step; also the losses."""
     gradients, losses = jax.grad(loss, has_aux=True)(state.networks, state.target_critic, batch, draws, config)
     count = state.count + 1
@@ -169,15 +170,15 @@ def update(
     return State(networks, target, first, second, count), losses
 
 
-def compiled_update(config: DIPOLEConfig) -> Callable:
+def compiled_update(config: DIPOLEConfig, batch_size: int) -> Callable:
     """The function (state, data, key) -> (state, key, losses): a minibatch of `data` and an update by it.
 
     `data` holds arrays by the batch's names, a row per transition. The state and key that are passed in are used up.
     """
 
-    def step(state: State, data: Mapping[str, Array], key: Array) -> Tuple[State, Array, Dict[str, Array]]:
+    def step(state: State, data: Mapping[str, Array], key: Array) -> tuple[State, Array, dict[str, Array]]:
         key, rows, candidates, x0, t = jax.random.split(key, 5)
-        indices = jax.random.randint(rows, (config.batch_size,), 0, len(data["rewards"]))
+        indices = jax.random.randint(rows, (batch_size,), 0, len(data["rewards"]))
         batch = {name: array[indices] for name, array in data.items()}
         shape, count = batch["actions"].shape, config.target_candidates
         draws = Draws(

@@ -18,6 +18,7 @@ import torch
 
 from algorithms.dipole_lora import DIPOLELoRA, DIPOLELoRAConfig, load_base
 from common.errors import CommandParser, exit_on_user_error
+from harness.agent_tools import state_of
 
 OBSERVATION_DIM, ACTION_DIM = 147, 13  # of driving/bandit
 TOKENS = (6, 9, 12, 12, 12, 24, *[9] * 8)
@@ -46,7 +47,7 @@ def write_base(config: DIPOLELoRAConfig, path: Path) -> None:
         "algorithm": "dipole_lora",
         "config": dataclasses.asdict(config),
         **sizes,
-        "agent": agent.state_dict(),
+        "agent": state_of(agent),
     }
     torch.save(checkpoint, path)
 
@@ -76,7 +77,7 @@ def adapters(config: DIPOLELoRAConfig) -> tuple:
     agent = DIPOLELoRA(config, OBSERVATION_DIM, ACTION_DIM)
     for _ in range(UPDATES):
         agent.update(random_batch())
-    return agent, agent.state_dict()
+    return agent, state_of(agent)
 
 
 def measure(case: str, config: DIPOLELoRAConfig, connection) -> None:

@@ -16,16 +16,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Dict, List, Optional
 
 import matplotlib.pyplot as plt
 import numpy as np
 
 from common.errors import CommandParser, exit_on_user_error
-from harness.loggers import CsvLog
+from harness.loggers import read_rows
 
 ROOT = Path(__file__).resolve().parents[1]
-QUICK_START_UPDATES = 10_000
+QUICK_START, QUICK_START_UPDATES = "exorl/local_sticky_random/cartpole_swingup", 10_000
 COLUMNS = {
     "memory_mb": "memory (MB)",
     "child_memory_mb": "memory of children (MB)",
@@ -36,9 +35,9 @@ COLUMNS = {
 TABLE_ROWS = 12
 
 
-def children_of(process_id: int) -> List[int]:
+def children_of(process_id: int) -> list[int]:
     """All processes below a process."""
-    below: List[int] = []
+    below: list[int] = []
     for task in Path(f"/proc/{process_id}/task").iterdir():
         for child in (task / "children").read_text().split():
             below += [int(child), *children_of(int(child))]
@@ -50,7 +49,7 @@ def memory_mb(process_id: int) -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-def measure(process_id: int) -> Optional[Dict[str, float]]:
+def measure(process_id: int) -> dict[str, float] | None:
     """What /proc says of a process now; None once it has ended, or while a child of it ends."""
     try:
         children = children_of(process_id)
@@ -65,8 +64,8 @@ def measure(process_id: int) -> Optional[Dict[str, float]]:
         return None
 
 
-def command(options: argparse.Namespace) -> List[str]:
-    """The quick start, longer, without its control and report, and with the environments in a process."""
+def command(options: argparse.Namespace) -> list[str]:
+    """The quick start, longer, without its sweep, and with the environments in a process."""
     changes = {
         "run_dir": options.out / "runs",
         "offline_steps": options.factor * QUICK_START_UPDATES,
@@ -76,15 +75,14 @@ def command(options: argparse.Namespace) -> List[str]:
         "eval_episodes": 4,
         "eval_environments": 4,
         "eval_workers": 1,
-        "final_report": "[]",
+        "sweep": "[]",
         "data_dir": options.data_dir,
     }
     flags = [text for name, value in changes.items() for text in (f"--{name}", str(value))]
-    config = ROOT / "configs" / "dipole" / "quickstart.yaml"
-    return [sys.executable, str(ROOT / "algorithms" / "dipole.py"), "--config", str(config), *flags]
+    return [sys.executable, str(ROOT / "algorithms" / "dipole.py"), "--task", QUICK_START, *flags]
 
 
-def watch(process: subprocess.Popen, options: argparse.Namespace) -> List[Dict[str, float]]:
+def watch(process: subprocess.Popen, options: argparse.Namespace) -> list[dict[str, float]]:
     """Samples of the process until it ends; it is asked to end after options.minutes."""
     rows, started = [], time.monotonic()
     while process.poll() is None:
@@ -99,7 +97,7 @@ def watch(process: subprocess.Popen, options: argparse.Namespace) -> List[Dict[s
     return rows
 
 
-def table(rows: List[Dict[str, float]]) -> str:
+def table(rows: list[dict[str, float]]) -> str:
     """Some of the rows, evenly spaced, as aligned text."""
     chosen = [rows[index] for index in np.linspace(0, len(rows) - 1, min(TABLE_ROWS, len(rows))).astype(int)]
     lines = ["  ".join(["minutes", *COLUMNS.values()])]
@@ -110,7 +108,7 @@ def table(rows: List[Dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def growth(rows: List[Dict[str, float]]) -> str:
+def growth(rows: list[dict[str, float]]) -> str:
     """How much each column grew from the third quarter of the time to the last, by their medians."""
     third, last = rows[len(rows) // 2 : 3 * len(rows) // 4], rows[3 * len(rows) // 4 :]
     if not third or not last:
@@ -122,7 +120,7 @@ def growth(rows: List[Dict[str, float]]) -> str:
     return "from the third to the last quarter: " + ", ".join(f"{title} {by:+.1f}" for title, by in changes.items())
 
 
-def draw(rows: List[Dict[str, float]], path: Path) -> None:
+def draw(rows: list[dict[str, float]], path: Path) -> None:
     plt.switch_backend("agg")  # no window
     figure, axes = plt.subplots(len(COLUMNS), 1, figsize=(7, 8), sharex=True, layout="constrained")
     for axis, (name, title) in zip(axes, COLUMNS.items(), strict=True):
@@ -151,7 +149,7 @@ def main() -> None:
             writer = csv.DictWriter(file, ["seconds", *COLUMNS])
             writer.writeheader()
             writer.writerows(rows)
-        evaluations = len(CsvLog(next(options.out.rglob("eval.csv"))).rows)
+        evaluations = len(read_rows(next(options.out.rglob("eval.csv"))))
         draw(rows, options.out / "soak.png")
         print(table(rows))
         print(f"exit code {process.returncode}, {evaluations} evaluations, {len(rows)} samples; {growth(rows)}")

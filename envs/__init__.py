@@ -4,16 +4,16 @@ import importlib
 import os
 import sys
 from types import ModuleType
-from typing import Dict, Iterable, Optional
+from typing import TYPE_CHECKING, Dict, Iterable, Optional
 
 from common.errors import UserError
 from common.names import nearest_names
-from envs.checks import MakeEnvironment, checked_task
-from envs.chunks import open_loop
 from envs.minari_names import minari_id
 from envs.ogbench.names import task_names
-from envs.sparse import with_sparse_rewards
-from envs.task import DATA_HASHES, RECORDED, Task, normalized, refuse_non_finite_rows
+
+# Gymnasium and torch come with a task, not with this package: envs.driving runs in NAVSIM's environment, without them.
+if TYPE_CHECKING:
+    from envs.task import Task
 
 # First part of a task's name -> module with `load(name, data_dir, collect_episodes)`; imported when asked for,
 # so that one suite's simulator is not needed for another's data.
@@ -37,7 +37,7 @@ def load_task(
     in_memory: bool = True,
     max_episode_steps: Optional[int] = None,
     draws: bool = False,
-) -> Task:
+) -> "Task":
     """Loads the data set and the environment of task `name`, `<suite>/<name within the suite>`.
 
     data_dir replaces the suite's own data folder. collect_episodes > 0 makes a locally generated set that is
@@ -46,6 +46,9 @@ def load_task(
     see envs/checks.py. Unless the caller draws, MuJoCo is imported without OpenGL, whose driver may be missing.
     Raises UserError for an unknown name, for data that is absent or broken, and for an environment that does not fit.
     """
+    from envs.checks import checked_task
+    from envs.task import refuse_non_finite_rows
+
     suite, _, rest = name.partition("/")
     known = suites()
     if suite not in known:
@@ -66,7 +69,7 @@ def load_task(
 
 def load_environment(
     name: str, record: dict, identity: dict, data_dir: Optional[str] = None, draws: bool = False
-) -> Task:
+) -> "Task":
     """The task of a run without its data, to act and to be evaluated in: its data sets are None.
 
     record and identity: the task's own `record()` and `identity`, which the run kept. The data are needed where they
@@ -74,6 +77,11 @@ def load_environment(
     data_dir)` in its module, which returns what make_env is; they are refused unless they are those of the identity.
     Raises UserError as `load_task` does.
     """
+    from envs.checks import MakeEnvironment
+    from envs.chunks import open_loop
+    from envs.sparse import with_sparse_rewards
+    from envs.task import DATA_HASHES, RECORDED, Task, normalized
+
     suite, _, rest = name.partition("/")
     known = suites()
     module = _module_of(suite, known[suite], draws) if suite in known else None

@@ -20,7 +20,7 @@ SAMPLE_BLOCK_SIZE = 1 << 20  # bytes
 CONSTANT = 1e-6  # a standard deviation below this share of the mean is rounding: such an observation is only centred
 # Of an identity: the data, validation data where there is a file, and the environment where a file decides it (Minari).
 DATA_HASHES = ("sha256", "validation_sha256", "environment_sha256")
-RECORDED = ("observation_dim", "action_dim", "score_name", "reward_shift", "max_episode_steps")
+RECORDED = ("observation_dim", "action_dim", "score_name", "reward_shift", "max_episode_steps", "different_episodes")
 NORMALIZATION = ("observation_mean", "observation_std")  # keys of an environment's record
 SUCCESS_KEYS = ("success", "is_success")  # of an environment's info: OGBench's and Gymnasium-Robotics'
 
@@ -46,6 +46,7 @@ class Task:
     action_dim: int
     score_name: str  # "return" | "success": the key of the evaluation's results that is the score
     identity: dict
+    different_episodes: Optional[int] = None  # that there are: seed s begins number s modulo them; None: no end
     reward_shift: float = 0.0  # what the data set's rewards hold beyond the environment's; added online too
     max_episode_steps: Optional[int] = None  # where the environment itself names no limit, see envs/checks.py
     environment: dict = field(default_factory=dict)
@@ -58,6 +59,10 @@ class Task:
         """
         bounds = {"action_low": [-1.0] * self.action_dim, "action_high": [1.0] * self.action_dim}
         return {name: getattr(self, name) for name in RECORDED} | bounds | self.environment
+
+    def episodes(self, asked: int) -> int:
+        """As many as asked for, at most each once: repeated ones would make intervals of a mean too narrow."""
+        return min(asked, self.different_episodes or asked)
 
     def reference_scores(self) -> Dict[str, float]:
         """Scores of the data set itself by label, to set beside a policy's: empty where the suite knows none."""

@@ -10,15 +10,12 @@ import os
 import sys
 from pathlib import Path
 
-import torch
-
 from algorithms.dipole import DIPOLE
 from common.errors import exit_on_user_error
 from envs import load_task
 from examples import custom_task
-from harness.agent_tools import network_evaluations
 from harness.evaluation import GRID_SEED, evaluate
-from harness.run_folder import load_run
+from harness.run_folder import load_agent, load_run
 
 EPISODES = 20
 
@@ -32,7 +29,7 @@ def main() -> None:
         run_dir = Path("runs/custom_task/own/reach/seed_0")
 
     _, run, _ = load_run(run_dir)
-    agent = DIPOLE.load(run_dir)
+    agent = load_agent(DIPOLE, run_dir, "dipole")
     task = load_task(run.task, run.data_dir)
     for label, score in task.reference_scores().items():
         print(f"{label}: {score:.2f}")
@@ -40,8 +37,7 @@ def main() -> None:
         options = {"greediness": greediness, "num_candidates": 1}
         result = evaluate(agent, task.make_env, EPISODES, GRID_SEED, **options)  # the same episodes for every omega
         score = result.scores(task.score_name).mean()
-        networks = network_evaluations(agent, torch.zeros(1, agent.observation_dim), **options)
-        print(f"greediness {greediness:4}: {task.score_name} {score:.2f}, {networks} networks")
+        print(f"greediness {greediness:4}: {task.score_name} {score:.2f}")
 
 
 if __name__ == "__main__":

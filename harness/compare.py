@@ -9,31 +9,25 @@ finished runs alone. docs/comparisons.md describes the file and what is written 
 import argparse
 import contextlib
 import os
+import shlex
 import shutil
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence
-
-import yaml
+from typing import NamedTuple
 
 from common.errors import CommandParser, UserError, exit_on_user_error
-from common.files import locked, make_folder, write_text
+from common.files import locked, make_folder
 from harness import run_files
-from harness.comparison.estimate import estimate_table, estimates
-from harness.comparison.live_table import LiveTable
-from harness.comparison.matrix import Comparison, PlannedRun
-from harness.comparison.matrix_file import load_comparison, read_matrix
-from harness.comparison.preparation import check_data
-from harness.comparison.problems import noting, problem_list
+from harness.comparison.matrix import Comparison, PlannedRun, collecting, load_comparison, problem_list, read_matrix
+from harness.comparison.preparation import check_data, estimate_table, estimates
+from harness.comparison.progress import LiveTable
 from harness.comparison.protocol import planned_problems
 from harness.comparison.ray_workers import Resources, run_on_ray, slots_on
 from harness.comparison.reevaluation import is_complete
-from harness.comparison.slots import Slot, cores, cpu_slots, gpu_slots, visible_gpus
-from harness.comparison.workers import FAILED, run_locally
+from harness.comparison.workers import FAILED, Slot, cores, cpu_slots, gpu_slots, run_locally, visible_gpus
 from harness.devices import choose_device
 from harness.run_folder import remove_run
-
-SWEEP_FILE = "wandb_sweep.yaml"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -55,12 +49,13 @@ def parser() -> argparse.ArgumentParser:
     )
     what = flags.add_mutually_exclusive_group()
     what.add_argument("--check", action="store_true", help="check everything, print the estimated time and stop")
+    what.add_argument(
+        "--print_commands", action="store_true", help="print a line of shell for each run that is not complete and stop"
+    )
     what.add_argument("--report_only", action="store_true", help="write the report of the runs as they are")
     what.add_argument(
         "--restart", nargs="*", metavar="LABEL", help="first delete the runs of these labels (none given: all)"
     )
-    what.add_argument("--only", metavar="LABEL/TASK/seed_N", help="complete this one run, without a report")
-    what.add_argument("--wandb_sweep", action="store_true", help=f"write {SWEEP_FILE} for W&B's agents and stop")
     return flags
 
 
@@ -71,8 +66,8 @@ class Checked(NamedTuple):
     """A comparison that nothing is wrong with."""
 
     comparison: Comparison
-    slots: List[Slot]  # a place for each run that is to be at work at a time
-    seconds: Dict[str, float]  # that each run not yet complete will take, by name
+    slots: list[Slot]  # a place for each run that is to be at work at a time
+    seconds: dict[str, float]  # that each run not yet complete will take, by name
 
 
 def checked(options: argparse.Namespace) -> Checked:
@@ -84,13 +79,13 @@ def checked(options: argparse.Namespace) -> Checked:
     if comparison is None or not comparison.runs:
         raise problem_list(options.config, problems or [f"{options.config}: asks for no run"])
     problems += planned_problems(comparison, options.allow_mixed)
-    slots: List[Slot] = []
-    restarted: Dict[str, PlannedRun] = {}
-    with noting(problems):
+    slots: list[Slot] = []
+    restarted: dict[str, PlannedRun] = {}
+    with collecting(problems):
         restarted = {run.name: run for run in to_restart(comparison, options.restart)}
-    with noting(problems):
+    with collecting(problems):
         check_writable(comparison.out)
-        slots = ray_slots(comparison, options) if options.ray else slots_of(comparison, options)
+        slots = slots_of(comparison, options)
     threads = int(slots[0]["OMP_NUM_THREADS"]) if slots else 1
     data_problems, lines, costs = check_data(comparison, threads, restarted)
     if problems + data_problems:
@@ -98,7 +93,7 @@ def checked(options: argparse.Namespace) -> Checked:
     print(f"{comparison.name}: {len(comparison.runs)} runs, {len(comparison.rows)} rows of the report, nothing wrong")
     print(*lines, sep="\n")
     for run in restarted.values():
-        remove_run(run.config)
+        remove_run(run.run)
     seconds = estimates(comparison, costs)
     if seconds:
         print(f"\n{estimate_table(comparison, seconds, costs, len(slots))}\n", flush=True)
@@ -112,30 +107,22 @@ def check_writable(folder: Path) -> None:
         raise UserError(f"{folder}: cannot be written to; set run_dir elsewhere")
 
 
-def slots_of(comparison: Comparison, options: argparse.Namespace) -> List[Slot]:
-    """A place for each run that is to be at work at a time."""
-    if options.cpus_per_run is not None or options.gpus_per_run is not None:
-        raise UserError(
-            "command line: --cpus_per_run and --gpus_per_run are for --ray ADDRESS, add it or use --workers"
-        )
-    if options.workers is not None and options.workers < 1:
-        raise UserError(f"command line: --workers is {options.workers}, it must be at least 1")
-    if options.gpu_memory_per_run is not None and options.gpu_memory_per_run <= 0:
-        raise UserError(f"command line: --gpu_memory_per_run is {options.gpu_memory_per_run:g}, it must be above 0")
-    workers = options.workers or max(1, cores() // max(1, *(run.config.threads for run in comparison.runs)))
+def slots_of(comparison: Comparison, options: argparse.Namespace) -> list[Slot]:
+    """A place for each run that is to be at work at a time, here or on the Ray cluster. Raises UserError."""
+    here, there = ("workers", "gpu_memory_per_run"), ("cpus_per_run", "gpus_per_run")
+    for name in here if options.ray else there:
+        if getattr(options, name) is not None:
+            raise UserError(f"command line: --{name} is for runs {'on this machine' if options.ray else 'with --ray'}")
+    if options.ray:
+        return slots_on(options.ray, resources_of(options))
+    for name in here:
+        if getattr(options, name) is not None and getattr(options, name) <= 0:
+            raise UserError(f"command line: --{name} is {getattr(options, name):g}, it must be above 0")
+    workers = options.workers or max(1, cores() // max(1, *(run.run.threads for run in comparison.runs)))
     workers = min(workers, len(comparison.runs))
-    if any(choose_device(run.config.device).type == "cuda" for run in comparison.runs):
+    if any(choose_device(run.run.device).type == "cuda" for run in comparison.runs):
         return gpu_slots(workers, visible_gpus(), options.gpu_memory_per_run)
     return cpu_slots(workers)
-
-
-def ray_slots(comparison: Comparison, options: argparse.Namespace) -> List[Slot]:
-    """A place for each run that the Ray cluster holds at a time."""
-    if options.workers is not None or options.gpu_memory_per_run is not None:
-        raise UserError(
-            "command line: --workers and --gpu_memory_per_run are for this machine, leave them out with --ray"
-        )
-    return slots_on(options.ray, resources_of(options), comparison.out)
 
 
 def resources_of(options: argparse.Namespace) -> Resources:
@@ -143,7 +130,7 @@ def resources_of(options: argparse.Namespace) -> Resources:
     return Resources(1.0 if cpus is None else cpus, 0.0 if gpus is None else gpus)
 
 
-def to_restart(comparison: Comparison, labels: Optional[Sequence[str]]) -> List[PlannedRun]:
+def to_restart(comparison: Comparison, labels: Sequence[str] | None) -> list[PlannedRun]:
     """The runs with folders that `--restart` names by their labels (none given: all). Raises UserError."""
     if labels is None:
         return []
@@ -174,14 +161,13 @@ def run_all(plan: Checked, options: argparse.Namespace) -> int:
     return exit_code(todo, states, signal_number)
 
 
-def in_order(comparison: Comparison) -> List[PlannedRun]:
+def in_order(comparison: Comparison) -> list[PlannedRun]:
     """The runs that are not complete: every variant's first seed on all tasks, then the second seeds, and so on."""
-    seeds = {seed: place for place, seed in enumerate(comparison.seeds)}
-    todo = [run for run in comparison.runs if not is_complete(run, comparison.cells(run))]
-    return sorted(todo, key=lambda run: seeds[run.seed])
+    todo = [run for run in comparison.runs if not is_complete(run.folder, comparison.cells(run))]
+    return sorted(todo, key=lambda run: comparison.seeds.index(run.seed))
 
 
-def exit_code(runs: Sequence[PlannedRun], states: Dict[str, str], signal_number: int) -> int:
+def exit_code(runs: Sequence[PlannedRun], states: dict[str, str], signal_number: int) -> int:
     failed = [run for run in runs if states[run.name] == FAILED]
     for run in failed:
         last = (run.folder / run_files.ERROR).read_text(encoding="utf-8").strip().splitlines()[-1]
@@ -201,34 +187,10 @@ def only_one(comparison: Comparison) -> Iterator[None]:
         yield
 
 
-def run_one(comparison: Comparison, name: str) -> int:
-    """Completes the run of that name; returns the exit code."""
-    run = comparison.run_named(name)
-    if is_complete(run, comparison.cells(run)):
-        print(f"{run.folder}: complete, nothing to do")
-        return 0
-    with LiveTable([run], 1, {}) as table:
-        states, signal_number = run_locally(comparison, [run], [{}], table.show)
-    return exit_code([run], states, signal_number)
-
-
-def write_sweep(comparison: Comparison) -> Path:
-    """Writes a W&B sweep whose runs are the comparison's: a grid over one parameter, the run's name."""
-    run_dir = comparison.out.parents[1]
-    sweep = {
-        "name": comparison.name,
-        "description": comparison.description,
-        "project": comparison.runs[0].config.wandb_project,
-        "program": "harness/compare.py",
-        "method": "grid",
-        "parameters": {"only": {"values": [run.name for run in comparison.runs]}},
-        "command": ["${env}", "${interpreter}", "-m", "harness.compare"]
-        + ["--config", str(comparison.path), "--run_dir", str(run_dir), "${args}"],
-    }
-    make_folder(comparison.out, "run_dir")
-    path = comparison.out / SWEEP_FILE
-    write_text(path, yaml.safe_dump(sweep, sort_keys=False, allow_unicode=True, width=1_000))
-    return path
+def print_commands(comparison: Comparison) -> None:
+    """A line of shell for each run that is not complete: its training, then its evaluation at every cell."""
+    for run in in_order(comparison):
+        print(" && ".join(shlex.join(command) for command in run.commands(comparison.cells(run))))
 
 
 # ---- The command ----
@@ -241,17 +203,14 @@ def report(comparison: Comparison, allow_mixed: bool) -> None:
         print(f"written: {path}")
 
 
-def compare(argv: Optional[Sequence[str]] = None) -> int:
+def compare(argv: Sequence[str] | None = None) -> int:
     """`main` without the handling of the user's errors; returns the exit code. Raises UserError."""
     options = parser().parse_args(argv)
     if options.report_only:
         report(load_comparison(options.config, options.run_dir), options.allow_mixed)
         return 0
-    if options.only:
-        return run_one(load_comparison(options.config, options.run_dir), options.only)
-    if options.wandb_sweep:
-        path = write_sweep(load_comparison(options.config, options.run_dir))
-        print(f"written: {path}\nwandb sweep {path}    # prints the command of the agents, to be run in this folder")
+    if options.print_commands:
+        print_commands(load_comparison(options.config, options.run_dir))
         return 0
     plan = checked(options)
     if options.check:

@@ -1,26 +1,261 @@
-"""Evaluates a run's checkpoint anew over a grid of act options, such as DIPOLE's greediness: no retraining is needed.
+"""Evaluates a trained run over a grid of act options, such as DIPOLE's greediness; nothing is trained.
 
     python -m harness.evaluate RUN_DIR --greediness 0 0.5 1 2 4 --num_candidates 1 32 --episodes 50
 
-The flags that take several values are the options of the agent's own `act`; an option left out is the run's. All cells
-of the grid use the same episode seeds, which training's evaluations do not use. A table is printed, and greediness.csv
-and greediness.png are written to the run folder (evaluation.csv where greediness is not swept). --video_episodes n
-adds videos/seed_<n>.mp4 of the first n episodes at the first value of every option.
+The flags that take several values are the agent's act options; an option left out keeps the run's value. Every cell of
+the grid acts in the same episodes, which training does not use, so that cells are compared episode by episode. Prints a
+table and writes to the run's folder, named by the first option with several values (evaluation.csv if none has):
+
+    greediness.csv, greediness.png    a row, and a point, for each cell
+    episodes.csv                      act options, seed, return, success and length of every episode
+
+--video_episodes n adds mp4 files of the first n episodes at the first value of every option.
 """
 
 import argparse
+import dataclasses
+import itertools
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Sequence
+from typing import Any
+
+from tqdm import tqdm
 
 from common.errors import CommandParser, UserError, exit_on_user_error
-from common.files import make_folder
-from harness.act_options import parse_grid, unknown_option
+from common.files import make_folder, write_rows_csv
+from envs.task import Task
+from harness import run_files
+from harness.agent_tools import network_evaluations
+from harness.command_line import decode_flag
+from harness.config import RunConfig, check_values
+from harness.config_file import nearest_field
 from harness.devices import choose_device, set_up_torch
+from harness.episodes import add_episodes
+from harness.evaluation import GRID_SEED, EvaluationResult, Evaluator
 from harness.graphics import check_graphics, choose_graphics
+from harness.plots import plot_sweep
 from harness.run_folder import load_agent, load_run, load_trained_task
-from harness.sweep_report import sweep_and_report
+from harness.score_statistics import CONFIDENCE, interval, paired_interval
 from harness.video import log_videos, record
+
+# ---- Grids of act options ----
+
+
+def parse_grid(assignments: Sequence[str], agent_class: type, config: Any) -> dict[str, list]:
+    """{option: values} of assignments such as ("greediness=0,1", "num_candidates=1,16"), typed as in the config.
+
+    Raises UserError for an option that the agent does not have, and for a value that the config refuses.
+    """
+    grid: dict[str, list] = {}
+    for assignment in assignments:
+        name, equals, values = assignment.partition("=")
+        if name not in agent_class.act_options:
+            raise unknown_option(name, agent_class.act_options)
+        if not equals or name in grid:
+            raise UserError(f"act option {assignment!r}: write each option once, as {name}=value,value")
+        try:
+            decoded = [decode_flag(type(config), name, text.strip()) for text in values.split(",")]
+        except UserError as error:
+            raise UserError(f"act option {assignment}: {str(error).removeprefix('command line: --')}") from error
+        grid[name] = list(dict.fromkeys(decoded))
+    for cell in cells_of(grid):
+        try:
+            check_values(RunConfig(), dataclasses.replace(config, **cell))
+        except (ValueError, UserError) as error:
+            raise UserError(f"act options: {str(error).removeprefix('config: ')}") from error
+    return grid
+
+
+def unknown_option(name: str, options: Sequence[str]) -> UserError:
+    """What to say of a name that is not among the act options."""
+    meant = nearest_field(name, options)
+    advice = f"; did you mean {meant}?" if meant else ""
+    return UserError(f"{name} is not an option of this agent's act, which has: {', '.join(options) or 'none'}{advice}")
+
+
+def cells_of(grid: Mapping[str, list]) -> list[dict]:
+    """Every combination of the grid's values, {option: value}."""
+    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+
+
+# ---- Sweeps ----
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Cell:
+    """What an agent did with these act options: episodes seed, seed + 1, ..., and what an action cost."""
+
+    options: dict[str, Any]
+    seed: int
+    result: EvaluationResult
+    network_evaluations: int  # per action
+
+
+def sweep(
+    agent: Any,
+    task: Task,
+    run: RunConfig,
+    grid: Mapping[str, list],
+    episodes: int | None = None,
+    environments: int | None = None,
+    workers: int | None = None,
+) -> list[Cell]:
+    """Evaluates the agent at every cell of the grid, all on the same episodes. What is left out is the run's.
+
+    The run's number of episodes takes each different one once at most; more may be asked for, and is said.
+    """
+    episodes = task.episodes(run.eval_episodes) if episodes is None else episodes
+    if episodes > task.episodes(episodes):
+        print(f"{run.task} has {task.different_episodes} different episodes: intervals of {episodes} are too narrow")
+    environments = run.eval_environments if environments is None else environments
+    workers = run.eval_workers if workers is None else workers
+    own = {name: getattr(agent.config, name) for name in agent.act_options}
+    with Evaluator(task.make_env, min(environments, episodes), workers) as evaluator:
+        return [
+            evaluate_cell(agent, evaluator, own | cell, episodes)
+            for cell in tqdm(cells_of(grid), desc="grid", leave=False, disable=None)
+        ]
+
+
+def evaluate_cell(agent: Any, evaluator: Evaluator, options: dict, episodes: int, seed: int = GRID_SEED) -> Cell:
+    """One cell, with all of the agent's act options."""
+    result = evaluator.evaluate(agent, episodes, seed, **options)
+    return Cell(options, seed, result, network_evaluations(agent, **options))
+
+
+def swept_option(cells: Sequence[Cell]) -> str | None:
+    """The first act option with several values, None if there is none."""
+    names = cells[0].options
+    return next((name for name in names if len({cell.options[name] for cell in cells}) > 1), None)
+
+
+def rows_of(cells: Sequence[Cell], task: Task) -> list[dict]:
+    """A row of plain values for each cell.
+
+    Columns: the act options; the task's score (mean over episodes), <score>_low and _high (95% bootstrap interval of
+    the mean; NaN for one episode) and _std over episodes; length, episodes, network_evaluations per action;
+    normalized_return if the task has one; and for a swept option difference, difference_low and _high: the mean
+    difference, episode by episode, from the cell with the option's first value and the same other options.
+    """
+    name, swept = task.score_name, swept_option(cells)
+    rows = []
+    for cell in cells:
+        scores = cell.result.scores(name)
+        low, high = interval([scores])
+        row = cell.options | {name: float(scores.mean()), f"{name}_low": low, f"{name}_high": high}
+        row |= {f"{name}_std": float(scores.std()), "length": float(cell.result.lengths.mean())}
+        row |= {"episodes": len(scores), "network_evaluations": cell.network_evaluations}
+        normalized = task.normalized_return(float(cell.result.returns.mean()))
+        row |= {} if normalized is None else {"normalized_return": normalized}
+        if swept is not None:
+            first = beside(cell, cells, swept)[0].result.scores(name)
+            low, high = paired_interval(scores, first)
+            row |= {"difference": float((scores - first).mean()), "difference_low": low, "difference_high": high}
+        rows.append(row)
+    return rows
+
+
+def beside(cell: Cell, cells: Sequence[Cell], swept: str) -> list[Cell]:
+    """The cells that differ from `cell` in the swept option only, itself among them."""
+    return [other for other in cells if other.options | {swept: None} == cell.options | {swept: None}]
+
+
+def remark(cells: Sequence[Cell], score_name: str) -> str | None:
+    """One line if the swept option makes no clear difference, at some setting of the other options or at all."""
+    swept = swept_option(cells)
+    if swept is None:
+        return None
+    groups = [beside(cell, cells, swept) for cell in cells if beside(cell, cells, swept)[0] is cell]
+    same = [group for group in groups if len(group) > 1 and _no_clear_difference(group, score_name)]
+    if not same:
+        return None
+    settings = [_shown({name: value for name, value in group[0].options.items() if name != swept}) for group in same]
+    where = "" if len(same) == len(groups) else f" at {'; '.join(settings)}"
+    return (
+        f"{swept} makes no clear difference{where}: on the same episodes, the {CONFIDENCE:.0%} intervals of all "
+        "differences between its values cover 0."
+    )
+
+
+def _no_clear_difference(group: Sequence[Cell], score_name: str) -> bool:
+    pairs = itertools.combinations([cell.result.scores(score_name) for cell in group], 2)
+    bounds = [paired_interval(*pair) for pair in pairs]  # NaN, of one episode, covers nothing
+    return all(low <= 0 <= high for low, high in bounds)
+
+
+def _shown(options: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in options.items())
+
+
+# ---- What a sweep prints and writes ----
+
+
+def format_table(cells: Sequence[Cell], task: Task, label: str) -> str:
+    """The data's own scores and the cells' as an aligned table, below a line of what all cells have in common."""
+    rows, score, swept = rows_of(cells, task), task.score_name, swept_option(cells)
+    digits = 3 if max(abs(row[score]) for row in rows) < 10 else 1
+    same = {name: value for name, value in cells[0].options.items() if len({row[name] for row in rows}) == 1}
+    common = _shown(same | {"episodes": rows[0]["episodes"], "first seed": f"{cells[0].seed:,}"})
+
+    def columns(row: dict) -> dict[str, str]:
+        texts = {"policy": label} | {name: str(row[name]) for name in cells[0].options if name not in same}
+        texts[score] = f"{row[score]:.{digits}f}"
+        if "normalized_return" in row:
+            texts["normalized return"] = f"{row['normalized_return']:.1f}"
+        texts[f"{CONFIDENCE:.0%} interval"] = f"[{row[f'{score}_low']:.{digits}f}, {row[f'{score}_high']:.{digits}f}]"
+        if swept is not None:
+            low, high = (f"{row[f'difference_{end}']:.{digits}f}" for end in ("low", "high"))
+            is_first = row[swept] == cells[0].options[swept]
+            difference = "" if is_first else f"{row['difference']:+.{digits}f} [{low}, {high}]"
+            texts[f"minus {swept} {cells[0].options[swept]}"] = difference
+        return texts | {
+            "std": f"{row[f'{score}_std']:.{digits}f}",
+            "length": f"{row['length']:.0f}",
+            "network evaluations": f"{row['network_evaluations']:g}",
+        }
+
+    shown = [columns(row) for row in rows]
+    data = [{"policy": name, score: f"{value:.{digits}f}"} for name, value in task.reference_scores().items()]
+    table = [list(shown[0])] + [[line.get(title, "") for title in shown[0]] for line in data + shown]
+    widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
+    lines = ["  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)) for line in table]
+    return "\n".join([common, *lines])
+
+
+def show_and_write(cells: Sequence[Cell], task: Task, run: RunConfig, folder: Path) -> None:
+    """Prints the table of a sweep and writes its files to `folder`."""
+    rows, swept = rows_of(cells, task), swept_option(cells)
+    paths = [folder / (f"{swept}.csv" if swept else run_files.SWEEP), folder / run_files.EPISODES]
+    write_rows_csv(rows, paths[0])
+    for cell in cells:
+        add_episodes(folder, cell.options, cell.result, cell.seed)
+    if swept is not None:
+        paths.append(folder / f"{swept}.png")
+        others = [name for name in cells[0].options if name != swept]
+        title = f"{run.label} on {run.task}, seed {run.seed}"
+        plot_sweep(rows, paths[-1], task.score_name, task.reference_scores(), swept, others, title)
+    print(format_table(cells, task, run.label))
+    print(*filter(None, [remark(cells, task.score_name)]), f"written: {', '.join(map(str, paths))}", sep="\n")
+
+
+def sweep_after_training(agent: Any, run: RunConfig, config: Any, task: Task, folder: Path) -> list[Cell]:
+    """Sweeps the act options that `run.sweep` names with the trained agent; prints the table, writes to the folder."""
+    grid = parse_grid(run.sweep, type(agent), config)
+    asked = "; ".join(f"{name} {', '.join(map(str, values))}" for name, values in grid.items())
+    count = len(cells_of(grid))
+    episodes = task.episodes(run.eval_episodes)
+    print(f"evaluating {run.label} at {count} settings, {episodes} episodes each: {asked}", flush=True)
+    cells = sweep(agent, task, run, grid)
+    updates = f"{run.offline_steps:,} updates" + (f", {run.online_steps:,} online" if run.online_steps else "")
+    print(f"\n{run.task} ({task.identity['source']}), {updates}, seed {run.seed}")
+    show_and_write(cells, task, run, folder)
+    if (folder / run_files.LEARNING_CURVE).exists():
+        print(f"learning curve: {folder / run_files.LEARNING_CURVE}")
+    return cells
+
+
+# ---- The command ----
 
 
 def _parser(options: Sequence[str] = ()) -> argparse.ArgumentParser:
@@ -59,15 +294,14 @@ def evaluate_command(argv: Sequence[str]) -> None:
         _parser().parse_args(argv[:1] if argv[:1] in (["-h"], ["--help"]) else [])
     run_dir = Path(argv[0])
     algorithm, run, config = load_run(run_dir)
-    options = algorithm.agent_class.act_options
-    arguments = _parse(argv, options)
-    values = {name: getattr(arguments, name) for name in options}
-    assignments = [f"{name}={','.join(given)}" for name, given in values.items() if given]
+    arguments = _parse(argv, algorithm.agent_class.act_options)
+    given = {name: getattr(arguments, name) for name in algorithm.agent_class.act_options}
+    assignments = [f"{name}={','.join(values)}" for name, values in given.items() if values]
     grid = parse_grid(assignments, algorithm.agent_class, config)
 
     set_up_torch(run)
     agent = load_agent(algorithm.agent_class, run_dir, algorithm.name).to(choose_device(arguments.device))
-    draws = bool(arguments.video_episodes)
+    draws = arguments.video_episodes > 0
     if draws:
         choose_graphics()  # before the task imports MuJoCo, which reads the choice then
     task = load_trained_task(run_dir, run, arguments.data_dir, draws)
@@ -77,12 +311,15 @@ def evaluate_command(argv: Sequence[str]) -> None:
         check_graphics()  # before the sweep, which may take long
     folder = arguments.out or run_dir
     make_folder(folder, "--out")
-    sizes = arguments.episodes, arguments.environments, arguments.workers
-    rows = sweep_and_report(agent, task, run, grid, folder, *sizes)
-    if arguments.video_episodes:
-        first_cell = {name: rows[0][name] for name in options}
-        paths, _ = record(agent, task.make_env, arguments.video_episodes, folder / "videos", **first_cell)
-        print(f"videos of {first_cell or 'the agent'}: {', '.join(map(str, paths))}")
+    if arguments.out:
+        (folder / run_files.EPISODES).unlink(missing_ok=True)  # it may be another run's
+    cells = sweep(agent, task, run, grid, arguments.episodes, arguments.environments, arguments.workers)
+    print(f"{algorithm.name} on {run.task}, {run_dir}")
+    show_and_write(cells, task, run, folder)
+    if draws:
+        options = cells[0].options
+        paths, _ = record(agent, task.make_env, arguments.video_episodes, folder / "videos", **options)
+        print(f"videos of {_shown(options) or 'the agent'}: {', '.join(map(str, paths))}")
         log_videos(run, run_dir, paths)
 
 

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from typing import Optional
 
 from common.errors import UserError
 
@@ -20,7 +19,7 @@ class NoPictures(UserError):
     """Nothing can be drawn, by this machine or of this task."""
 
 
-def drawing_error(backend: Optional[str]) -> Optional[str]:
+def drawing_error(backend: str | None) -> str | None:
     """Why MuJoCo cannot draw with MUJOCO_GL=backend (None: unset), in one line; None if it can. In its own process."""
     environment = {name: value for name, value in os.environ.items() if name not in ("MUJOCO_GL", "PYOPENGL_PLATFORM")}
     if backend is not None:
@@ -53,7 +52,7 @@ def check_graphics() -> None:
         _refuse_broken(os.environ.get("MUJOCO_GL"))
 
 
-def _refuse_broken(backend: Optional[str]) -> None:
+def _refuse_broken(backend: str | None) -> None:
     error = drawing_error(backend)
     if error is not None:
         raise NoPictures(

@@ -144,7 +144,7 @@ class WandbLog:
 def check_loggers(run: RunConfig) -> None:
     """Raises UserError for a logger that would fail: its package is absent, or W&B has no login or no network."""
     if "tensorboard" in run.logger and importlib.util.find_spec("tensorboard") is None:
-        raise UserError("logger: tensorboard is not installed; run `pip install tensorboard`, or leave it out")
+        raise UserError("logger: tensorboard is absent; pip install -r requirements-tensorboard.txt, or leave it out")
     if "wandb" in run.logger and run.wandb_mode == "online":
         _check_wandb_server()
 

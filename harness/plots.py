@@ -1,11 +1,11 @@
-"""Figures as PNG files: a run's learning curve, its score against greediness, the time of updates by part.
+"""Figures as PNG files: a run's learning curve, its score against an act option, the time of updates by part.
 
 Figures are made without pyplot, whose global state (current figure, back end) belongs to the user's own program.
 """
 
 import csv
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Mapping, Optional, Sequence, Union
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,7 +13,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from common.files import replacing
-from harness.sweep import option_names
 
 # Okabe and Ito's palette, told apart by colour-blind readers; markers and dashes tell the lines apart without colour.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -22,11 +21,11 @@ REFERENCE_DASHES = ((0, (6, 3)), (0, (2, 2)), (0, (6, 2, 1, 2)))
 
 
 def plot_learning_curve(
-    evaluations: Union[Sequence[Mapping], str, Path],
-    png_path: Union[str, Path],
+    evaluations: Sequence[Mapping] | str | Path,
+    png_path: str | Path,
     score_name: str,
     reference_lines: Mapping[str, float],
-    online_from: Optional[int] = None,
+    online_from: int | None = None,
     title: str = "",
 ) -> None:
     """Plots the evaluations' score against updates, with a band of one standard deviation over the episodes.
@@ -58,44 +57,38 @@ def plot_learning_curve(
 
 def plot_sweep(
     rows: Sequence[Mapping],
-    png_path: Union[str, Path],
+    png_path: str | Path,
     score_name: str,
     reference_lines: Mapping[str, float],
-    option: str = "greediness",
+    option: str,
+    others: Sequence[str] = (),
+    title: str = "",
 ) -> None:
-    """Plots the score against an act option with its bootstrap intervals, a line for each setting of the others.
+    """Plots the score against an act option with its bootstrap intervals, a line for each setting of the `others`.
 
-    rows: of `harness.sweep.sweep`.
+    rows: of `harness.evaluate.rows_of`.
     """
-    others = [name for name in option_names(rows, score_name) if name != option]
-    settings = list(dict.fromkeys(tuple(row[name] for name in others) for row in rows))
     values = np.unique(_column(rows, option))
     gap = 0.012 * (np.ptp(values) or 1.0)  # between lines, so that their intervals stay apart
-    figure, axes = _figure({"greediness": "greediness ω"}.get(option, option), score_name)
+    varying = [name for name in others if len({row[name] for row in rows}) > 1]
+    settings = list(dict.fromkeys(tuple(row[name] for name in varying) for row in rows))
+    figure, axes = _figure(option, score_name)
     for index, setting in enumerate(settings):
-        line = [row for row in rows if tuple(row[name] for name in others) == setting]
+        line = [row for row in rows if tuple(row[name] for name in varying) == setting]
         line.sort(key=lambda row: float(row[option]))
-        scores = _column(line, score_name)
-        errors = [scores - _column(line, f"{score_name}_low"), _column(line, f"{score_name}_high") - scores]
-        axes.errorbar(
-            _column(line, option) + gap * (index - (len(settings) - 1) / 2),
-            scores,
-            yerr=np.maximum(errors, 0.0),  # a mean is at most a rounding error outside its interval
-            color=COLOURS[index % len(COLOURS)],
-            marker=MARKERS[index % len(MARKERS)],
-            markersize=5,
-            capsize=3,
-            label=", ".join(f"{name} {value}" for name, value in zip(others, setting, strict=True)) or "agent",
-        )
+        x = _column(line, option) + gap * (index - (len(settings) - 1) / 2)
+        label = ", ".join(f"{name} {value}" for name, value in zip(varying, setting, strict=True)) or "agent"
+        _plot_line(axes, index, label, x, *(_column(line, f"{score_name}{part}") for part in ("", "_low", "_high")))
     axes.set_xticks(values, [f"{value:g}" for value in values])
-    axes.set_title(f"mean of {rows[0]['episodes']} episodes, bars: 95% bootstrap intervals", fontsize=9)
+    about = f"mean of {rows[0]['episodes']} episodes, bars: 95% bootstrap intervals"
+    axes.set_title(f"{title}\n{about}" if title else about, fontsize=9)
     _finish(figure, axes, png_path, reference_lines)
 
 
 def plot_lines(
     x: Sequence[float],
     lines: Mapping[str, Sequence[tuple[float, float, float]]],
-    png_path: Union[str, Path],
+    png_path: str | Path,
     x_label: str,
     y_label: str,
     reference_lines: Mapping[str, float],
@@ -103,16 +96,31 @@ def plot_lines(
     """Plots lines by label, at each x a mean with the ends of its interval, drawn as bars where they are finite."""
     figure, axes = _figure(x_label, y_label)
     for index, (label, points) in enumerate(lines.items()):
-        means, low, high = np.array(points, dtype=np.float64).T
-        style = {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)], "markersize": 4}
-        line_style = "-" if index < len(COLOURS) else "--"
-        errors = np.nan_to_num(np.maximum([means - low, high - means], 0.0))
-        axes.errorbar(x, means, yerr=errors, capsize=2, lw=1.2, ls=line_style, label=label, **style)
+        _plot_line(axes, index, label, x, *np.array(points, dtype=np.float64).T)
     axes.set_xticks(x, [f"{value:g}" for value in x])
     _finish(figure, axes, png_path, reference_lines)
 
 
-def plot_time_split(rows: Sequence[Mapping], parts: Sequence[str], png_path: Union[str, Path]) -> None:
+def _plot_line(
+    axes: Axes, index: int, label: str, x: Sequence[float], means: np.ndarray, low: np.ndarray, high: np.ndarray
+) -> None:
+    """The line of that number through `means`, with bars from `low` to `high` where these are finite, [n] each."""
+    axes.errorbar(
+        x,
+        means,
+        yerr=np.nan_to_num(np.maximum([means - low, high - means], 0.0)),  # a mean may be a rounding error outside
+        label=label,
+        color=COLOURS[index % len(COLOURS)],
+        marker=MARKERS[index % len(MARKERS)],
+        ls="-" if index < len(COLOURS) else "--",
+        markersize=5,
+        capsize=3,
+        lw=1.3,
+        clip_on=False,  # a success rate of 1 has its whole marker
+    )
+
+
+def plot_time_split(rows: Sequence[Mapping], parts: Sequence[str], png_path: str | Path) -> None:
     """Plots the milliseconds of an update of each algorithm, stacked by part, one panel for each size.
 
     rows: of `harness.throughput.measure`; parts: names of their columns that hold shares of the time.
@@ -161,7 +169,7 @@ def _figure(x_label: str, score_name: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _finish(figure: Figure, axes: Axes, png_path: Union[str, Path], reference_lines: Mapping[str, float]) -> None:
+def _finish(figure: Figure, axes: Axes, png_path: str | Path, reference_lines: Mapping[str, float]) -> None:
     """Adds reference lines and writes the file."""
     for index, (label, score) in enumerate(reference_lines.items()):
         dashes = REFERENCE_DASHES[index % len(REFERENCE_DASHES)]
@@ -169,7 +177,7 @@ def _finish(figure: Figure, axes: Axes, png_path: Union[str, Path], reference_li
     _save(figure, png_path, columns=2)
 
 
-def _save(figure: Figure, png_path: Union[str, Path], columns: int) -> None:
+def _save(figure: Figure, png_path: str | Path, columns: int) -> None:
     """Adds the legend and writes the file, whole or not at all."""
     figure.legend(loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
     with replacing(Path(png_path)) as temporary:

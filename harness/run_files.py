@@ -1,5 +1,7 @@
 """The names of the files in a run's folder."""
 
+from collections.abc import Sequence
+
 CONFIG = "config.yaml"  # complete
 ENVIRONMENT = "environment.json"  # algorithm, versions, device, identity of the data
 TRAIN_LOG, EVAL_LOG = "train.csv", "eval.csv"
@@ -8,15 +10,21 @@ RESULT = "result.json"  # marks the run as finished
 LEARNING_CURVE = "learning_curve.png"
 LOCK = "lock"  # of the process that works on the run
 DIVERGENCE = "divergence.json"  # the update with which training diverged
-SWEEP, GREEDINESS_SWEEP, GREEDINESS_FIGURE = "evaluation.csv", "greediness.csv", "greediness.png"
+SWEEP = "evaluation.csv"  # of one setting of the act options; a sweep's are <first swept option>.csv and .png
+EPISODES = "episodes.csv"  # every episode of the sweeps
 REEVALUATION = "reevaluation.csv"  # of a comparison: one line for each cell of act options
 LOG, ERROR = "log.txt", "error.txt"  # of a comparison's process: what it printed, its last lines where it failed
 
 ALL = (
     *(CONFIG, ENVIRONMENT, TRAIN_LOG, EVAL_LOG, CHECKPOINT, RESULT, LOCK, DIVERGENCE, LEARNING_CURVE),
-    *(SWEEP, GREEDINESS_SWEEP, GREEDINESS_FIGURE, REEVALUATION, LOG, ERROR),
-)  # but those in folders
+    *(SWEEP, EPISODES, REEVALUATION, LOG, ERROR),
+)  # but those of sweeps and those in folders
 # Of an online phase: part_<step>.npz holds the transitions up to that step's checkpoint since the one before.
 REPLAY_FOLDER, REPLAY_PARTS = "replay", "replay/part_*.npz"
 TENSORBOARD_FOLDER = "tensorboard"
 PATTERNS = (REPLAY_PARTS, "tensorboard/events.*")  # those in folders
+
+
+def sweep_files(names: Sequence[str]) -> tuple[str, ...]:
+    """The files that sweeps of act options of these names write."""
+    return tuple(f"{name}.{kind}" for name in names for kind in ("csv", "png"))

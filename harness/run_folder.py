@@ -55,7 +55,10 @@ def remove_run(run: RunConfig) -> None:
     """Says what the run's folder holds and deletes the files that a run writes, and no others."""
     path = run_path(run)
     parts = [part for pattern in run_files.PATTERNS for part in sorted(path.glob(pattern))]
-    files = [path / name for name in run_files.ALL if (path / name).exists()] + parts
+    config = path / run_files.CONFIG
+    fields = [line.partition(":")[0] for line in config.read_text().splitlines()] if config.exists() else []
+    names = (*run_files.ALL, *run_files.sweep_files(fields))
+    files = [path / name for name in names if (path / name).exists()] + parts
     if not files:
         print(f"restart: {path} holds no run")
         return
@@ -172,10 +175,13 @@ class RunFolder:
             logger.finish(failed=exception[0] is not None)
         self.lock.__exit__(*exception)
 
-    def result(self) -> dict | None:
-        """What result.json holds, once the run has made all updates that are asked for."""
+    def finished_before(self) -> dict | None:
+        """What result.json holds if the run has made all updates that are asked for, which is printed; else None."""
         result = read_result(self.path)
-        return result if result and result["step"] >= self.run.offline_steps + self.run.online_steps else None
+        if result is None or result["step"] < self.run.offline_steps + self.run.online_steps:
+            return None
+        print(f"{self.path}: finished before, not trained again (--restart would)")
+        return result
 
     def was_compiled(self) -> bool:
         """Whether the run's latest updates were made by compiled functions."""
@@ -299,7 +305,7 @@ class RunFolder:
             "score": last[-1] if last else None,  # None: there is no environment
             "score_last_evaluations": math.fsum(last) / len(last) if last else None,
             "evaluations_averaged": len(last),
-            "episodes": self.run.eval_episodes,
+            "episodes": task.episodes(self.run.eval_episodes),
             "step": step,
             "seconds": seconds,
         }

@@ -91,6 +91,18 @@ def interval(strata: Sequence[np.ndarray], statistic: Statistic = mean) -> Inter
     return Interval(float(low), float(high))
 
 
+def paired_interval(scores_a: np.ndarray, scores_b: np.ndarray) -> Interval:
+    """Interval of the mean difference a - b [n], where entry i of both is of the same episode (or the same seed).
+
+    Two options of one agent are compared on equal episodes by this, never by whether two intervals overlap. Raises
+    ValueError where the two are not pairs.
+    """
+    a, b = np.asarray(scores_a, dtype=np.float64), np.asarray(scores_b, dtype=np.float64)
+    if a.ndim != 1 or a.shape != b.shape:
+        raise ValueError(f"scores of shapes {a.shape} and {b.shape} are not pairs; give one score [n] of each episode")
+    return interval([a - b])
+
+
 def profile(strata: Sequence[np.ndarray], thresholds: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Performance profile: share of runs that score more than each threshold [t], averaged over tasks.
 

@@ -1,46 +1,46 @@
 """What an update of each algorithm costs: parameters, floating-point operations, updates per second, time by part.
 
     python -m harness.throughput --algorithm dipole fql iql --size published quickstart --csv FILE --plot FILE
-    python -m harness.throughput --device cuda --precision highest high --seeds 1 8
+    python -m harness.throughput --device cuda --precision highest high
 
 Random rows of the size's shapes take the place of data, so no data set is needed; an update includes the sampling of
 its minibatch. Rounds of everything measured follow each other and the median round counts, since machines are noisy;
 the rate of plain matrix products of the networks' width, measured in the same rounds at the same precision, says what
 the machine gives. On a GPU each algorithm is measured twice: update by update (eager) and as a CUDA graph (graph).
-Several seeds are trained side by side; their updates per second count together.
 """
 
 import dataclasses
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Dict, List, Sequence
+from typing import Any, get_args
 
 import torch
 from tqdm import tqdm
 
-from common.errors import CommandParser, UserError, exit_on_user_error
+from common.errors import CommandParser, exit_on_user_error
 from common.files import write_rows_csv
 from envs.dataset import Dataset
 from harness.algorithms import algorithm_names
+from harness.config import RunConfig
 from harness.devices import choose_device
 from harness.measurement.rates import PRODUCTS, product_work, rate, update_rate, waiting_for
 from harness.measurement.table import format_rows, machine
 from harness.measurement.time_split import PARTS, time_split
 from harness.measurement.workload import SIZES, Size, build_updates, count_flops, random_dataset, warm_up
 from harness.plots import plot_time_split
-from harness.run_fields import MATMUL_PRECISIONS
 
 ROUNDS = 5
 SPLIT_UPDATES = 10  # profiled for the time by part
+PRECISIONS = get_args(RunConfig.__annotations__["matmul_precision"])
 
 
 @dataclasses.dataclass(frozen=True)
 class Mode:
-    """How updates are made: one by one or as a CUDA graph, of how many seeds side by side, in which precision."""
+    """How updates are made: one by one or as a CUDA graph, in which precision."""
 
     precision: str
     captured: bool
-    seeds: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,20 +49,20 @@ class Cost:
 
     parameters: int
     flops: int
-    split: Dict[str, float]
+    split: dict[str, float]
 
 
 def cost(name: str, size: Size, dataset: Dataset) -> Cost:
     """The cost of an update of the algorithm."""
-    updates = build_updates(name, size, dataset, captured=False, seeds=1)
-    (agent,), (sample,) = updates.agents, updates.samplers
+    updates = build_updates(name, size, dataset, captured=False)
+    agent, sample = updates.agent, updates.next_batch
     parameters = sum(parameter.numel() for parameter in agent.parameters() if parameter.requires_grad)
     return Cost(parameters, count_flops(agent, sample()), time_split(agent, sample, SPLIT_UPDATES))
 
 
 def measure_rates(
     names: Sequence[str], size_name: str, modes: Sequence[Mode], seconds: float, device: torch.device
-) -> Dict[Any, float]:
+) -> dict[Any, float]:
     """Medians of the rounds: {(algorithm, mode): updates per second, precision: operations per second of products}."""
     size = SIZES[size_name]
     dataset, wait = random_dataset(size, device), waiting_for(device)
@@ -72,8 +72,8 @@ def measure_rates(
         torch.set_float32_matmul_precision(mode.precision)  # a graph keeps the one of its capture
         products[mode.precision] = product_work(left, right)
         for name in names:
-            measured[name, mode] = warm_up(build_updates(name, size, dataset, mode.captured, mode.seeds))
-    rates: Dict[Any, list] = {key: [] for key in (*measured, *products)}
+            measured[name, mode] = warm_up(build_updates(name, size, dataset, mode.captured))
+    rates: dict[Any, list] = {key: [] for key in (*measured, *products)}
     for _ in tqdm(range(ROUNDS), desc=size_name, leave=False, disable=None):
         for precision, product in products.items():
             torch.set_float32_matmul_precision(precision)
@@ -81,13 +81,13 @@ def measure_rates(
             for (name, mode), updates in measured.items():
                 if mode.precision == precision:
                     rates[name, mode].append(update_rate(updates, seconds, wait))
-    torch.set_float32_matmul_precision(MATMUL_PRECISIONS[0])
+    torch.set_float32_matmul_precision(PRECISIONS[0])
     return {key: statistics.median(values) for key, values in rates.items()}
 
 
 def measure(
     names: Sequence[str], size_names: Sequence[str], modes: Sequence[Mode], seconds: float, device: torch.device
-) -> List[dict]:
+) -> list[dict]:
     """A row per size, algorithm and mode: parameters, megaflops, updates per second, time by part.
 
     The profiler's turn is after all rates: on a GPU it can leave its tracing on, which slows what comes later.
@@ -113,7 +113,6 @@ def row(size_name: str, name: str, mode: Mode, its_cost: Cost, speed: float, pro
         "algorithm": name,
         "precision": mode.precision,
         "mode": "graph" if mode.captured else "eager",
-        "seeds": mode.seeds,
         "parameters": its_cost.parameters,
         "megaflop_per_update": round(its_cost.flops / 1e6, 1),
         "updates_per_second": round(speed, 2),
@@ -131,22 +130,18 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement in each of the five rounds")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads of torch; 0 = torch's choice")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--precision", nargs="+", choices=MATMUL_PRECISIONS, default=["highest"], help="of products")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="agents trained side by side")
+    parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=["highest"], help="of products")
     parser.add_argument("--csv", type=Path, help="also write the rows there")
     parser.add_argument("--plot", type=Path, help="also draw the time of an update by part there (PNG)")
     with exit_on_user_error():
         options = parser.parse_args()
-        if min(options.seeds) < 1:
-            raise UserError(f"--seeds is {min(options.seeds)}, set it to 1 or more")
         device = choose_device(options.device)
         if options.threads:
             torch.set_num_threads(options.threads)
         modes = [
-            Mode(precision, captured, seeds)
+            Mode(precision, captured)
             for precision in options.precision
             for captured in ((False, True) if device.type == "cuda" else (False,))
-            for seeds in options.seeds
         ]
         rows = measure(options.algorithm, options.size, modes, options.seconds, device)
         print(f"{machine(device)}\n\n{format_rows(rows)}")
@@ -158,7 +153,7 @@ def main() -> None:
 
 def is_plotted(line: dict, first: dict) -> bool:
     """Whether the figure shows the row: one per size and algorithm, made as the first, whose updates are eager."""
-    return all(line[key] == first[key] for key in ("precision", "mode", "seeds"))
+    return all(line[key] == first[key] for key in ("precision", "mode"))
 
 
 if __name__ == "__main__":

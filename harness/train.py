@@ -11,30 +11,28 @@ from tqdm import tqdm
 from common.errors import UserError, one_line
 from envs.task import Task
 from harness import devices
-from harness.act_options import parse_grid
 from harness.agent_tools import validation_metrics
 from harness.compilation import check_compiler, compile_where_it_pays
 from harness.config import RunConfig, algorithm_name
 from harness.divergence import refuse_divergence
+from harness.evaluate import parse_grid, sweep_after_training
 from harness.evaluation import EVALUATION_SEED, Evaluator
 from harness.loggers import check_loggers
 from harness.online import OnlinePhase
 from harness.run_folder import RunFolder, check_folder, load_agent, load_run_task, remove_run
 from harness.signals import Stopped, StopSignals
-from harness.sweep_report import sweep_and_report
 from harness.updates import Updates
 
 
 def train_run(agent_class: type, run: RunConfig, config: Any, restart: bool = False, task: Task | None = None) -> dict:
     """Trains a run to its end from where its folder stands, sweeps as it asks, returns what result.json holds.
 
-    A finished run is not trained again; `restart` deletes the run's earlier files. SIGTERM and Ctrl-C write a
-    checkpoint and exit. Raises UserError for what the user must mend, before anything is deleted or written, and
-    Diverged (a UserError too) where a number is not finite.
+    A finished run is not trained again; `restart` deletes the run's files. SIGTERM and Ctrl-C write a checkpoint and
+    exit. Raises UserError for what the user must mend before anything is deleted or written, Diverged for bad numbers.
     """
     devices.set_up_torch(run)
     device = devices.choose_device(run.device)
-    grid = parse_grid(run.sweep, agent_class, config)
+    parse_grid(run.sweep, agent_class, config)  # refuses a wrong one now instead of after the training
     check_loggers(run)
     check_compiler(run, device)
     task = task or load_run_task(run)
@@ -47,14 +45,10 @@ def train_run(agent_class: type, run: RunConfig, config: Any, restart: bool = Fa
         remove_run(run)
     check_folder(run, config, task.identity, agent_class.act_options)
     with RunFolder(run, config, task) as folder:
-        result = folder.result()
-        if result is not None:
-            print(f"{folder.path}: finished before, not trained again (--restart would)")
-        else:
-            result = train(agent, device, run, task, folder)
+        result = folder.finished_before() or train(agent, device, run, task, folder)
     if run.sweep:
         agent = load_agent(agent_class, folder.path, algorithm_name(type(config))).to(device)
-        sweep_and_report(agent, task, run, grid, folder.path)
+        sweep_after_training(agent, run, config, task, folder.path)
     elif result["score"] is not None:
         before = f"{result['offline_score']:.4g} offline, " if run.online_steps else ""
         print(f"{folder.path}: {task.score_name} {before}{result['score']:.4g} after {result['step']} updates")
@@ -71,6 +65,8 @@ def check_task(agent: torch.nn.Module, run: RunConfig, task: Task) -> None:
             raise UserError(f"config: {name} needs an environment, and {task.name} has none; leave it out")
     if task.make_env is None:
         print(f"{task.name} has no environment: its runs have losses, on validation data too if it has some, no score")
+    elif task.episodes(run.eval_episodes) < run.eval_episodes:
+        print(f"{task.name} has {task.different_episodes} different episodes: an evaluation takes each of them once")
 
 
 def train(agent: torch.nn.Module, device: torch.device, run: RunConfig, task: Task, folder: RunFolder) -> dict:
@@ -93,8 +89,7 @@ def train(agent: torch.nn.Module, device: torch.device, run: RunConfig, task: Ta
         return step > 0 and (step % interval == 0 or step in (run.offline_steps, last))
 
     def updates_until_due() -> int:
-        if step >= run.offline_steps:
-            return 1  # a step in the environment comes before every update
+        # Online, where a step in the environment comes before each update, this is at most 0: one update at a time.
         intervals = (run.log_interval, run.eval_interval, run.checkpoint_interval)
         return min(run.offline_steps - step, *(interval - step % interval for interval in intervals))
 
@@ -124,7 +119,7 @@ def train(agent: torch.nn.Module, device: torch.device, run: RunConfig, task: Ta
                 if evaluator and is_due(run.eval_interval) and step > folder.eval_log.last_step:
                     finite({})
                     with signals.may_interrupt():
-                        result = evaluator.evaluate(agent, run.eval_episodes, EVALUATION_SEED)
+                        result = evaluator.evaluate(agent, task.episodes(run.eval_episodes), EVALUATION_SEED)
                     evaluating += result.seconds
                     row = {"step": step, "seconds": elapsed(), "evaluation_seconds": result.seconds, **result.row(task)}
                     folder.log_evaluation(row)

@@ -2,8 +2,9 @@
 
 import contextlib
 import inspect
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Callable, Optional, Sequence
+from typing import Any
 
 import gymnasium
 import imageio_ffmpeg
@@ -77,18 +78,18 @@ def build_for_pictures(make_env: Callable[[], gymnasium.Env]) -> gymnasium.Env:
 
 
 class Recorder(gymnasium.Wrapper):
-    """Writes every episode to `<folder>/seed_<seed>.mp4`: first state, every FRAME_SKIP-th and the last."""
+    """Writes every episode to the file that `path_of(seed)` names: first state, every FRAME_SKIP-th and the last."""
 
-    def __init__(self, environment: gymnasium.Env, folder: Path):
+    def __init__(self, environment: gymnasium.Env, path_of: Callable[[int], Path]):
         super().__init__(environment)
         simulator = getattr(getattr(environment.unwrapped, "environment", None), "unwrapped", None)
         is_ogbench = any(ancestor.__module__.startswith("ogbench.") for ancestor in type(simulator).__mro__)
         self.pictures = OGBenchPictures(simulator) if is_ogbench else GymnasiumPictures(environment)
-        self.folder = folder
+        self.path_of = path_of
 
-    def reset(self, *, seed: int, options: Optional[dict] = None) -> tuple:
+    def reset(self, *, seed: int, options: dict | None = None) -> tuple:
         answer = self.env.reset(seed=seed, options=options)
-        self.path = video_path(self.folder, seed)
+        self.path = self.path_of(seed)
         self.steps, self.frames = 0, [self.pictures.draw()]
         return answer
 
@@ -112,8 +113,9 @@ class Recorder(gymnasium.Wrapper):
 # ---- Files ----
 
 
-def video_path(folder: Path, seed: int) -> Path:
-    return folder / f"seed_{seed}.mp4"
+def video_name(act_options: Mapping[str, Any], seed: int) -> str:
+    """Such as "greediness_0.5_num_candidates_16_seed_1000000.mp4": videos of two settings never share a name."""
+    return "_".join(f"{name}_{value}" for name, value in {**act_options, "seed": seed}.items()) + ".mp4"
 
 
 def write_mp4(path: Path, frames: Sequence[np.ndarray]) -> None:
@@ -141,21 +143,21 @@ def record(
     seed: int = GRID_SEED,
     **act_options: Any,
 ) -> tuple[list[Path], EvaluationResult]:
-    """Writes episodes by their seeds, by default the first of a sweep, to the folder; returns the files and scores.
+    """Writes videos of episodes, by default the first of a sweep, to the folder; returns the files and scores.
 
     They are evaluated again, one after the other, in an environment that draws: the sweep's own never do. Raises
-    NoPictures where nothing can be drawn.
+    NoPictures if nothing can be drawn.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    result = evaluate(
-        agent,
-        lambda: Recorder(build_for_pictures(make_env), folder),
-        episodes,
-        seed,
-        environments=1,
-        **act_options,
-    )
-    return [video_path(folder, seed + episode) for episode in range(episodes)], result
+
+    def path_of(seed: int) -> Path:
+        return folder / video_name(act_options, seed)
+
+    def make_recorder() -> gymnasium.Env:
+        return Recorder(build_for_pictures(make_env), path_of)
+
+    result = evaluate(agent, make_recorder, episodes, seed, environments=1, **act_options)
+    return [path_of(seed + episode) for episode in range(episodes)], result
 
 
 def log_videos(run: RunConfig, run_dir: Path, paths: Sequence[Path]) -> None:

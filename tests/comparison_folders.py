@@ -2,14 +2,15 @@
 
 import dataclasses
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Callable, Dict, Optional, Sequence
+from typing import Any
 
 from common.files import write_rows_csv
 from harness import run_files
 from harness.algorithms import load_algorithm
 from harness.comparison.matrix import Comparison, PlannedRun, Row, Variant
-from harness.config_file import config_to_yaml
+from harness.config import RunConfig, config_to_yaml
 
 STEPS = (250, 500, 750, 1000)
 OGBENCH = {"suite": "ogbench", "path": "/data/ogbench/cube-double-play-v0.npz", "source": "official"}
@@ -42,16 +43,19 @@ class Data:
 def comparison_of(
     folder: Path, variants: Sequence[Variant], rows: Sequence[Row], data: Sequence[Data], seeds: Sequence[int], **fields
 ) -> Comparison:
-    """The plan: all variants on all tasks with all seeds; fields: of every config."""
+    """The plan: all variants on all tasks with all seeds; fields: of every run or method."""
     runs = []
+    of_a_run = {field.name for field in dataclasses.fields(RunConfig)}
     for variant in variants:
-        config_class = load_algorithm(variant.algorithm).config_class
+        values = {"offline_steps": STEPS[-1]} | fields | variant.overrides
+        own = {name: value for name, value in values.items() if name not in of_a_run}
+        config = load_algorithm(variant.algorithm).config_class(**own)
+        shared = {name: value for name, value in values.items() if name in of_a_run}
         for one in data:
             for seed in seeds:
-                own = {"task": one.task, "seed": seed, "label": variant.label, "run_dir": str(folder / "runs")}
-                config = config_class(**({"offline_steps": STEPS[-1]} | fields | variant.overrides | own))
-                runs.append(PlannedRun(variant, one.task, one.category, seed, config))
-    tasks: Dict[str, tuple] = {}
+                run = RunConfig(one.task, seed, variant.label, run_dir=str(folder / "runs"), **shared)
+                runs.append(PlannedRun(variant, one.task, one.category, seed, run, config))
+    tasks: dict[str, tuple] = {}
     for one in data:
         tasks[one.category] = (*tasks.get(one.category, ()), one.task)
     path = folder / "made_up.yaml"
@@ -59,7 +63,7 @@ def comparison_of(
 
 
 def fill(
-    comparison: Comparison, data: Sequence[Data], score: Callable[[PlannedRun, Dict[str, Any]], Optional[float]]
+    comparison: Comparison, data: Sequence[Data], score: Callable[[PlannedRun, dict[str, Any]], float | None]
 ) -> None:
     """Writes the folder of every run whose own cell has a score; score(run, act options) is the final score."""
     by_task = {one.task: one for one in data}
@@ -73,7 +77,6 @@ def write_run(run: PlannedRun, data: Data, final: float, cells: Sequence[tuple],
     """A finished run, whose evaluations rise in a straight line: the mean of the last three is 3/4 of `final`."""
     folder = run.folder
     folder.mkdir(parents=True, exist_ok=True)
-    config = run.config
     begun = {
         "algorithm": run.variant.algorithm,
         "data": data.identity,
@@ -89,18 +92,18 @@ def write_run(run: PlannedRun, data: Data, final: float, cells: Sequence[tuple],
         "score": final,
         "score_last_evaluations": 0.75 * final,
         "evaluations_averaged": 3,
-        "episodes": config.eval_episodes,
-        "step": config.offline_steps + config.online_steps,
+        "episodes": run.run.eval_episodes,
+        "step": run.run.offline_steps + run.run.online_steps,
         "seconds": 360.0,
     }
-    (folder / "config.yaml").write_text(config_to_yaml(config))
+    (folder / "config.yaml").write_text(config_to_yaml(run.run, run.config))
     (folder / "environment.json").write_text(json.dumps(begun | environment))
     (folder / "result.json").write_text(json.dumps(result))
     evaluations = [{"step": step, data.score_name: final * step / STEPS[-1]} for step in STEPS]
     write_rows_csv(evaluations, folder / "eval.csv")
     write_rows_csv([{"step": step, "updates_per_second": 50.0} for step in STEPS], folder / "train.csv")
     lines = [
-        {**cell, "score": score, "score_std": 0.0, "episodes": config.eval_episodes, "network_evaluations": 7}
+        {**cell, "score": score, "score_std": 0.0, "episodes": run.run.eval_episodes, "network_evaluations": 7}
         for cell, score in cells
     ]
     write_rows_csv(lines, folder / run_files.REEVALUATION)

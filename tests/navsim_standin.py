@@ -1,9 +1,9 @@
 """A stand-in of NAVSIM and nuPlan: the documented names and fields that the exporter and the agent use, and no more.
 
-Written from the interfaces of NAVSIM v1.1 (MetricCache, PDMObservation, PDMOccupancyMap, PDMDrivableMap, PDMPath,
-MetricCacheLoader, SceneLoader, Scene, AgentInput, Trajectory, AbstractAgent, pdm_score) and of nuplan-devkit (EgoState,
-StateSE2, TimePoint, InterpolatedTrajectory, SemanticMapLayer, TrackedObjectType), not copied from them. `write` makes
-caches and logs of this project's own scenes. It runs on Python 3.9, as NAVSIM does.
+Written from the interfaces of NAVSIM v1.1 and v2.2 (MetricCache, PDMObservation, PDMOccupancyMap, PDMDrivableMap,
+PDMPath, MetricCacheLoader, SceneLoader, Scene, AgentInput, Trajectory, AbstractAgent, pdm_score) and of nuplan-devkit
+(EgoState, StateSE2, TimePoint, InterpolatedTrajectory, SemanticMapLayer, TrackedObjectType), not copied from them.
+`write` makes caches and logs of this project's own scenes. It runs on Python 3.9, as NAVSIM does.
 """
 
 import enum
@@ -19,7 +19,7 @@ import numpy as np
 import shapely
 
 from envs.driving.boxes import corners, overlap
-from envs.driving.scene import DRIVABLE, MAX_LANES, Road, Scene
+from envs.driving.scene import DRIVABLE, Road, Scene
 from envs.driving.score import EGO_SIZE
 from envs.driving.vehicle import REAR_AXLE_TO_CENTRE, to_frame, to_world
 
@@ -203,6 +203,23 @@ class Trajectory:
 class SceneMetadata:
     log_name: str
     initial_token: str
+    num_history_frames: int = 4
+
+
+@dataclass
+class Annotations:
+    track_tokens: List[str]
+
+
+@dataclass
+class Frame:
+    annotations: Annotations
+
+
+@dataclass
+class TrajectorySampling:
+    num_poses: int
+    interval_length: float
 
 
 @dataclass
@@ -211,6 +228,7 @@ class NavsimScene:
     map_api: MapApi
     future: np.ndarray  # [8, 3] of the human driver
     past: np.ndarray  # [4, 3], in the frame of the last
+    frames: List[Frame]
 
     def get_future_trajectory(self, num_trajectory_frames: int) -> Trajectory:
         return Trajectory(self.future[:num_trajectory_frames].astype(np.float32))
@@ -260,6 +278,11 @@ class AbstractAgent:
         self.requires_scene = requires_scene
 
 
+class AbstractAgentV2:
+    def __init__(self, trajectory_sampling: TrajectorySampling, requires_scene: bool = False):
+        self.trajectory_sampling, self.requires_scene = trajectory_sampling, requires_scene
+
+
 def pdm_score_v1(metric_cache, model_trajectory, future_sampling, simulator, scorer):
     """Its signature says that it is version 1."""
 
@@ -278,7 +301,8 @@ def modules(version: int = 1) -> Dict[str, types.ModuleType]:
         },
         "navsim.common.dataloader": {"MetricCacheLoader": MetricCacheLoader, "SceneLoader": SceneLoader},
         "navsim.evaluate.pdm_score": {"pdm_score": {1: pdm_score_v1, 2: pdm_score_v2}[version]},
-        "navsim.agents.abstract_agent": {"AbstractAgent": AbstractAgent},
+        "navsim.agents.abstract_agent": {"AbstractAgent": {1: AbstractAgent, 2: AbstractAgentV2}[version]},
+        "nuplan.planning.simulation.trajectory.trajectory_sampling": {"TrajectorySampling": TrajectorySampling},
     }
     result = {}
     for name, values in contents.items():
@@ -308,13 +332,14 @@ class Recorded:
     logged: np.ndarray
     reference: np.ndarray
     collided: List[str] = field(default_factory=list)
+    later: List[str] = field(default_factory=list)  # tracks that no frame before the next one annotates
 
 
 def drivable_map(road: Road) -> PDMDrivableMap:
     """The road's cells as polygons: one roadblock, the lanes, an intersection. Lanes and it have ids of their own."""
     drivable = (road.raster & DRIVABLE) > 0
     masks = [("block", SemanticMapLayer.ROADBLOCK, drivable)]
-    for bit in range(MAX_LANES):
+    for bit in range(31):
         masks.append((f"lane{bit}", SemanticMapLayer.LANE, (road.raster & np.uint32(1 << bit)) > 0))
     masks.append(("lane0", SemanticMapLayer.INTERSECTION, road.intersection & drivable))  # an id may be a lane's too
     masks = [entry for entry in masks if entry[2].any()]
@@ -388,7 +413,11 @@ def write(folder: Path, records: List[Recorded]) -> None:
         past = np.concatenate([to_frame(recorded.scene.history, recorded.scene.pose), np.zeros((1, 3))])
         api = MapApi({token: recorded.scene.speed_limit for token in maps[key].tokens})
         metadata = SceneMetadata(recorded.log_name, recorded.token)
-        logs.setdefault(recorded.log_name, {})[recorded.token] = NavsimScene(metadata, api, recorded.logged, past)
+        present = np.flatnonzero(~np.isnan(recorded.scene.agents[0, :, 0]))
+        now = [f"track{n}" for n in present if f"track{n}" not in recorded.later]
+        frames = [Frame(Annotations(tracks)) for tracks in ([], [], [], now, now + recorded.later)]
+        scene = NavsimScene(metadata, api, recorded.logged, past, frames)
+        logs.setdefault(recorded.log_name, {})[recorded.token] = scene
     (folder / "cache" / "metadata").mkdir()
     (folder / "cache" / "metadata" / "standin_metadata_node_0.csv").write_text("\n".join(paths) + "\n")
     (folder / "logs").mkdir()

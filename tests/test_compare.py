@@ -8,25 +8,23 @@ import time
 from pathlib import Path
 
 import pytest
-import yaml
 from rich.console import Console
 
+from algorithms.dipole import DIPOLE
 from common.errors import UserError
 from harness import run_folder
-from harness.compare import checked, compare, in_order, only_one, parser, write_sweep
-from harness.comparison import estimate, planned_run, preparation
-from harness.comparison.estimate import Cost, estimates, total_time
-from harness.comparison.live_table import LiveTable
-from harness.comparison.matrix_file import load_comparison
-from harness.comparison.planned_run import complete_run
-from harness.comparison.preparation import inspect_data
-from harness.comparison.progress import duration, read_progress
+from harness.compare import checked, compare, in_order, only_one, parser
+from harness.comparison import preparation, reevaluation
+from harness.comparison.matrix import load_comparison
+from harness.comparison.preparation import Cost, estimates, inspect_data, total_time
+from harness.comparison.progress import LiveTable, duration, read_progress
 from harness.comparison.protocol import planned_problems
-from harness.comparison.reevaluation import is_complete, missing_cells, read_reevaluation
-from harness.comparison.slots import cpu_slots, gpu_slots
-from harness.comparison.workers import FAILED, FINISHED, RUNNING, WAITING, Attempt, environment_of
-from harness.weights_and_biases import WandbLog
-from tests.toy import toy_task
+from harness.comparison.reevaluation import is_complete, missing_cells, read_reevaluation, reevaluate
+from harness.comparison.workers import FAILED, FINISHED, RUNNING, WAITING, Attempt, cpu_slots, environment_of, gpu_slots
+from harness.episodes import read_episodes
+from harness.evaluation import EVALUATION_SEED, evaluate
+from harness.train import train_run
+from tests.toy import PointEnv, toy_task
 
 SMALL = (
     "{threads: 1, offline_steps: 20, eval_interval: 10, eval_episodes: 3, eval_environments: 3, log_interval: 5, "
@@ -48,11 +46,21 @@ def toy_comparison(folder: Path, *algorithms: str, seeds: str = "[0]", task: str
     return load_comparison(folder / "matrix.yaml")
 
 
+def run_named(comparison, name):
+    (run,) = (run for run in comparison.runs if run.name == name)
+    return run
+
+
+def complete_run(run, cells):
+    """What the run's two commands do, on the toy task."""
+    train_run(DIPOLE, run.run, run.config, task=toy_task())
+    reevaluate(run.folder, cells, toy_task())
+
+
 @pytest.fixture
 def toy_data(monkeypatch):
     """The toy task under every name."""
-    monkeypatch.setattr(planned_run, "load_task", lambda *arguments: toy_task())
-    monkeypatch.setattr(preparation, "load_task", lambda *arguments: toy_task())
+    monkeypatch.setattr(preparation, "load_run_task", lambda run: toy_task())
 
 
 @pytest.fixture
@@ -69,7 +77,7 @@ def finished(tmp_path, toy_data):
 
 def test_a_run_ends_with_a_line_for_each_cell(finished):
     run, cells = finished
-    assert is_complete(run, cells) and len(cells) == 4
+    assert is_complete(run.folder, cells) and len(cells) == 4
     lines = read_reevaluation(run.folder)
     assert [{name: str(value) for name, value in cell.items()} for cell in cells] == [
         {name: line[name] for name in cell} for cell, line in zip(cells, lines, strict=True)
@@ -85,15 +93,27 @@ def test_own_cell_repeats_the_runs_score_on_the_same_episodes(finished):
     assert len(set(scores)) > 1  # other options act otherwise
 
 
+def test_single_episodes_are_kept_by_options_and_seed(finished):
+    run, cells = finished
+    episodes = read_episodes(run.folder)
+    assert list(episodes.columns) == [*cells[0], "seed", "return", "success", "length"]
+    assert len(episodes) == len(cells) * 3 and set(episodes["seed"]) == {EVALUATION_SEED + i for i in range(3)}
+    own = episodes[(episodes["greediness"] == 1.0) & (episodes["num_candidates"] == 2)]
+    expected = evaluate(DIPOLE.load(run.folder), PointEnv, 3, EVALUATION_SEED)
+    assert own["return"].tolist() == pytest.approx(expected.returns.tolist(), rel=1e-8)
+    assert own["success"].isna().all() and set(own["length"]) == {10}
+
+
 def test_only_missing_cells_are_evaluated_again(finished):
     run, cells = finished
     path = run.folder / "reevaluation.csv"
     kept = path.read_text().splitlines(keepends=True)
     marked = kept[1].replace(",3,", ",33,")  # would be overwritten, if the cell were evaluated again
     path.write_text("".join([kept[0], marked, *kept[2:-1]]))
-    assert missing_cells(run.folder, cells) == cells[-1:] and not is_complete(run, cells)
+    assert missing_cells(run.folder, cells) == cells[-1:] and not is_complete(run.folder, cells)
     complete_run(run, cells)
     assert path.read_text().replace("\r", "").splitlines() == [line.strip() for line in [kept[0], marked, *kept[2:]]]
+    assert len(read_episodes(run.folder)) == len(cells) * 3
 
 
 def test_a_newer_checkpoint_makes_all_cells_missing(finished):
@@ -103,11 +123,21 @@ def test_a_newer_checkpoint_makes_all_cells_missing(finished):
     assert missing_cells(run.folder, cells) == cells
 
 
+def test_the_evaluation_command_names_its_cells_by_assignments(finished, monkeypatch):
+    run, cells = finished
+    (run.folder / "reevaluation.csv").unlink()
+    monkeypatch.setattr(reevaluation, "load_trained_task", lambda folder, run: toy_task())
+    command = run.commands(cells[:2])[1]
+    monkeypatch.setattr("sys.argv", command[2:])
+    reevaluation.main()
+    assert missing_cells(run.folder, cells) == cells[2:]
+
+
 def test_restart_removes_every_file_of_a_comparisons_run(finished):
     run, _ = finished
     for name in ("log.txt", "error.txt"):
         (run.folder / name).write_text("x")
-    run_folder.remove_run(run.config)
+    run_folder.remove_run(run.run)
     assert list(run.folder.iterdir()) == []
 
 
@@ -121,8 +151,13 @@ def test_a_run_that_another_harness_began_is_refused_until_it_is_finished(tmp_pa
 
 
 def ended(attempt: Attempt) -> str:
-    attempt.process.wait()
-    return attempt.poll()
+    while (state := attempt.poll()) == RUNNING:
+        attempt.process.wait()
+    return state
+
+
+def attempt_of(run, cells=({},)):
+    return Attempt(run.name, run.folder, run.commands(list(cells)), {"OMP_NUM_THREADS": "1"})
 
 
 def test_a_failed_process_leaves_its_last_lines_until_a_later_one_succeeds(tmp_path):
@@ -130,18 +165,23 @@ def test_a_failed_process_leaves_its_last_lines_until_a_later_one_succeeds(tmp_p
     overrides = SMALL.replace("{", f"{{data_dir: {data_dir}, ")
     comparison = toy_comparison(tmp_path, "iql", task="exorl/rnd/walker_walk", overrides=overrides)
     (run,) = comparison.runs
-    attempt = Attempt(run, comparison.cells(run), {"OMP_NUM_THREADS": "1"})
-    assert ended(attempt) == FAILED
+    assert ended(attempt_of(run)) == FAILED
     error = (run.folder / "error.txt").read_text()
     assert "exit code 2" in error and f"no data for walker by rnd: looked for {data_dir}" in error
     assert error.splitlines()[-1] in (run.folder / "log.txt").read_text()
-    attempt.process.returncode = 0
-    assert attempt.poll() == FINISHED and not (run.folder / "error.txt").exists()
+    later = Attempt(run.name, run.folder, [["true"], ["echo", "second"]], {})
+    assert ended(later) == FINISHED and not (run.folder / "error.txt").exists()
+    assert (run.folder / "log.txt").read_text().splitlines()[-1] == "second"
+
+
+def test_the_second_command_follows_a_success_only(tmp_path):
+    attempt = Attempt("a", tmp_path, [["false"], ["touch", str(tmp_path / "second")]], {})
+    assert ended(attempt) == FAILED and not (tmp_path / "second").exists()
 
 
 def test_a_killed_process_is_told_by_its_signal(finished):
     run, cells = finished
-    attempt = Attempt(run, cells, {})
+    attempt = attempt_of(run, cells)
     assert attempt.poll() == RUNNING
     attempt.process.kill()
     assert ended(attempt) == FAILED
@@ -149,16 +189,8 @@ def test_a_killed_process_is_told_by_its_signal(finished):
     assert error[-1] == "the process was ended by signal SIGKILL (often: out of memory)"
 
 
-def test_runs_are_grouped_by_comparison_in_wandb(finished, monkeypatch):
-    import wandb
-
-    run, _ = finished
-    monkeypatch.setattr(wandb, "init", lambda **options: options)
-    config = dataclasses.replace(run.config, wandb_mode="offline")
-    assert WandbLog(config, run.folder).run["group"] == "dipole"
-    for name, value in environment_of(toy_comparison(run.folder, "iql")).items():
-        monkeypatch.setenv(name, value)
-    assert WandbLog(config, run.folder).run["group"] == "toy"
+def test_runs_are_grouped_by_comparison_in_wandb(tmp_path):
+    assert environment_of(toy_comparison(tmp_path, "iql")) == {"WANDB_RUN_GROUP": "toy"}
 
 
 # ---- Before the first run ----
@@ -167,22 +199,30 @@ def test_runs_are_grouped_by_comparison_in_wandb(finished, monkeypatch):
 def test_runs_of_one_task_that_differ_in_updates_are_refused_unless_allowed(tmp_path):
     comparison = toy_comparison(tmp_path, "dipole", "{algorithm: iql, overrides: {offline_steps: 30}}")
     (problem,) = planned_problems(comparison, allow_mixed=False)
-    assert "toy/point: the runs differ in offline_steps (20 of dipole; 30 of iql)" in problem
+    assert "toy/point: offline_steps differs: 20 in dipole; 30 in iql, so no table holds them" in problem
     assert planned_problems(comparison, allow_mixed=True) == []
 
 
 def test_a_folder_of_another_config_is_a_problem(finished, tmp_path):
     comparison = toy_comparison(tmp_path, "{algorithm: dipole, overrides: {discount: 0.5}}", "iql")
-    found = inspect_data(comparison.runs[0].config, comparison.runs, [], 1, time.time())
+    found = inspect_data(comparison.runs[0], comparison.runs, [], 1, time.time())
     assert [re.search(r"another (\w+)", problem)[1] for problem in found.problems] == ["discount"]
     assert "toy/point: locally generated" in found.described
 
 
+def test_a_task_without_an_environment_is_a_problem(tmp_path, monkeypatch):
+    task = dataclasses.replace(toy_task(), make_env=None)
+    monkeypatch.setattr(preparation, "load_run_task", lambda run: task)
+    (run,) = toy_comparison(tmp_path, "iql").runs
+    (problem,) = inspect_data(run, [], [], 1, time.time()).problems
+    assert problem == "toy/point: has no environment, so that there is no score to compare by"
+
+
 def test_every_variant_is_measured(tmp_path, toy_data, monkeypatch):
-    monkeypatch.setattr(estimate, "MEASURED_SECONDS", 0.0)
+    monkeypatch.setattr(preparation, "MEASURED_SECONDS", 0.0)
     comparison = toy_comparison(tmp_path, "dipole", SINGLE, "iql")
     measured = [(run, comparison.cells(run)) for run in comparison.runs]
-    costs = inspect_data(comparison.runs[0].config, [], measured, 1, time.time()).costs
+    costs = inspect_data(comparison.runs[0], [], measured, 1, time.time()).costs
     assert list(costs) == ["dipole", "iql"]
     assert len(costs["dipole"].cells) == 4 and len(costs["iql"].cells) == 1
     assert min(costs["dipole"].update, *costs["dipole"].cells, costs["dipole"].start) > 0
@@ -203,7 +243,7 @@ def test_estimate_counts_what_is_left(tmp_path, finished):
     comparison = toy_comparison(tmp_path, "dipole", SINGLE, seeds="[0, 1]")
     cost = Cost(start=5.0, update=1.0, cells=(100.0, 10.0, 20.0, 30.0))
     run, cells = finished
-    todo = comparison.run_named("dipole/toy/point/seed_1")
+    todo = run_named(comparison, "dipole/toy/point/seed_1")
     costs = {("dipole", "toy"): cost}
     # 20 updates, two evaluations during training, the re-evaluations; the finished run is left out.
     assert estimates(comparison, costs) == {todo.name: 5 + 20 + 2 * 100 + 160}
@@ -218,12 +258,8 @@ def test_total_time_gives_each_run_to_the_worker_that_is_free_first():
 
 def test_first_seeds_of_all_variants_come_first(tmp_path):
     comparison = toy_comparison(tmp_path, "dipole", "iql", seeds="[4, 2]")
-    assert [(run.variant.label, run.seed) for run in in_order(comparison)] == [
-        ("dipole", 4),
-        ("iql", 4),
-        ("dipole", 2),
-        ("iql", 2),
-    ]
+    order = [(run.variant.label, run.seed) for run in in_order(comparison)]
+    assert order == [("dipole", 4), ("iql", 4), ("dipole", 2), ("iql", 2)]
 
 
 # ---- Places ----
@@ -252,9 +288,9 @@ def test_progress_is_read_from_the_runs_own_files(finished):
     (run.folder / "result.json").unlink()
     with open(run.folder / "train.csv", "a") as file:
         file.write("25,9")  # cut short
-    progress = read_progress(run.folder, run.config)
-    assert (progress.step, progress.total, progress.score_name, progress.trained) == (20, 20, "return", False)
-    assert progress.score == pytest.approx(float(read_reevaluation(run.folder)[0]["score"]))
+    progress = read_progress(run.folder, run.run)
+    assert (progress.step, progress.total, progress.trained) == (20, 20, False)
+    assert progress.score == f"return {float(read_reevaluation(run.folder)[0]['score']):.4g}"
     assert progress.seconds_left == 0
 
 
@@ -305,28 +341,12 @@ def test_a_second_command_on_a_comparison_is_refused(tmp_path):
             second.__enter__()
 
 
-def test_the_sweep_names_every_run_and_its_command_is_this_one(tmp_path):
-    from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
-
-    comparison = toy_comparison(tmp_path, "iql", "fql", seeds="[0, 1]")
-    sweep = yaml.safe_load(write_sweep(comparison).read_text())
-    assert sweep["parameters"]["only"]["values"] == [run.name for run in comparison.runs]
-    # As W&B's agent makes the command of a run:
-    chosen = {"args": {"only": {"value": "fql/toy/point/seed_1"}}}
-    values = create_sweep_command_args(chosen) | {"env": ["/usr/bin/env"], "interpreter": ["python"]}
-    command = create_sweep_command(sweep["command"])
-    complete = [part for item in command for part in (values[item[2:-1]] if item.startswith("${") else [item])]
-    assert complete[:4] == ["/usr/bin/env", "python", "-m", "harness.compare"]
-    options = parser().parse_args(complete[4:])
-    assert load_comparison(options.config, options.run_dir).run_named(options.only).config == comparison.runs[3].config
-
-
-def test_only_does_nothing_for_a_complete_run(finished, tmp_path, capsys):
-    run, _ = finished
-    assert compare(["--config", str(tmp_path / "matrix.yaml"), "--only", run.name]) == 0
-    assert "complete, nothing to do" in capsys.readouterr().out
-    with pytest.raises(UserError, match="has no run 'dipole/toy/point/seed_9', did you mean dipole/toy/point/seed_0"):
-        compare(["--config", str(tmp_path / "matrix.yaml"), "--only", "dipole/toy/point/seed_9"])
+def test_commands_are_printed_for_what_is_not_complete(finished, tmp_path, capsys):
+    toy_comparison(tmp_path, "dipole", SINGLE, seeds="[0, 1]")
+    assert compare(["--config", str(tmp_path / "matrix.yaml"), "--print_commands"]) == 0
+    (line,) = [text for text in capsys.readouterr().out.splitlines() if " && " in text]
+    train, evaluate = line.split(" && ")
+    assert "algorithms/dipole.py" in train and "--seed 1 --label dipole" in train and "seed_1 --act" in evaluate
 
 
 def test_restart_of_an_unknown_label_deletes_nothing(finished, tmp_path):

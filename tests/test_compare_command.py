@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from envs import load_task
-from harness.comparison.matrix_file import load_comparison
+from harness.comparison.matrix import load_comparison
 from harness.comparison.progress import read_progress
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -25,7 +25,7 @@ def matrix(tmp_path) -> Path:
     load_task(TASK, str(tmp_path / "data"), collect_episodes=1)
     path = tmp_path / "matrix.yaml"
     path.write_text(
-        f"name: small\nconfig: {ROOT}/configs/{{algorithm}}/quickstart.yaml\ntasks: {{cartpole: [{TASK}]}}\n"
+        f"name: small\ntasks: {{cartpole: [{TASK}]}}\n"
         f"seeds: [0, 1]\noverrides: {{data_dir: {tmp_path}/data, offline_steps: 1500, eval_interval: 1500, "
         "eval_episodes: 1, log_interval: 50, checkpoint_interval: 100, batch_size: 16, actor_hidden_dims: [8], "
         "value_hidden_dims: [8]}\nalgorithms: [iql]\n"
@@ -42,7 +42,7 @@ def start(matrix: Path, run_dir: Path) -> subprocess.Popen:
 def wait_for_updates(comparison) -> None:
     """Waits until the first run has logged and has not ended."""
     run, deadline = comparison.runs[0], time.monotonic() + 240
-    while not 100 <= read_progress(run.folder, run.config).step < 1400:
+    while not 100 <= read_progress(run.folder, run.run).step < 1400:
         assert time.monotonic() < deadline, "no run got going"
         time.sleep(0.05)
 

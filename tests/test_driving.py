@@ -400,7 +400,7 @@ def test_evaluation_takes_each_test_scene_once(folder, task):
 @pytest.mark.parametrize("name", algorithm_names())
 def test_every_algorithm_learns_from_it_unchanged(task, name):
     algorithm = load_algorithm(name)
-    config = small_config(algorithm, task="driving/bandit")
+    config = small_config(algorithm)
     agent = algorithm.agent_class(config, task.observation_dim, task.action_dim)
     generator = torch.Generator().manual_seed(0)
     for _ in range(2):

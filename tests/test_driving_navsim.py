@@ -1,12 +1,14 @@
 """The NAVSIM back end against a stand-in of its interfaces (navsim_standin.py), made of golden/driving/scenes.
 
-No data of NAVSIM is here: that the interfaces are as the stand-in has them is read from NAVSIM's source, not run.
+docs/navsim.md says what was run on NAVSIM's own code; golden/driving/navsim holds scores by it (test_driving_score).
 """
 
 import ast
 import csv
 import importlib
 import json
+import lzma
+import pickle
 import shutil
 import subprocess
 import sys
@@ -21,19 +23,23 @@ import torch
 
 from common.errors import UserError
 from envs import load_task
-from envs.driving import navsim_export, navsim_interface, navsim_policy, navsim_results
+from envs.driving import navsim_export, navsim_interface, navsim_results
 from envs.driving.bandit import load_data, read_split
 from envs.driving.comfort import SIGNALS, comfort_signals
 from envs.driving.curate import score_matrix
-from envs.driving.observation import OBSERVATION_DIM, observe
-from envs.driving.planner import along_route
-from envs.driving.scene import DRIVABLE, MAX_LANES, Road
+from envs.driving.navsim_messages import scene_from_arrays, scene_to_arrays
+from envs.driving.observation import OBSERVATION_DIM, UNKNOWN_TO_NAVSIM, observe
+from envs.driving.planner import along_route, proposals
+from envs.driving.polygons import ROAD
 from envs.driving.scene_files import SPLITS, log_path, read_log, read_road, road_path
 from envs.driving.score import score
-from envs.driving.vehicle import A_Y, V_Y
+from envs.driving.vehicle import A_Y, V_Y, to_world
 from harness.algorithms import algorithm_names, load_algorithm
+from harness.config import RunConfig
+from harness.driving import navsim_policy
 from harness.driving.policies import Policy, sample_plans
 from harness.run_folder import run_path
+from harness.train import train_run
 from tests import navsim_standin
 from tests.conftest import small_config
 
@@ -42,6 +48,7 @@ SCENES = ROOT / "tests" / "golden" / "driving" / "scenes"
 LOGS = ("log_000000", "log_000001", "log_000002", "log_000003", "log_000005")  # the fifth has no scene
 TOKEN = {name: zlib.crc32(name.encode()).to_bytes(8, "big").hex() for name in LOGS}
 ODD = "00000000000000dd"  # a scene as the embedded ones never are
+LEFT = 5.0  # metres to the left of the ego's path, where the odd scene has an agent that is annotated later
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +57,7 @@ def navsim():
     with pytest.MonkeyPatch.context() as patch:
         for name, module in navsim_standin.modules().items():
             patch.setitem(sys.modules, name, module)
+        patch.setenv("NUPLAN_MAPS_ROOT", str(SCENES))
         yield
         sys.modules.pop("envs.driving.navsim_agent", None)
 
@@ -67,21 +75,28 @@ def recorded(name: str, index: int = 0) -> tuple:
 
 def odd_scene() -> tuple:
     """(Recorded, plans): one agent appears after a second, one is a barrier, another overlaps the ego at the start and
-    is not forgiven, and the ego slides sideways."""
+    is not forgiven, a fourth is annotated later only, and the ego slides sideways."""
     entry, plans, _ = recorded("log_000001", 1)
     scene = entry.scene
-    agents = np.concatenate([scene.agents, scene.agents[:, :1], scene.agents[:, :1]], axis=1)
+    agents = np.concatenate([scene.agents, *[scene.agents[:, :1]] * 3], axis=1)
     agents[:10, 0] = np.nan
     x, y, heading = scene.pose
     agents[:, -1] = [x + 25 * np.cos(heading), y + 25 * np.sin(heading), heading, 0.0]
     agents[:, -2] = [x + 5 * np.cos(heading), y + 5 * np.sin(heading), heading, 0.3]
+    agents[:, -3, :2] = to_world(np.array([12.0, LEFT, 0.0]), scene.pose)[:2]
+    agents[:, -3, 2:] = heading, 0.0
     count = agents.shape[1]
     static = np.arange(count) == count - 1
-    size = np.concatenate([scene.size, [[4.0, 1.8], [1.0, 2.0]]])
     odd = replace(
-        scene, agents=agents, size=size, static=static, collided=np.zeros(count, bool), lateral=np.array([0.4, 0.9])
+        scene,
+        agents=agents,
+        size=np.concatenate([scene.size, [[4.0, 1.8], [4.0, 1.8], [1.0, 2.0]]]),
+        static=static,
+        collided=np.zeros(count, bool),
+        lateral=np.array([0.4, 0.9]),
+        annotated=np.arange(count) != count - 3,
     )
-    return replace(entry, token=ODD, scene=odd, collided=[]), plans
+    return replace(entry, token=ODD, scene=odd, collided=[], later=[f"track{count - 3}"]), plans
 
 
 @pytest.fixture(scope="module")
@@ -147,68 +162,64 @@ def test_what_only_navsims_scenes_have_is_scored(exported):
     forgiven = score(replace(scene, collided=None), plans)
     assert (forgiven.no_collision > found.no_collision).any()  # the overlap at the start counts
     assert np.isfinite(observe(scene)).all()
-    assert observe(scene)[75:].reshape(8, 9)[:, 0].sum() == min(8, len(scene.size) - 1)
 
 
-def on_road(road: Road, points: np.ndarray) -> np.ndarray:
-    return (road.lanes_at(points) & DRIVABLE) > 0
-
-
-def in_intersection(road: Road, points: np.ndarray) -> np.ndarray:
-    return road.intersection_at(points) & on_road(road, points)  # the stand-in's is its paved part, as NAVSIM's is
-
-
-def number_of_lanes(road: Road, points: np.ndarray) -> np.ndarray:
-    return np.bitwise_count(road.lanes_at(points) & ~DRIVABLE).astype(int)
-
-
-def test_another_lie_of_the_grid_moves_verdicts_at_the_border_only(navsim):
-    entry, plans, _ = recorded("log_000001")
-    scene, shift = entry.scene, np.array([0.07, 0.11])
-    road = Road(scene.road.raster, scene.road.intersection, scene.road.origin + shift, scene.road.resolution)
-    ego, history, agents = scene.ego.copy(), scene.history.copy(), scene.agents.copy()
-    ego[:2], history[:, :2], agents[..., :2] = ego[:2] + shift, history[:, :2] + shift, agents[..., :2] + shift
-    moved = replace(scene, road=road, ego=ego, history=history, agents=agents, centreline=scene.centreline + shift)
-    cache = navsim_standin.cache_of(replace(entry, scene=moved), navsim_standin.drivable_map(road), Path("none"))
-    line = navsim_interface.centreline_of(cache.centerline)
-    found, left_out = navsim_interface.road_of(cache.drivable_area_map, line, ego[:2], 60.0)
-    assert left_out == 0
-    generator = np.random.default_rng(0)
-    points = ego[:2] + generator.uniform(-59.0, 59.0, (20_000, 2))
-    assert 0 < (on_road(found, points) != on_road(road, points)).mean() < 0.02
-    turn = np.linspace(0.0, 2 * np.pi, 8, endpoint=False)
-    around = points + 0.3 * np.stack([np.cos(turn), np.sin(turn)], axis=-1)[:, None]
-    border = np.ptp(road.lanes_at(around).astype(int), axis=0) + np.ptp(
-        road.intersection_at(around).astype(int), axis=0
+def test_what_only_later_frames_show_is_scored_and_not_seen(exported, navsim):
+    entry, _ = odd_scene()
+    scene, phantom = exported[ODD][0], ~entry.scene.annotated
+    without = replace(
+        entry.scene,
+        **{name: getattr(entry.scene, name)[~phantom] for name in ("size", "static", "collided")},
+        agents=entry.scene.agents[:, ~phantom],
+        annotated=None,
     )
-    for looked_at in (on_road, number_of_lanes, in_intersection):
-        assert border[looked_at(found, points) != looked_at(road, points)].all()
-    before, after = score(scene, plans), score(replace(moved, road=found), plans)
-    assert np.mean(before.drivable_area == after.drivable_area) > 0.9
-    np.testing.assert_allclose(before.raw_progress, after.raw_progress, atol=1e-6)
+    np.testing.assert_allclose(observe(scene), observe(without), atol=1e-5)
+    np.testing.assert_allclose(proposals(scene), proposals(without), atol=1e-5)
+    np.testing.assert_allclose(observe(scene_from_arrays(scene_to_arrays(scene))), observe(scene))
+    forward = 2.0 * np.arange(1, 9)
+    through = np.stack([forward, LEFT * np.minimum(forward / 10, 1), np.arctan(LEFT / 10) * (forward < 10)], axis=-1)
+    alone = {name: getattr(scene, name)[~scene.annotated] for name in ("size", "static", "collided", "annotated")}
+    assert score(scene, through[None]).no_collision == 0
+    assert score(replace(scene, agents=scene.agents[:, ~scene.annotated], **alone), through[None]).no_collision == 0
 
 
-def test_lanes_share_bits_where_no_vehicle_touches_both(navsim):
-    lanes = [shapely.box(4.0 * k, 0.0, 4.0 * k + 4.0, 50.0) for k in range(6)]
-    bits = navsim_interface.lane_bits(lanes)
-    for first in range(6):
-        for second in range(first):
-            if lanes[first].distance(lanes[second]) <= 5.7:
-                assert bits[first] != bits[second]
-    assert max(bits) < 4
+def test_polygons_are_the_cells_that_they_were_made_of(exported):
+    entry, _, _ = recorded("log_000001")
+    grid, polygons = entry.scene.road, exported[TOKEN["log_000001"]][0].road
+    generator = np.random.default_rng(0)
+    points = entry.scene.pose[:2] + generator.uniform(-120.0, 120.0, (20_000, 2))
+    points[0] = [1e9, -1e9]
+    paved = grid.drivable_at(points)
+    assert 0.05 < paved.mean() < 0.95
+    assert np.array_equal(polygons.drivable_at(points), paved)
+    assert np.array_equal(polygons.lane_at(points), grid.lane_at(points))
+    assert np.array_equal(polygons.intersection_at(points), grid.intersection_at(points) & paved)
+    boxes = points[:2000, None] + generator.uniform(-2.0, 2.0, (2000, 4, 2))
+    several = grid.several_lanes(boxes)
+    assert 0.001 < several.mean() < 0.99 and np.array_equal(polygons.several_lanes(boxes), several)
 
 
-def test_the_lanes_farthest_from_the_route_have_no_bit_where_there_are_too_many(navsim):
-    layers = navsim_standin.SemanticMapLayer
-    lanes = [shapely.box(-20.0, 0.1 * k, 20.0, 0.1 * k + 1.0) for k in range(40)]
-    drivable = navsim_standin.PDMDrivableMap([str(k) for k in range(40)], [layers.LANE] * 40, lanes)
-    route = np.array([[-20.0, 0.0], [20.0, 0.0]])
-    road, left_out = navsim_interface.road_of(drivable, route, np.zeros(2), 15.0)
-    assert left_out == 40 - MAX_LANES
-    # At y = 0.05 there is the nearest lane alone, at y = 4.85 only the farthest, which has none.
-    nearest, farthest = road.lanes_at(np.array([[0.0, 0.1], [0.0, 4.8]]))
-    assert nearest != 0 and farthest == 0
-    assert not (road.raster & DRIVABLE).any()  # lanes alone are not what NAVSIM drives on
+@pytest.mark.parametrize(
+    "layer, drivable, lane, intersection",
+    [
+        ("DRIVABLE_AREA", True, False, False),
+        ("CARPARK_AREA", True, False, False),
+        ("INTERSECTION", True, False, True),
+        ("LANE", False, True, False),
+        ("LANE_CONNECTOR", False, True, False),
+    ],
+)
+def test_a_map_has_layers_parts_and_holes(navsim, layer, drivable, lane, intersection):
+    ring = shapely.box(0.0, 0.0, 10.0, 10.0).difference(shapely.box(4.0, 4.0, 6.0, 6.0))
+    shapes = [shapely.MultiPolygon([ring, shapely.box(20.0, 0.0, 30.0, 10.0)]), shapely.box(50.0, 0.0, 60.0, 10.0)]
+    layers = [navsim_standin.SemanticMapLayer.ROADBLOCK, navsim_standin.SemanticMapLayer[layer]]
+    cached = navsim_standin.PDMDrivableMap(["a", "b"], layers, shapes)
+    road = navsim_interface.road_of(cached)
+    points = np.array([[1.0, 1.0], [5.0, 5.0], [25.0, 5.0], [15.0, 5.0], [55.0, 5.0]])
+    assert road.drivable_at(points).tolist() == [True, False, True, False, drivable]
+    assert road.lane_at(points).tolist() == [False, False, False, False, lane]
+    assert road.intersection_at(points).tolist() == [False, False, False, False, intersection]
+    assert len(navsim_interface.road_of(cached, ROAD).rows) == 1 + drivable
 
 
 def test_the_speed_limit_is_of_a_lane_on_the_route(navsim):
@@ -245,14 +256,15 @@ def test_an_interrupted_export_continues_to_the_same_files(source, folder, tmp_p
 
 def test_the_set_loads_as_a_task_that_says_where_it_is_from(folder, exported):
     task = load_task("driving/navsim", str(folder))
-    assert task.observation_dim == OBSERVATION_DIM and len(task.dataset) == 3 * 16
+    assert task.observation_dim == OBSERVATION_DIM - 2 and len(task.dataset) == 3 * 16
+    assert task.identity["encoding"] == "navsim-basis"
     assert task.identity["source"].startswith("NAVSIM export, version ")
     assert task.identity["generation"]["metric"] == "PDMS" and task.identity["scenes"]["test"] == 1
     json.dumps(task.identity)
     environment = task.make_env()
     _, info = environment.reset(seed=0)
     assert info["token"] == TOKEN["log_000005"]
-    data = load_data(folder, "basis")
+    data = load_data(folder, "navsim-basis")
     assert environment.step(data.actions["test"][0, 3])[1] == pytest.approx(data.scores["test"][0, 3, -1], abs=1e-9)
 
 
@@ -273,9 +285,9 @@ def test_scenes_of_the_two_sources_are_never_one_task(folder, tmp_path):
 def trained(name: str, folder: Path, run_dir: Path) -> Path:
     """The folder of a run of a few updates on the exported set."""
     algorithm = load_algorithm(name)
-    config = small_config(
-        algorithm,
+    run = RunConfig(
         task="driving/navsim",
+        label=name,
         data_dir=str(folder),
         run_dir=str(run_dir),
         device="cpu",
@@ -284,35 +296,90 @@ def trained(name: str, folder: Path, run_dir: Path) -> Path:
         checkpoint_interval=2,
         eval_interval=2,
         eval_episodes=1,
+        batch_size=16,
     )
-    algorithm.train([config])
-    return run_path(config)
+    train_run(algorithm.agent_class, run, small_config(algorithm))
+    return run_path(run)
 
 
 def own_plan(run: Path, folder: Path, scene, token: str) -> np.ndarray:
     """The plan of the run's agent by the parts that everything else here uses."""
-    policy, data = Policy(run), load_data(folder, "basis")
+    policy, data = Policy(run), load_data(folder, "navsim-basis")
     policy.agent.noise.generator.manual_seed(zlib.crc32(token.encode()))
-    action = policy.agent.act(torch.from_numpy(data.scaling(observe(scene)))[None]).numpy()[0]
+    observation = data.scaling(np.delete(observe(scene), UNKNOWN_TO_NAVSIM))
+    action = policy.agent.act(torch.from_numpy(observation)[None]).numpy()[0]
     return data.encoding.decode(np.clip(action, -1.0, 1.0).astype(np.float64), along_route(scene))
 
 
-def test_the_agent_plans_as_the_run_does(source, folder, exported, tmp_path):
-    run = trained("dipole", folder, tmp_path)
+@pytest.fixture(scope="module")
+def run(folder, tmp_path_factory) -> Path:
+    return trained("dipole", folder, tmp_path_factory.mktemp("runs"))
+
+
+def agent_of(run: Path, source: Path, monkeypatch, version: int = 1, **options):
+    """A NavsimAgent in the stand-in of a version of NAVSIM."""
+    for name, module in navsim_standin.modules(version).items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.delitem(sys.modules, "envs.driving.navsim_agent", raising=False)
     agent_class = importlib.import_module("envs.driving.navsim_agent").NavsimAgent
-    agent = agent_class(str(run / "checkpoint.pt"), str(source / "cache"), python=sys.executable)
-    assert agent.requires_scene and "PDMS" in agent.name() and not agent.get_sensor_config().include
+    given = {"checkpoint_path": str(run / "checkpoint.pt"), "metric_cache_path": str(source / "cache")}
+    return agent_class(**{**given, "python": sys.executable, **options})
+
+
+def inputs_of(source: Path, token: str) -> tuple:
+    """AgentInput and Scene of a token, as NAVSIM's scripts have them."""
+    tokens = {"num_history_frames": 4, "num_future_frames": 10, "frame_interval": 1, "tokens": [token]}
+    no_sensors = navsim_standin.SensorConfig(False)
+    loader = navsim_standin.SceneLoader(source / "logs", None, navsim_standin.SceneFilter(**tokens), no_sensors)
+    return loader.get_agent_input_from_token(token), loader.get_scene_from_token(token)
+
+
+@pytest.mark.parametrize("version, metric", [(1, "PDMS"), (2, "EPDMS")])
+def test_the_agent_plans_as_the_run_does(run, source, folder, exported, monkeypatch, version, metric):
+    agent = agent_of(run, source, monkeypatch, version)
+    assert agent.requires_scene and f"({metric}," in agent.name() and not agent.get_sensor_config().include
+    if version == 2:
+        assert agent.trajectory_sampling == navsim_standin.TrajectorySampling(8, 0.5)
     agent.initialize()
-    loader = navsim_export.Source(source / "cache", source / "logs", None).scenes
-    for token in (TOKEN["log_000005"], ODD, TOKEN["log_000005"]):
-        inputs = loader.get_agent_input_from_token(token), loader.get_scene_from_token(token)
-        poses = agent.compute_trajectory(*inputs).poses
+    for token in (TOKEN["log_000001"], ODD, TOKEN["log_000001"]):  # two scenes of one log
+        poses = agent.compute_trajectory(*inputs_of(source, token)).poses
         assert poses.shape == (8, 3) and np.isfinite(poses).all()
-        np.testing.assert_allclose(poses, own_plan(run, folder, exported[token][0], token), rtol=1e-5, atol=1e-5)
+        noise = token if version == 1 else "log_000001"
+        np.testing.assert_allclose(poses, own_plan(run, folder, exported[token][0], noise), rtol=1e-5, atol=1e-5)
     agent.close()
-    agent = agent_class(str(run / "checkpoint.pt"), str(source / "cache"), python=shutil.which("false"))
-    with pytest.raises(UserError, match="navsim_policy .* has ended with code 1"):
-        agent.initialize()
+
+
+def refusal(capsys, action, *arguments) -> str:
+    """The one line that `action` prints before it exits with code 2."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as exit_:
+        action(*arguments)
+    error = capsys.readouterr().err
+    assert exit_.value.code == 2 and error.count("\n") == 1, error
+    return error
+
+
+def test_what_stops_the_agent_is_said_and_ends_the_script(run, source, monkeypatch, capsys, tmp_path):
+    def started(**options):
+        agent_of(run, source, monkeypatch, **options).initialize()
+
+    assert "agent.checkpoint_path is not set" in refusal(capsys, lambda: started(checkpoint_path=None))
+    assert "no/python: cannot be started (No such file" in refusal(capsys, lambda: started(python="no/python"))
+    wrong = refusal(capsys, lambda: started(python=shutil.which("false")))
+    assert "has ended with code 1" in wrong and "agent.python must be the Python of this project's" in wrong
+    (tmp_path / "metadata").mkdir()
+    assert "has no metadata/*.csv" in refusal(capsys, lambda: started(metric_cache_path=str(tmp_path)))
+    own = refusal(capsys, lambda: started(data_dir=str(tmp_path)))  # the policy's process says it
+    assert f"no driving scenes in {tmp_path}" in own
+    with monkeypatch.context() as patch:
+        patch.delenv("NUPLAN_MAPS_ROOT")
+        assert "NUPLAN_MAPS_ROOT is not set" in refusal(capsys, started)
+
+    agent = agent_of(run, source, monkeypatch)
+    agent.initialize()
+    agent._process.kill()
+    agent._process.wait()
+    assert "has ended with code -9" in refusal(capsys, agent.compute_trajectory, *inputs_of(source, ODD))
 
 
 @pytest.mark.parametrize("name", [name for name in algorithm_names() if name != "dipole"])
@@ -336,6 +403,10 @@ def test_a_run_of_other_scenes_is_refused(folder, tmp_path):
         sample_plans(Policy(run), SCENES, "test", 1)
     config = run / "config.yaml"
     config.write_text(config.read_text().replace("driving/navsim", "driving/bandit"))
+    with pytest.raises(UserError, match="was trained with the encoding navsim-basis, bandit has basis: train anew"):
+        Policy(run)
+    environment = run / "environment.json"
+    environment.write_text(environment.read_text().replace("navsim-basis", "basis"))
     with pytest.raises(UserError, match="its task is driving/bandit; give a run of driving/navsim"):
         navsim_policy.ScenePlanner(run / "checkpoint.pt")
 
@@ -343,57 +414,108 @@ def test_a_run_of_other_scenes_is_refused(folder, tmp_path):
 # ---- Versions ----
 
 
-def test_version_2_is_recognised_and_refused(source, tmp_path, monkeypatch, capsys):
-    agent_class = importlib.import_module("envs.driving.navsim_agent").NavsimAgent
+def test_the_exporter_refuses_version_2(source, tmp_path, monkeypatch, capsys):
     assert navsim_interface.metric() == "PDMS"
     for name, module in navsim_standin.modules(version=2).items():
         monkeypatch.setitem(sys.modules, name, module)
     assert navsim_interface.metric() == "EPDMS"
-    with pytest.raises(SystemExit) as exit_:
-        navsim_export.main(arguments(source, tmp_path / "set"))
-    assert exit_.value.code == 2 and "scores by EPDMS" in capsys.readouterr().err
+    assert "scores by EPDMS" in refusal(capsys, navsim_export.main, arguments(source, tmp_path / "set"))
     assert not (tmp_path / "set").exists()
-    with pytest.raises(UserError, match="scores by EPDMS, this agent plans for PDMS"):
-        agent_class("none", "none")
+
+
+ONE_STAGE = ("history_comfort", "two_frame_extended_comfort", "score")
+TWO_STAGES = ("history_comfort_stage_one", "history_comfort_stage_two", "score")
+V2_1_ROWS = ["average_all_frames_extended_pdm_score", "average_expert_frames_extended_pdm_score", "extended_pdm_score"]
+STAGES = ("extended_pdm_score_stage_one", "extended_pdm_score_stage_two", "extended_pdm_score_combined")
+V2_0_ROWS = ("average_all_frames", "pseudo_closed_loop", "average_expert_frames")
+
+
+def summary(tokens, scores, columns: int, valid: bool = True) -> list:
+    """Rows of averages, whose other columns are empty."""
+    return [(token, valid, *[""] * (columns - 1), score) for token, score in zip(tokens, scores, strict=True)]
+
+
+RESULTS = {  # name: (columns, rows of averages, the table's heading, its cells)
+    "v1.1": (
+        ("comfort", "score"),
+        [("average", False, 1.0, 0.5)],
+        "| PDMS, NAVSIM v1.1 | PDMS |",
+        "50.0",
+    ),
+    "v2.0": (
+        ONE_STAGE,
+        summary(V2_0_ROWS, (0.7, 0.25, 0.9), 3),
+        "| EPDMS, NAVSIM v2.0, two stages | the stages weighted into one mean |",
+        "25.0",
+    ),
+    "v2.0 one stage": (
+        ONE_STAGE,
+        [
+            *summary(V2_0_ROWS[:1], (0.7,), 3),
+            *summary(V2_0_ROWS[1:2], (0.7,), 3, False),
+            *summary(V2_0_ROWS[2:], (0.7,), 3),
+        ],
+        "| EPDMS, NAVSIM v2.0, one stage | EPDMS |",
+        "70.0",
+    ),
+    "v2.1": (
+        ONE_STAGE,
+        summary(V2_1_ROWS, (0.7, 0.9, 0.3), 3),
+        "| EPDMS, NAVSIM v2.1 or v2.1.1, two stages | the stages weighted into one mean |",
+        "30.0",
+    ),
+    "v2.2": (
+        TWO_STAGES,
+        summary(STAGES, (0.8, 0.4, 0.32), 3),
+        "| EPDMS, NAVSIM v2.1.2 or v2.2, two stages | stage one | stage two | mean product of the stages |",
+        "80.0 | 40.0 | 32.0",
+    ),
+    "v2.2 one stage": (
+        ONE_STAGE,
+        summary(("average_all_frames",), (0.932,), 3),
+        "| EPDMS, NAVSIM v2.1 to v2.2, one stage | EPDMS |",
+        "93.2",
+    ),
+}
 
 
 def result_file(path: Path, columns: tuple, rows: list) -> Path:
+    """A result of three scenes, one of which failed, and the rows of averages."""
+    rows = [("0a", True, *[1.0] * len(columns)), ("0b", False, *[""] * len(columns)), *rows]
     with open(path, "w", newline="") as file:
         csv.writer(file).writerows([("", "token", "valid", *columns), *([k, *row] for k, row in enumerate(rows))])
     return path
 
 
-def test_official_results_are_labelled_and_never_mixed(tmp_path, capsys):
-    first = result_file(
-        tmp_path / "v1.csv",
-        ("comfort", "score"),
-        [("0a", True, 1.0, 0.5), ("0b", False, "", ""), ("average", False, 1.0, 0.5)],
-    )
-    second = result_file(
-        tmp_path / "v2.csv",
-        ("history_comfort", "score"),
-        [("0a", True, 1.0, 0.25), ("average_all_frames", True, 1.0, 0.25)],
-    )
-    navsim_results.main([str(first)])
-    assert capsys.readouterr().out.splitlines()[::2] == [
-        "| result | PDMS | scenes | failed |",
-        f"| {first} | 50.0 | 2 | 1 |",
-    ]
-    navsim_results.main([str(second)])
-    assert capsys.readouterr().out.splitlines()[::2] == [
-        "| result | EPDMS | scenes | failed |",
-        f"| {second} | 25.0 | 1 | 0 |",
-    ]
-    other = result_file(tmp_path / "other.csv", ("loss",), [("0a", True, 1.0)])
-    for paths, reason in (
-        ((first, second), "are different scores"),
-        ((other,), "is no result"),
-        ((tmp_path,), "cannot"),
+@pytest.mark.parametrize("name", RESULTS)
+def test_official_results_are_labelled(tmp_path, capsys, name):
+    columns, rows, heading, cells = RESULTS[name]
+    path = result_file(tmp_path / "result.csv", columns, rows)
+    navsim_results.main([str(path)])
+    first, _, row = capsys.readouterr().out.splitlines()
+    assert first == f"{heading} scenes | failed |" and row == f"| {path} | {cells} | 2 | 1 |"
+
+
+def test_no_two_kinds_of_results_share_a_table(tmp_path, capsys):
+    paths = [str(result_file(tmp_path / f"{name}.csv", *RESULTS[name][:2])) for name in RESULTS]
+    navsim_results.main([*paths, paths[0]])
+    tables = capsys.readouterr().out.strip().split("\n\n")
+    assert len(tables) == len(RESULTS) and [table.count("\n") for table in tables] == [2] * len(RESULTS)
+
+
+def test_files_without_a_score_are_refused(tmp_path, capsys):
+    def of(*content) -> str:
+        return str(result_file(tmp_path / f"{len(list(tmp_path.iterdir()))}.csv", *content))
+
+    for path, reason in (
+        (of(("loss",), []), "is no result of NAVSIM's"),
+        (str(tmp_path), "cannot be read"),
+        (of(("comfort", "score"), [("average", False, "", "")]), "holds no score, no scene was scored"),
+        (of(("history_comfort", "score"), [("average", True, 1.0, 1.0)]), "of none of NAVSIM's versions"),
+        (of(TWO_STAGES, summary(STAGES, (0.8, 0.4, 0.32), 3, False)), "could not combine its two stages"),
+        (of(ONE_STAGE, summary(V2_0_ROWS, (0.7, 0.7, 0.9), 3, False)), "could not combine its two stages"),
     ):
-        with pytest.raises(SystemExit) as exit_:
-            navsim_results.main([str(path) for path in paths])
-        error = capsys.readouterr().err
-        assert exit_.value.code == 2 and reason in error and error.count("\n") == 1
+        assert reason in refusal(capsys, navsim_results.main, [path])
 
 
 # ---- NAVSIM's environment ----
@@ -409,14 +531,73 @@ def test_without_navsim_a_sentence_says_what_to_install_where(tmp_path):
     assert not (tmp_path / "set").exists()
 
 
-def test_too_few_logs_and_wrong_folders_are_refused(source, tmp_path):
-    with pytest.raises(UserError, match="set --metric_cache"):
+def test_the_comparison_with_navsims_code_is_skipped_without_it(tmp_path, monkeypatch):
+    monkeypatch.delenv("NAVSIM", raising=False)
+    command = ["bash", str(ROOT / "benchmarks" / "navsim" / "compare.sh"), str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert result.stdout.startswith("skipped: NAVSIM is not installed here") and not any(tmp_path.iterdir())
+
+
+def test_too_few_logs_and_wrong_folders_are_refused(source, folder, tmp_path):
+    with pytest.raises(UserError, match="has no metadata/.*csv"):
         navsim_export.export(tmp_path, source / "logs", tmp_path / "set")
     with pytest.raises(UserError, match="are of 2 logs in .* split by log needs 5"):
         navsim_export.export(source / "cache", source / "logs", tmp_path / "set", limit=2)
     with pytest.raises(UserError, match="seed there is 0, asked for 1"):
-        navsim_export.export(source / "cache", source / "logs", source / "set", seed=1)
+        navsim_export.export(source / "cache", source / "logs", folder, seed=1)
     assert not (tmp_path / "set").exists()
+
+
+def copied(source: Path, target: Path) -> Path:
+    """A copy of caches and logs whose listing names the copied caches."""
+    for part in ("cache", "logs"):
+        shutil.copytree(source / part, target / part)
+    listing = next((target / "cache" / "metadata").glob("*.csv"))
+    listing.write_text(listing.read_text().replace(str(source), str(target)))
+    return target
+
+
+def test_an_export_that_cannot_be_made_leaves_nothing(source, tmp_path, monkeypatch, capsys):
+    broken = copied(source, tmp_path / "source")
+    listing = next((broken / "cache" / "metadata").glob("*.csv"))
+    first = min(listing.read_text().splitlines()[1:], key=lambda path: path.split("/")[-2])
+    out = tmp_path / "set"
+
+    def said(reason: str) -> None:
+        assert reason in refusal(capsys, navsim_export.main, arguments(broken, out))
+        assert not out.exists()
+
+    listed = listing.read_text()
+    listing.write_text(listed.splitlines()[0])
+    said("has no metadata/*.csv that lists scenes")
+    listing.write_text(listed)
+    content = Path(first).read_bytes()
+    Path(first).write_bytes(content[:100])
+    said(f"{first}: cannot be read")
+    cache = pickle.loads(lzma.decompress(content))
+    cache.map_parameters = "of version 2"
+    Path(first).write_bytes(lzma.compress(pickle.dumps(cache)))
+    said("was made by version 2 of NAVSIM; make it with branch v1.1")
+    Path(first).write_bytes(lzma.compress(b"cnavsim.only_in_version_2\nSomething\n."))
+    said("was made by another version of NAVSIM than the one installed here (No module named 'navsim.only")
+    Path(first).write_bytes(content)
+    Path(first).rename(tmp_path / "elsewhere")
+    said("names 1 files that are not there")
+    (tmp_path / "elsewhere").rename(first)
+    for log in (broken / "logs").iterdir():
+        log.rename(tmp_path / log.name)
+    said("holds none of the 6 scenes cached in")
+    with monkeypatch.context() as patch:
+        patch.setenv("NUPLAN_MAPS_ROOT", str(tmp_path / "none"))
+        said("set it to the folder of nuPlan's maps")
+    for name in LOGS:
+        (tmp_path / f"{name}.pkl").rename(broken / "logs" / f"{name}.pkl")
+    log = pickle.loads((broken / "logs" / "log_000001.pkl").read_bytes())
+    del log[ODD]
+    (broken / "logs" / "log_000001.pkl").write_bytes(pickle.dumps(log))
+    navsim_export.main(arguments(broken, out))
+    assert "1 cached scenes are not in the logs of" in capsys.readouterr().out
+    assert json.loads((out / "generation.json").read_text())["scenes_without_log"] == 1
 
 
 def imported_files(path: Path, seen: set) -> set:
@@ -425,7 +606,7 @@ def imported_files(path: Path, seen: set) -> set:
         return seen
     seen.add(path)
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "envs":
+        if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] in ("common", "envs"):
             for name in (node.module, *(f"{node.module}.{alias.name}" for alias in node.names)):
                 file = ROOT.joinpath(*name.split(".")).with_suffix(".py")
                 for each in (file, *(parent / "__init__.py" for parent in file.parents if ROOT in parent.parents)):
@@ -436,7 +617,9 @@ def imported_files(path: Path, seen: set) -> set:
 
 def test_what_runs_in_navsims_environment_is_python_39_and_needs_what_is_there():
     files = imported_files(ROOT / "envs" / "driving" / "navsim_agent.py", set())
-    assert {"navsim_export.py", "score.py", "curate.py", "files.py", "errors.py"} <= {path.name for path in files}
+    for part in ("envs/driving/navsim_export.py", "benchmarks/navsim/compare_scores.py"):
+        files |= imported_files(ROOT / part, set())
+    assert {"navsim_agent.py", "score.py", "curate.py", "files.py", "errors.py"} <= {path.name for path in files}
     for path in sorted({*files, ROOT / "tests" / "navsim_standin.py"}):
         tree = ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 9))
         for node in ast.walk(tree):
@@ -452,5 +635,5 @@ def test_what_runs_in_navsims_environment_is_python_39_and_needs_what_is_there()
         for node in tree.body if path in files else ():
             modules = [node.module] if isinstance(node, ast.ImportFrom) else []
             modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            foreign = {module.split(".")[0] for module in modules} - set(sys.stdlib_module_names) - {"envs"}
+            foreign = {module.split(".")[0] for module in modules} - set(sys.stdlib_module_names) - {"common", "envs"}
             assert foreign <= {"numpy", "scipy", "tqdm"}, path.name

@@ -1,5 +1,7 @@
 """The PDM scorer: every figure of NAVSIM's own modules in golden/driving/, and cases worked out by hand."""
 
+import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,14 +9,19 @@ import pytest
 
 from envs.driving.boxes import corners, overlap
 from envs.driving.comfort import LOWER, SIGNALS, UPPER, comfort_signals, comfort_verdicts
+from envs.driving.curate import score_matrix
+from envs.driving.polygons import ROAD, PolygonRoad
 from envs.driving.scene import DRIVABLE, Road, Scene, project
-from envs.driving.score import Motion, Scores, extended_scores, score
+from envs.driving.scene_files import log_path, read_log, read_road, road_path
+from envs.driving.score import TWO_FRAMES, Motion, Scores, epdms, extended_scores, progress_of, score, start_of
 from envs.driving.vehicle import (
     DT,
     HEADING,
     STATE_NAMES,
+    WIDTH,
     curvature_profile,
     reference_path,
+    simulate,
     speed_profile,
     to_frame,
     to_world,
@@ -102,7 +109,46 @@ def test_states_and_area_flags_of_320_plans_are_navsims(scoring, scored):
         assert states_difference(scores.states, scoring["states"][index]) < 1e-8
         motion = Motion(scene, scores.states)
         assert np.array_equal(motion.off_road, scoring["off_road"][index])
-        assert np.array_equal(motion.multi_lane, scoring["multi_lane"][index])
+        assert np.array_equal(scene.road.several_lanes(motion.corners), scoring["multi_lane"][index])
+
+
+@pytest.mark.parametrize("index", range(2))
+def test_scores_in_exported_scenes_are_those_of_navsims_own_code(index):
+    record = read_log(log_path(GOLDEN / "navsim", index))
+    token = record.token(0, "")
+    scene = record.scene(0, read_road(road_path(GOLDEN / "navsim", token)))
+    with np.load(GOLDEN / "navsim" / "scores.npz") as file:
+        chosen = file["token"] == token
+        plans, scores, progress = file["plan"][chosen], file["scores"][chosen], file["reference_progress"][chosen]
+    np.testing.assert_allclose(score_matrix(score(scene, plans)), scores, atol=1e-6)
+    assert scene.reference_progress == pytest.approx(progress[0], abs=1e-4) and progress[0] > 5
+    reference = Motion(scene, simulate(record.reference_plan, start_of(scene)))
+    assert progress_of(reference)[0] == pytest.approx(progress[0], rel=0.01)  # every half second of its path
+
+
+@pytest.mark.parametrize("name", ["epdms_rows", "epdms_synthetic"])
+def test_epdms_of_its_terms_is_navsims(name):
+    """epdms_rows: published, without two-frame comfort; epdms_synthetic: of NAVSIM v2.2 in both stages, with it."""
+    with open(GOLDEN / "navsim" / f"{name}.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    terms = {key: np.array([float(row[key]) for row in rows]) for key in rows[0] if key != "planner"}
+    assert (TWO_FRAMES in terms) == (name == "epdms_synthetic") and len(np.unique(terms["score"])) > 5
+    np.testing.assert_allclose(epdms(terms), terms["score"], atol=1e-12)
+    del terms["lane_keeping"]
+    with pytest.raises(KeyError, match="lane_keeping"):
+        epdms(terms)
+
+
+@pytest.mark.parametrize("room", [0.001, -0.001])  # metres
+def test_the_drivable_area_ends_where_its_polygon_does(scoring, room):
+    scene, half = golden_scene(scoring, 0), WIDTH / 2 + room
+    corners = to_world(
+        np.array([[-9, half, 0], [-9, -half, 0], [90, -half, 0], [90, half, 0], [-9, half, 0]]), scene.pose
+    )
+    road = PolygonRoad(np.concatenate([corners[:, :2], [[np.nan, np.nan]]]), np.array([6]), np.array([ROAD], np.uint8))
+    straight = np.stack([2.0 * np.arange(1, 9), np.zeros(8), np.zeros(8)], axis=-1)[None]
+    ego = np.array([*scene.pose, 4.0, 0.0, 0.0, 0.0])
+    assert score(replace(scene, road=road, ego=ego), straight).drivable_area == (room > 0)
 
 
 @pytest.mark.parametrize(

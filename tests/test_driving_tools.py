@@ -1,13 +1,14 @@
 """What looks at driving policies: the closed loop, the table of sub-scores and the pictures."""
 
 import csv
+import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from algorithms.dipole import DIPOLEConfig, train
+from algorithms.dipole import DIPOLE, DIPOLEConfig
 from common.errors import UserError
 from envs import load_task
 from envs.driving import closed_loop
@@ -17,9 +18,13 @@ from envs.driving.scene_files import SCORE_NAMES
 from envs.driving.vehicle import simulate
 from harness.comparison.matrix_file import load_comparison
 from harness.comparison.planned_run import complete_run
+from harness.config import RunConfig
+from harness.driving import closed_loop as closed_loop_table
 from harness.driving import results, show, table
 from harness.driving.policies import Policy, sample_plans
-from harness.run_folder import run_path
+from harness.evaluate import evaluate_command
+from harness.run_folder import load_run, run_path
+from harness.train import train_run
 
 SCENES = Path(__file__).resolve().parent / "golden" / "driving" / "scenes"
 PNG = b"\x89PNG"
@@ -34,9 +39,10 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(folder) -> Path:
-    """A finished run of few updates, evaluated in the environment on the way."""
-    config = DIPOLEConfig(
+    """A finished run of few updates that asks for more episodes than there are scenes."""
+    settings = RunConfig(
         task="driving/bandit",
+        label="dipole",
         data_dir=str(folder),
         run_dir=str(folder.parent / "runs"),
         device="cpu",
@@ -44,16 +50,35 @@ def run(folder) -> Path:
         log_interval=2,
         checkpoint_interval=4,
         eval_interval=4,
-        eval_episodes=3,
+        eval_episodes=1000,
         batch_size=16,
-        actor_hidden_dims=(16,),
-        value_hidden_dims=(16,),
-        num_candidates=1,
-        flow_steps=2,
     )
-    (result,) = train([config])
+    config = DIPOLEConfig(actor_hidden_dims=(16,), value_hidden_dims=(16,), num_candidates=1, flow_steps=2)
+    result = train_run(DIPOLE, settings, config)
     assert result["score_name"] == "return" and 0.0 <= result["score"] <= 1.0
-    return run_path(config)
+    return run_path(settings)
+
+
+# ---- Episodes ----
+
+
+def test_an_evaluation_takes_every_scene_once_unless_more_are_asked_for(folder, run, capsys):
+    scenes = len(read_split(folder, "test").scenes)
+    assert json.loads((run / "result.json").read_text())["episodes"] == scenes
+    with open(run / "eval.csv", newline="") as file:
+        assert {float(row["episodes"]) for row in csv.DictReader(file)} == {scenes}
+    evaluate_command([str(run)])
+    assert f"{scenes} episodes each" in capsys.readouterr().out
+    evaluate_command([str(run), "--episodes", str(scenes + 1)])
+    said = f"driving/bandit has {scenes} different episodes: intervals of {scenes + 1} are too narrow"
+    assert said in capsys.readouterr().out
+    _, settings, config = load_run(run)
+    train_run(DIPOLE, settings, config)  # finished, but checked
+    said = f"driving/bandit has {scenes} different episodes: an evaluation takes each of them once"
+    assert said in capsys.readouterr().out
+    tasks = {name: load_task(f"driving/{name}", str(folder)) for name in ("bandit", "bandit-validation", "closed_loop")}
+    assert tasks["bandit-validation"].episodes(1000) == len(read_split(folder, "validation").scenes)
+    assert tasks["bandit"].episodes(1) == 1 and tasks["closed_loop"].episodes(1000) == 1000
 
 
 @pytest.fixture
@@ -114,8 +139,8 @@ def test_driving_straight_into_a_roundabout_leaves_the_road_and_ends_the_episode
 
 
 def test_the_closed_loop_reports_planners_and_runs(folder, run, drive, capsys, monkeypatch):
-    monkeypatch.setattr(closed_loop, "MAX_PLANS", 2)
-    closed_loop.main(["--data_dir", str(folder), "--episodes", "2", "--run", str(run)])
+    monkeypatch.setattr(closed_loop_table, "MAX_PLANS", 2)
+    closed_loop_table.main(["--data_dir", str(folder), "--episodes", "2", "--run", str(run)])
     lines = capsys.readouterr().out.splitlines()
     labels = [line.split("|")[1].strip() for line in lines[2:]]
     assert labels == ["constant velocity", "PDM-Closed-like planner", str(run)]

@@ -1,8 +1,9 @@
-"""harness.evaluate: the grid of act options, its sweep, its table, figure and files."""
+"""harness.evaluate: the grid of act options, its sweep, its table, figures and files."""
 
 import csv
 import dataclasses
 import json
+import os
 import shutil
 from types import SimpleNamespace
 
@@ -19,20 +20,19 @@ from algorithms.dipole import DIPOLE, Noise
 from common.errors import UserError
 from common.files import write_rows_csv
 from envs.task import Task
-from harness.act_options import parse_grid
 from harness.config import RunConfig, config_to_yaml
-from harness.evaluation import GRID_SEED, evaluate
+from harness.evaluate import Cell, format_table, parse_grid, remark, rows_of, show_and_write, sweep
+from harness.evaluation import GRID_SEED, EvaluationResult, evaluate
 from harness.plots import plot_learning_curve, plot_sweep
-from harness.run_folder import load_policy, load_run_task, load_trained_task, run_path
+from harness.run_folder import load_policy, load_run_task, load_trained_task, remove_run, run_path
 from harness.score_statistics import interval
-from harness.sweep import sweep
-from harness.sweep_report import format_table, greediness_remark, write_sweep_report
 from harness.train import train_run
 from tests.test_arrays import pendulum
 from tests.toy import toy_checkpoint
 from tests.toy_run import toy_settings
 
-TOY_RUN = RunConfig(task="toy/target", label="toy", threads=1, eval_episodes=4, eval_environments=3)
+TOY_RUN = RunConfig(task="toy/target", label="toy", data_dir="data", threads=1, eval_episodes=4, eval_environments=3)
+IDENTITY = {"sha256": "0", "source": "made up", "episode_return_mean": 1.5, "episode_return_best": 3.0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,22 +53,23 @@ class Toy(nn.Module):
     """Acts by its greediness: the return grows with it."""
 
     act_options = ("greediness", "num_candidates", "flow_steps")
+    observation_dim = 2
 
-    def __init__(self, config):
+    def __init__(self, config=None):
         super().__init__()
-        self.noise, self.network = Noise(0), nn.Identity()
-        self.config, self.calls = config, []
+        self.noise, self.network = Noise(0), nn.Linear(1, 1)
+        self.config, self.calls = config or ToyConfig(), []
 
-    def act(self, observations, greediness=None, num_candidates=None, flow_steps=None):
+    @torch.no_grad()
+    def act(self, observations, greediness=0.0, num_candidates=4, flow_steps=10):
         self.calls.append((greediness, num_candidates, flow_steps))
-        for _ in range(flow_steps):
-            self.network(observations.repeat(num_candidates, 1))
+        self.network(observations[:, :1].repeat(num_candidates * flow_steps, 1))
         return torch.full((len(observations), 1), float(greediness)) + 0.1 * self.noise.normal(len(observations), 1)
 
     @classmethod
     def load(cls, run_dir):
         torch.load(run_dir / "checkpoint.pt", weights_only=True)
-        return cls(ToyConfig())
+        return cls()
 
 
 class Plain(Toy):
@@ -77,6 +78,7 @@ class Plain(Toy):
     act_options = ()
 
     def act(self, observations, explore=False):
+        self.network(observations[:, :1])
         return 0.1 * self.noise.normal(len(observations), 1)
 
 
@@ -95,59 +97,50 @@ class Target(gymnasium.Env):
         return np.zeros(2), float(action[0]), False, self.time == 2, {"success": self.total > 1}
 
 
-def toy_task(score_name="return"):
-    return Task(
-        name="toy/target",
-        dataset=None,
-        validation=None,
-        make_env=Target,
-        observation_dim=2,
-        action_dim=1,
-        score_name=score_name,
-        identity={"episode_return_mean": 1.5, "episode_return_best": 3.0, "source": "official"},
-    )
+def toy_task(score_name="return", make_env=Target, **identity):
+    return Task("toy/target", None, None, make_env, 2, 1, score_name, IDENTITY | identity)
 
 
-def toy_row(greediness, mean, num_candidates=1, half_width=0.1):
-    return {
-        "greediness": greediness,
-        "num_candidates": num_candidates,
-        "flow_steps": 10,
-        "return": mean,
-        "return_low": mean - half_width,
-        "return_high": mean + half_width,
-        "return_std": 0.5,
-        "length": 2.0,
-        "episodes": 50,
-        "network_evaluations": 10 * num_candidates,
-    }
+def cell_of(scores, greediness=0.0, num_candidates=1):
+    """A cell of two-step episodes with these returns."""
+    options = {"greediness": greediness, "num_candidates": num_candidates, "flow_steps": 10}
+    scores = np.asarray(scores, dtype=np.float64)
+    result = EvaluationResult(scores, np.full(len(scores), 2), None, 0.0)
+    return Cell(options, GRID_SEED, result, 10 * num_candidates)
 
 
-def write_toy_run(folder) -> None:
-    (folder / "config.yaml").write_text(config_to_yaml(TOY_RUN, ToyConfig()))
-    record = {"algorithm": "toy", "run_id": "0", "data": toy_task().identity, "environment": toy_task().record()}
-    (folder / "environment.json").write_text(json.dumps(record))
-    torch.save(toy_checkpoint("toy"), folder / "checkpoint.pt")
+def spread(mean, count=50):
+    return mean + np.linspace(-1, 1, count)
 
 
 @pytest.fixture
 def run_dir(tmp_path, monkeypatch):
     folder = tmp_path / "seed_0"
     folder.mkdir()
-    write_toy_run(folder)
+    (folder / "config.yaml").write_text(config_to_yaml(TOY_RUN, ToyConfig()))
+    record = {"algorithm": "toy", "run_id": "1", "data": IDENTITY, "environment": toy_task().record()}
+    (folder / "environment.json").write_text(json.dumps(record))
+    torch.save(toy_checkpoint("toy"), folder / "checkpoint.pt")
     algorithm = SimpleNamespace(name="toy", config_class=ToyConfig, agent_class=Toy)
-    loaded = []
+    made = SimpleNamespace(folder=folder, algorithm=algorithm, loaded=[], task=toy_task())
     monkeypatch.setattr(harness.run_folder, "load_algorithm", lambda name: {"toy": algorithm}[name])
     monkeypatch.setattr(
-        harness.run_folder, "load_environment", lambda *arguments: loaded.append(arguments) or toy_task()
+        harness.run_folder, "load_environment", lambda *arguments: made.loaded.append(arguments) or made.task
     )
-    monkeypatch.setattr(harness.evaluate, "set_up_torch", lambda run: loaded.append(run.threads))
-    return SimpleNamespace(folder=folder, algorithm=algorithm, loaded=loaded)
+    return made
 
 
 def command(monkeypatch, *arguments):
     monkeypatch.setattr("sys.argv", ["evaluate", *map(str, arguments)])
     harness.evaluate.main()
+
+
+def rows_in(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# ---- Grids ----
 
 
 def test_grid_values_have_the_types_of_the_config():
@@ -158,64 +151,51 @@ def test_grid_values_have_the_types_of_the_config():
 
 
 @pytest.mark.parametrize(
-    "assignments, agent, message",
+    "assignments, agent, config, message",
     [
-        (
-            ["omega=1"],
-            Toy,
-            "omega is not an option .* greediness, num_candidates, flow_steps; did you mean greediness?",
-        ),
-        (["cfg=1"], Toy, r"did you mean greediness \(= cfg - 1\)"),
-        (["N=1"], Toy, "did you mean num_candidates"),
-        (["beta=1"], Toy, "beta is not an option .* has: greediness, num_candidates, flow_steps$"),
-        (["threads=1"], Toy, "threads is not an option"),
-        (["greediness=1"], Plain, "greediness is not an option .* has: none$"),
-        (["num_candidates=1.5"], Toy, "num_candidates=1.5: .*whole number"),
-        (["greediness=0,"], Toy, "greediness="),
-        (["greediness"], Toy, "greediness=value,value"),
-        (["greediness=0", "greediness=1"], Toy, "write each option once"),
-        (["greediness=0,-2"], Toy, "greediness is -2; it starts at -1"),
+        (["omega=1"], Toy, {}, "omega is not an option .* greediness, num_candidates, flow_steps; .* mean greediness?"),
+        (["cfg=1"], Toy, {}, r"did you mean greediness \(= cfg - 1\)"),
+        (["N=1"], Toy, {}, "did you mean num_candidates"),
+        (["beta=1"], Toy, {}, "beta is not an option .* has: greediness, num_candidates, flow_steps$"),
+        (["single_policy=true"], Toy, {}, "single_policy is not an option"),
+        (["greediness=1"], Plain, {}, "greediness is not an option .* has: none$"),
+        (["num_candidates=1.5"], Toy, {}, "num_candidates=1.5: .*whole number"),
+        (["num_candidates=0"], Toy, {}, "act options: num_candidates is 0, it must be at least 1"),
+        (["greediness=0,"], Toy, {}, "greediness="),
+        (["greediness"], Toy, {}, "greediness=value,value"),
+        (["greediness=0", "greediness=1"], Toy, {}, "write each option once"),
+        (["greediness=0,-2"], Toy, {}, "act options: greediness is -2; it starts at -1"),
+        (["greediness=0,1"], Toy, {"single_policy": True}, "act options: greediness must be 0 with a single policy"),
     ],
 )
-def test_wrong_grids_are_explained(assignments, agent, message):
+def test_wrong_grids_are_explained(assignments, agent, config, message):
     with pytest.raises(UserError, match=message):
-        parse_grid(assignments, agent, ToyConfig())
+        parse_grid(assignments, agent, ToyConfig(**config))
 
 
-def test_a_grid_is_checked_against_the_runs_config_not_the_defaults():
-    """20 steps are more than the default config has levels, and as many as this run's has."""
-    from algorithms.dipole_diffusion import DIPOLEDiffusion, DIPOLEDiffusionConfig
-
-    config = DIPOLEDiffusionConfig(diffusion_steps=20)
-    assert parse_grid(["denoising_steps=20"], DIPOLEDiffusion, config) == {"denoising_steps": [20]}
-
-
-def test_grid_must_suit_the_config_of_the_run():
-    with pytest.raises(UserError, match="act options: greediness must be 0 with a single policy"):
-        parse_grid(["greediness=0,1"], Toy, ToyConfig(single_policy=True))
+# ---- Sweeps ----
 
 
 def test_sweep_runs_every_cell_on_the_same_seeds():
     Target.seeds.clear()
-    agent = Toy(ToyConfig())
-    grid = {"greediness": [0.0, 1.0], "num_candidates": [1, 2]}
-    rows = sweep(agent, toy_task(), TOY_RUN, grid, episodes=5)
-    assert [(row["greediness"], row["num_candidates"], row["flow_steps"]) for row in rows] == [
-        (0.0, 1, 10),
-        (0.0, 2, 10),
-        (1.0, 1, 10),
-        (1.0, 2, 10),
-    ]
-    assert set(agent.calls) == {(row["greediness"], row["num_candidates"], row["flow_steps"]) for row in rows}
+    agent = Toy()
+    cells = sweep(agent, toy_task(), TOY_RUN, {"greediness": [0.0, 1.0], "num_candidates": [1, 2]}, episodes=5)
+    rows = rows_of(cells, toy_task())
+    settings = [(0.0, 1, 10), (0.0, 2, 10), (1.0, 1, 10), (1.0, 2, 10)]
+    assert [(row["greediness"], row["num_candidates"], row["flow_steps"]) for row in rows] == settings
+    assert set(agent.calls) == set(settings)
     assert Target.seeds == 4 * [GRID_SEED + episode for episode in range(5)]
     assert rows[0]["return"] == rows[1]["return"] == pytest.approx(0.0, abs=0.3)
-    assert rows[2]["return"] == pytest.approx(rows[0]["return"] + 2.0, abs=1e-5), "same noise in every cell"
     for row in rows:
         assert row["return_low"] <= row["return"] <= row["return_high"]
         assert row["network_evaluations"] == 10 * row["num_candidates"]
         assert (row["episodes"], row["length"]) == (5, 2.0)
-    successes = sweep(agent, toy_task("success"), TOY_RUN, {"greediness": [0.0, 1.0]}, episodes=3)
-    assert [(row["success"], row["success_low"], row["success_high"]) for row in successes] == [(0, 0, 0), (1, 1, 1)]
+        difference = 2.0 * row["greediness"]  # the same noise in every cell, so that nothing else differs
+        assert [row[f"difference{end}"] for end in ("", "_low", "_high")] == pytest.approx([difference] * 3, abs=1e-5)
+    successes = sweep(agent, toy_task("success"), TOY_RUN, {"greediness": [0.0, 1.0]})
+    rows = rows_of(successes, toy_task("success"))
+    assert [(row["success"], row["success_low"], row["success_high"]) for row in rows] == [(0, 0, 0), (1, 1, 1)]
+    assert rows[0]["episodes"] == TOY_RUN.eval_episodes
 
 
 def test_interval_covers_the_mean_as_a_normal_interval_does():
@@ -227,61 +207,126 @@ def test_interval_covers_the_mean_as_a_normal_interval_does():
     assert np.isnan(interval([scores[:1]])).all()
 
 
-def test_remark_tells_where_greediness_makes_no_difference():
-    same = [toy_row(0, 1.0), toy_row(1, 1.1), toy_row(2, 0.95)]
-    different = [toy_row(0, 1.0, 32), toy_row(1, 2.0, 32)]
-    assert greediness_remark(different, "return") is None
-    assert greediness_remark(same[:1] + different[:1], "return") is None, "it was not swept"
-    assert greediness_remark(same, "return").startswith("Greediness makes no clear difference: the 95%")
-    assert "difference at num_candidates 1 and flow_steps 10:" in greediness_remark(same + different, "return")
-    unknown = [toy_row(greediness, 1.0, half_width=float("nan")) for greediness in (0, 1)]
-    assert greediness_remark(unknown, "return") is None, "one episode says nothing"
+def test_a_clear_difference_on_the_same_episodes_is_never_called_unclear():
+    """The intervals of the two means overlap by far, and that of their difference is +0.30 [0.10, 0.50]."""
+    random = np.random.default_rng(0)
+    first, noise = random.normal(0, 2, 50), random.normal(0, 1, 50)
+    second = first + 0.3 + 0.72 * (noise - noise.mean()) / noise.std()
+    cells = [cell_of(first, 0.0), cell_of(second, 1.0)]
+    low, high = rows_of(cells, toy_task())
+    assert low["return_high"] > high["return"] and high["return_low"] < low["return"]
+    found = [high[f"difference{end}"] for end in ("", "_low", "_high")]
+    assert found == pytest.approx([0.3, 0.1, 0.5], abs=0.01)
+    assert remark(cells, "return") is None
+    assert "+0.300 [0.1" in format_table(cells, toy_task(), "toy")
 
 
-def test_table_is_aligned_and_csv_reads_back(tmp_path):
-    rows = [toy_row(0.0, 3.25), toy_row(0.5, 1234.5, 32)]
-    lines = format_table(rows, "return").splitlines()
-    assert len(lines) == 3 and len({len(line) for line in lines}) == 1
+def test_a_difference_is_from_the_first_value_at_the_same_other_options():
+    means = {(0, 1): 1.0, (1, 1): 2.0, (0, 32): 5.0, (1, 32): 5.5}
+    rows = rows_of([cell_of(spread(mean), *options) for options, mean in means.items()], toy_task())
+    assert [row["difference"] for row in rows] == pytest.approx([0, 1, 0, 0.5])
+
+
+def test_remark_tells_where_the_swept_option_makes_no_difference():
+    same = [cell_of(np.roll(spread(1.0), shift), omega) for omega, shift in ((0, 0), (1, 10), (2, 25))]
+    different = [cell_of(spread(mean), omega, 32) for omega, mean in ((0, 1.0), (1, 2.0))]
+    assert remark(same, "return").startswith("greediness makes no clear difference: on the same episodes")
+    assert "difference at num_candidates 1, flow_steps 10: on" in remark(same + different, "return")
+    assert remark(different, "return") is None
+    assert remark(same[:1], "return") is None, "nothing was swept"
+    assert remark([cell_of([1.0], 0), cell_of([1.0], 1)], "return") is None, "one episode says nothing"
+    assert remark([*same[:2], cell_of(spread(1.0) + 0.1, 2)], "return") is None, "0 and 2 differ on every episode"
+    counts = [cell_of(spread(1.0), 0, 1), cell_of(np.roll(spread(1.0), 9), 0, 4)]
+    assert remark(counts, "return").startswith("num_candidates makes no clear difference:")
+
+
+# ---- Table and files ----
+
+
+def test_table_is_aligned_and_begins_with_the_data():
+    cells = [cell_of(spread(3.25), 0.0), cell_of(spread(1234.5), 0.5)]
+    common, *lines = format_table(cells, toy_task(), "mine").splitlines()
+    assert common == "num_candidates 1, flow_steps 10, episodes 50, first seed 1,000,000"
+    assert len({len(line) for line in lines}) == 1
     assert lines[0].split() == [
-        *("greediness", "num_candidates", "flow_steps", "return", "95%", "interval", "std", "length", "episodes"),
+        *("policy", "greediness", "return", "95%", "interval", "minus", "greediness", "0.0", "std", "length"),
         *("network", "evaluations"),
     ]
-    assert lines[2].split() == ["0.5", "32", "10", "1234.5", "[1234.4,", "1234.6]", "0.5", "2", "50", "320"]
-    write_rows_csv(rows, tmp_path / "rows.csv")
-    with open(tmp_path / "rows.csv", newline="") as file:
-        read = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
-    assert read == rows
-    assert [path.name for path in tmp_path.iterdir()] == ["rows.csv"]
-
-
-def test_command_writes_table_and_figure(run_dir, monkeypatch, capsys):
-    command(monkeypatch, run_dir.folder, "--greediness", "0", "0.5", "--num_candidates", "1", "2", "--data_dir", "here")
-    output = capsys.readouterr().out
-    assert "toy/target (official), seed 0" in output and "network evaluations" in output
-    assert "data: best episode" in output and "4 settings, 4 episodes each: greediness 0.0, 0.5; num_cand" in output
-    with open(run_dir.folder / "greediness.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [(row["greediness"], row["num_candidates"]) for row in rows] == [
-        ("0.0", "1"),
-        ("0.0", "2"),
-        ("0.5", "1"),
-        ("0.5", "2"),
+    assert [line.split()[:4] for line in lines[1:3]] == [
+        ["data:", kind, "episode", score] for kind, score in (("mean", "1.5"), ("best", "3.0"))
     ]
+    assert lines[3].split() == ["mine", "0.0", "3.2", "[3.1,", "3.4]", "0.6", "2", "10"]
+    assert lines[4].split()[:6] == ["mine", "0.5", "1234.5", "[1234.3,", "1234.7]", "+1231.2"]
+
+
+def test_a_task_with_reference_returns_has_its_normalized_return():
+    cells, task = [cell_of([40.0, 60.0])], toy_task(reference_returns={"min": 10.0, "max": 90.0})
+    assert [row["normalized_return"] for row in rows_of(cells, task)] == [50.0]
+    lines = format_table(cells, task, "toy").splitlines()
+    assert "return  normalized return" in lines[1] and "50.0               50.0" in lines[-1]
+    assert "normalized" not in format_table(cells, toy_task(), "toy")
+
+
+def test_episodes_and_rows_of_every_sweep_are_kept_until_the_checkpoint_changes(run_dir, monkeypatch, capsys):
+    folder = run_dir.folder
+    command(monkeypatch, folder, "--greediness", "0", "0.5", "--num_candidates", "1", "2", "--data_dir", "here")
+    output = capsys.readouterr().out
+    assert "toy on toy/target" in output and "network evaluations" in output
+    rows = rows_in(folder / "greediness.csv")
+    settings = [("0.0", "1"), ("0.0", "2"), ("0.5", "1"), ("0.5", "2")]
+    assert [(row["greediness"], row["num_candidates"]) for row in rows] == settings
     assert {row["episodes"] for row in rows} == {"4"}
-    assert matplotlib.image.imread(run_dir.folder / "greediness.png").shape[2] == 4
-    assert run_dir.loaded == [1, ("toy/target", toy_task().record(), toy_task().identity, "here", False)]
-    assert not list(run_dir.folder.glob("*.tmp"))
+    assert matplotlib.image.imread(folder / "greediness.png").shape[2] == 4
+    assert run_dir.loaded == [("toy/target", toy_task().record(), IDENTITY, "here", False)]
+    episodes = rows_in(folder / "episodes.csv")
+    assert list(episodes[0]) == ["greediness", "num_candidates", "flow_steps", "seed", "return", "success", "length"]
+    assert [int(row["seed"]) for row in episodes] == 4 * [GRID_SEED + episode for episode in range(4)]
+    mean = np.mean([float(row["return"]) for row in episodes[8:12]])
+    assert mean == pytest.approx(float(rows[2]["return"]), abs=1e-6)
+
+    command(monkeypatch, folder, "--num_candidates", "2", "3")
+    assert len(rows_in(folder / "num_candidates.csv")) == 2 and (folder / "num_candidates.png").exists()
+    assert len(rows_in(folder / "greediness.csv")) == 4, "the other sweep's stay"
+    assert len(rows_in(folder / "episodes.csv")) == 20, "one of the two cells was there"
+    later = (folder / "episodes.csv").stat().st_mtime + 10
+    os.utime(folder / "checkpoint.pt", (later, later))
+    command(monkeypatch, folder)
+    assert len(rows_in(folder / "episodes.csv")) == 4 and (folder / "evaluation.csv").exists()
+    assert not list(folder.glob("*.tmp"))
 
 
 def test_command_writes_elsewhere_and_serves_agents_without_options(run_dir, tmp_path, monkeypatch, capsys):
     run_dir.algorithm.agent_class = Plain
-    command(monkeypatch, run_dir.folder, "--episodes", "2", "--out", tmp_path / "new" / "out")
-    assert [path.name for path in (tmp_path / "new" / "out").iterdir()] == ["evaluation.csv"]
-    assert sorted(path.name for path in run_dir.folder.iterdir()) == [
-        "checkpoint.pt",
-        "config.yaml",
-        "environment.json",
-    ]
+    out, before = tmp_path / "new" / "out", sorted(run_dir.folder.iterdir())
+    for episodes in (3, 2):
+        command(monkeypatch, run_dir.folder, "--episodes", episodes, "--out", out)
+    assert sorted(path.name for path in out.iterdir()) == ["episodes.csv", "evaluation.csv"]
+    assert len(rows_in(out / "episodes.csv")) == 2, "of the last run only, which may be another"
+    assert sorted(run_dir.folder.iterdir()) == before
+
+
+def test_a_restarted_run_leaves_no_sweep_of_the_old_one(tmp_path):
+    run, folder = dataclasses.replace(TOY_RUN, run_dir=str(tmp_path)), tmp_path / "toy" / "toy" / "target" / "seed_0"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(config_to_yaml(run, ToyConfig()))
+    (folder / "notes.csv").write_text("the user's own")
+    show_and_write([cell_of(spread(1.0), 0), cell_of(spread(2.0), 1)], toy_task(), run, folder)
+    remove_run(run)
+    assert [path.name for path in folder.iterdir()] == ["notes.csv"]
+
+
+def test_a_sweep_after_training_says_what_it_does(tmp_path, capsys):
+    run = dataclasses.replace(TOY_RUN, sweep=("num_candidates=1,2", "greediness=0,1"), offline_steps=2_000)
+    harness.evaluate.sweep_after_training(Toy(), run, ToyConfig(), toy_task(), tmp_path)
+    asked, _, about, *table = capsys.readouterr().out.splitlines()
+    assert asked == "evaluating toy at 4 settings, 4 episodes each: num_candidates 1, 2; greediness 0.0, 1.0"
+    assert about == "toy/target (made up), 2,000 updates, seed 0"
+    assert table[2].split()[:4] == ["data:", "mean", "episode", "1.500"]
+    assert table[-1].startswith("written: ") and "greediness.png" in table[-1]
+    assert {path.name for path in tmp_path.iterdir()} == {"greediness.csv", "greediness.png", "episodes.csv"}
+
+
+# ---- Refusals ----
 
 
 @pytest.mark.parametrize(
@@ -323,6 +368,13 @@ def test_broken_run_folders_are_explained(run_dir, damage, message):
     damage(run_dir.folder)
     with pytest.raises(UserError, match=message):
         harness.evaluate.evaluate_command([str(run_dir.folder)])
+
+
+def test_a_task_without_an_environment_is_refused(run_dir):
+    run_dir.task = toy_task(make_env=None)
+    with pytest.raises(UserError, match="^toy/target: has no environment to evaluate in$"):
+        harness.evaluate.evaluate_command([str(run_dir.folder), "--out", str(run_dir.folder / "out")])
+    assert not (run_dir.folder / "out").exists()
 
 
 def test_command_without_a_folder_and_help(run_dir, monkeypatch, capsys):
@@ -395,7 +447,7 @@ def test_runs_of_earlier_versions_need_their_data(pendulum_run, tmp_path):
         load_policy(folder)
 
 
-# ---- Figures and files ----
+# ---- Figures ----
 
 
 def test_learning_curve_is_drawn_from_rows_and_files(tmp_path):
@@ -413,20 +465,30 @@ def test_learning_curve_is_drawn_from_rows_and_files(tmp_path):
     assert not (tmp_path / "none.png").exists()
 
 
-def test_greediness_figure_differs_with_every_part_of_its_data(tmp_path):
-    rows = [toy_row(0, 1.0), toy_row(1, 2.0), toy_row(0, 1.5, 32), toy_row(1, 2.5, 32)]
-    wider = [{**rows[0], "return_high": 3.0}, *rows[1:]]
-    figures = [(rows, {}), (wider, {}), (rows[:2], {}), (rows, {"data: best episode": 2.2})]
+def test_sweep_figure_differs_with_every_part_of_its_data(tmp_path):
+    cells = [
+        cell_of(spread(mean), omega, count) for omega, count, mean in ((0, 1, 1), (1, 1, 2), (0, 32, 1.5), (1, 32, 2.5))
+    ]
+    rows = rows_of(cells, toy_task())
+    wider = [rows[0] | {"return_high": 3.0}, *rows[1:]]
+    figures = [
+        (rows, {}, ""),
+        (wider, {}, ""),
+        (rows[:2], {}, ""),
+        (rows, {"data: best episode": 2.2}, ""),
+        (rows, {}, "toy"),
+    ]
     images = []
-    for index, (data, lines) in enumerate(figures):
-        plot_sweep(data, tmp_path / f"{index}.png", "return", lines)
+    for index, (data, lines, title) in enumerate(figures):
+        plot_sweep(
+            data, tmp_path / f"{index}.png", "return", lines, "greediness", ["num_candidates", "flow_steps"], title
+        )
         images.append((tmp_path / f"{index}.png").read_bytes())
     assert len(set(images)) == len(figures)
 
 
-def test_report_adds_the_remark_and_names_the_file(tmp_path):
-    rows = [toy_row(0, 1.0), toy_row(1, 1.05)]
-    report = write_sweep_report(rows, tmp_path, toy_task())
-    assert "Greediness makes no clear difference" in report
-    assert f"written: {tmp_path / 'greediness.csv'}, {tmp_path / 'greediness.png'}" in report
-    assert f"replaced: {tmp_path / 'greediness.csv'}" in write_sweep_report(rows, tmp_path, toy_task())
+def test_the_figure_of_a_run_names_task_and_label(tmp_path, monkeypatch):
+    titles = []
+    monkeypatch.setattr(harness.evaluate, "plot_sweep", lambda *arguments: titles.append(arguments[-1]))
+    show_and_write([cell_of(spread(1.0), 0), cell_of(spread(2.0), 1)], toy_task(), TOY_RUN, tmp_path)
+    assert titles == ["toy on toy/target, seed 0"]

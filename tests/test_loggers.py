@@ -170,6 +170,6 @@ def test_tensorboard_that_is_not_installed_is_one_sentence(tmp_path, monkeypatch
     find_spec = __import__("importlib.util").util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "tensorboard" else find_spec(name))
     monkeypatch.delitem(sys.modules, "tensorboard", raising=False)
-    with pytest.raises(UserError, match="tensorboard is not installed; run `pip install tensorboard`"):
+    with pytest.raises(UserError, match="tensorboard is absent; pip install -r requirements-tensorboard.txt"):
         toy_run(tmp_path, logger=("tensorboard",))
     assert not list(tmp_path.iterdir())

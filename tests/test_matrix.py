@@ -1,12 +1,16 @@
 """The matrix of a comparison: what a file expands to, and that everything wrong with it is told at once."""
 
+import dataclasses
+import sys
 import textwrap
 from pathlib import Path
 
 import pytest
 
 from common.errors import UserError
-from harness.comparison.matrix_file import load_comparison, read_matrix
+from harness.algorithms import load_algorithm
+from harness.command_line import parse_command
+from harness.comparison.matrix import load_comparison, read_matrix
 from harness.comparison.reevaluation import find_cell
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,6 +41,11 @@ def write_matrix(folder: Path, *changes: tuple) -> Path:
     return folder / "matrix.yaml"
 
 
+def run_named(comparison, name):
+    (run,) = (run for run in comparison.runs if run.name == name)
+    return run
+
+
 def test_every_variant_is_trained_on_every_task_with_every_seed(tmp_path):
     comparison = load_comparison(write_matrix(tmp_path), str(tmp_path / "runs"))
     labels = ("dipole", "cloning", "iql")  # `single` is trained by nobody
@@ -49,12 +58,28 @@ def test_every_variant_is_trained_on_every_task_with_every_seed(tmp_path):
 def test_config_is_the_file_then_the_shared_overrides_then_the_entrys(tmp_path):
     path = write_matrix(tmp_path, ("weighting: none", "weighting: none, eval_episodes: 9"))
     comparison = load_comparison(path, str(tmp_path / "runs"))
-    run = comparison.run_named("cloning/toy/point2/seed_5")
-    config = run.config
-    assert (config.batch_size, config.threads, config.eval_episodes, config.weighting) == (16, 1, 9, "none")
-    assert (config.task, config.seed, config.label, config.final_report) == ("toy/point2", 5, "cloning", ())
+    run = run_named(comparison, "cloning/toy/point2/seed_5")
+    assert (run.run.batch_size, run.run.threads, run.run.eval_episodes, run.config.weighting) == (16, 1, 9, "none")
+    assert (run.run.task, run.run.seed, run.run.label, run.run.sweep) == ("toy/point2", 5, "cloning", ())
     assert run.folder == comparison.out / "runs" / run.name
     assert comparison.out == tmp_path / "runs" / "comparisons" / "toy"
+
+
+def test_a_planned_run_is_two_command_lines(tmp_path):
+    """What --print_commands prints gives the very configs that the comparison planned, and its cells."""
+    changes = ("weighting: none", "weighting: none, max_weight: null, actor_hidden_dims: [8, 9], data_dir: x y")
+    comparison = load_comparison(write_matrix(tmp_path, changes), str(tmp_path / "runs"))
+    for run in comparison.runs:
+        cells = comparison.cells(run)
+        train, evaluate = run.commands(cells)
+        algorithm = load_algorithm(run.variant.algorithm)
+        assert train[:2] == [sys.executable, sys.modules[algorithm.agent_class.__module__].__file__]
+        settings = parse_command(algorithm.config_class, train[2:]).settings
+        assert settings.config == run.config
+        assert settings.run == dataclasses.replace(run.run, data_dir=settings.run.data_dir)
+        assert settings.run.data_dir in (None, str(Path("x y").absolute()))
+        assert evaluate[1:4] == ["-m", "harness.comparison.reevaluation", str(run.folder.absolute())]
+        assert evaluate.count("--act") == len(cells)
 
 
 def test_rows_cross_every_method_that_samples_candidates(tmp_path):
@@ -72,10 +97,10 @@ def test_rows_cross_every_method_that_samples_candidates(tmp_path):
 def test_cells_are_the_rows_of_a_run_and_its_own_options_once(tmp_path):
     comparison = load_comparison(write_matrix(tmp_path, ("seeds: [3, 5]", "seeds: [3]")))
     options = {"greediness": 0.0, "num_candidates": 32, "flow_steps": 10}  # dipole's defaults
-    run = comparison.run_named("dipole/toy/point/seed_3")
+    run = run_named(comparison, "dipole/toy/point/seed_3")
     # The rows of `single` are the same cells as dipole's, whose greediness is 0 too.
     assert comparison.cells(run) == [options, options | {"num_candidates": 1}, options | {"num_candidates": 4}]
-    assert comparison.cells(comparison.run_named("iql/toy/point/seed_3")) == [{}]
+    assert comparison.cells(run_named(comparison, "iql/toy/point/seed_3")) == [{}]
 
 
 def test_find_cell_wants_all_options_equal():
@@ -100,14 +125,14 @@ def test_find_cell_wants_all_options_equal():
         ("evaluation_of: dipole", "evaluation_of: dipole, overrides: {seed: 1}", "with evaluation_of trains nothing"),
         ("greediness: 0.0", "temperature: 0.0", "temperature is not a field of DIPOLEConfig"),
         ("greediness: 0.0", "batch_size: 3", "batch_size is not an option of dipole's act, which has greediness, num_"),
-        ("greediness: 0.0", "flow_steps: 0", "single, flow_steps 0, num_candidates 1: flow_steps is 0; it must be at"),
-        ("weighting: none", "weighting: nothing", "weighting is 'nothing'; choose one of sigmoid"),
+        ("greediness: 0.0", "flow_steps: 0", "single, flow_steps 0, N = 1: config: flow_steps is 0, it must"),
+        ("weighting: none", "weighting: nothing", "weighting must be one of sigmoid"),
         ("weighting: none", "seed: 1", "seed cannot be overridden, the comparison itself sets it"),
         ("threads: 1,", "thread: 1,", "thread is not a field of DIPOLEConfig, did you mean threads?"),
         ("[toy/point]", "[toy/point, toy/point]", "the task toy/point is listed twice"),
         ("[toy/point]", "[point]", "the task 'point' must be written <suite>/<name>"),
-        ("{algorithm}.yaml", "{method}.yaml", "may hold {algorithm}, {suite}, {category}, {task} only"),
-        ("{algorithm}.yaml", "{algorithm}-{category}.yaml", "dipole-first.yaml: cannot be read"),
+        ("{algorithm}.yaml", "{algorithm}-x.yaml", "dipole-x.yaml: cannot be read"),
+        ("name: toy", "name: toy\nvariant: online", "--variant online is in no settings file of dipole for toy"),
         ("name: toy", "name: a/b", "name is 'a/b', it names one folder"),
         ("seeds: [3, 5]\n", "", "has no seeds"),
     ],
@@ -125,23 +150,27 @@ def test_all_problems_are_told_at_once(tmp_path):
     comparison, problems = read_matrix(path)
     assert comparison is not None
     told = "\n".join(problems)
-    assert "name is 'a/b'" in told and "'iqll'" in told and "weighting is 'nothing'" in told
+    assert "name is 'a/b'" in told and "'iqll'" in told and "weighting must be one of" in told
     with pytest.raises(UserError, match="matrix.yaml: 3 problems:"):
         load_comparison(path)
 
 
-@pytest.mark.parametrize(("name", "tasks", "seeds"), [("quickstart", 1, 3), ("ogbench", 30, 8), ("exorl", 9, 8)])
-def test_the_repositorys_matrices_are_right_in_every_field(name, tasks, seeds, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "runs", "rows"),
+    [
+        ("driving", 40, 16),
+        ("driving-long", 1, 10),
+        ("exorl", 576, 13),
+        ("greediness", 72, 26),
+        ("ogbench", 1680, 11),
+        ("quickstart", 33, 21),
+        ("walker-local", 24, 15),
+    ],
+)
+def test_the_repositorys_matrices_are_right_in_every_field(name, runs, rows, monkeypatch):
     monkeypatch.chdir(ROOT)
     comparison = load_comparison(f"configs/compare/{name}.yaml")
     assert comparison.name == name and comparison.description
-    assert sum(len(group) for group in comparison.tasks.values()) == tasks and len(comparison.seeds) == seeds
-    assert len(comparison.runs) == tasks * seeds * len(comparison.variants())
-    for run in comparison.runs:  # the category's config is that of the task
-        assert run.category in run.task
-        assert run.config.offline_steps == (4_000 if name == "quickstart" else 1_000_000)
-    sampling = {row.label for row in comparison.rows if "num_candidates" in row.act}
-    for label in sampling:
-        values = [row.act["num_candidates"] for row in comparison.rows if row.label == label]
-        assert values == ([1, 16] if name == "quickstart" else [1, 32])
-    assert {"dipole", "ifql", "dql", "qsm"} <= sampling
+    assert (len(comparison.runs), len(comparison.rows)) == (runs, rows)
+    assert len({row.policy for row in comparison.rows}) == rows
+    assert len({row.title for row in comparison.rows}) == rows, "two rows would look the same"

@@ -6,7 +6,6 @@ import os
 import pickle
 import re
 import shutil
-from types import SimpleNamespace
 
 import gymnasium
 import h5py
@@ -23,8 +22,6 @@ from envs import load_environment, load_task
 from envs.actions import ActionScale
 from envs.transitions import ACTION_LIMIT
 from harness.evaluation import evaluate
-from harness.sweep import sweep
-from harness.sweep_report import format_table
 
 EPISODES = 12  # HDF5 sorts episode_10 and episode_11 before episode_2
 ACTION_HIGH = 2.0  # Pendulum's torque
@@ -159,19 +156,6 @@ def test_reference_scores_normalise_returns(tmp_path, monkeypatch):
     assert np.allclose(
         task.normalized_return(values), 100 * minari.get_normalized_score(minari.load_dataset(name), values)
     )
-
-
-def test_sweeps_report_the_normalised_return(tmp_path, monkeypatch):
-    name = "D4RL/goal/toy-v0"
-    create(tmp_path, monkeypatch, name, "MinariTestGoal-v0", goal_episode, ref_min_score=10.0, ref_max_score=90.0)
-    agent, config = Still(), SimpleNamespace(eval_environments=1, eval_workers=0)
-    (row,) = sweep(agent, load_task(f"minari/{name}"), config, {}, episodes=2)
-    assert (row["return"], row["normalized_return"]) == (50, 50)
-    table = format_table([row | {"normalized_return": 62.25}], "return")
-    assert table.split("\n")[0].split()[:3] == ["return", "normalized", "return"] and " 62.2 " in table
-    create(tmp_path, monkeypatch, NAME, "MinariTestGoal-v0", goal_episode)
-    (row,) = sweep(agent, load_task(f"minari/{NAME}"), config, {}, episodes=1)
-    assert "normalized_return" not in row and "normalized" not in format_table([row], "return")
 
 
 def test_antmaze_takes_its_published_reward_shift(tmp_path, monkeypatch):

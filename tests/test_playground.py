@@ -17,20 +17,19 @@ import harness.playground.__main__ as command
 from algorithms.dipole import DIPOLE, DIPOLEConfig
 from common.errors import UserError
 from envs import load_task
-from harness.act_options import act_options
 from harness.algorithms import load_algorithm
 from harness.driving.show import CANDIDATES, draw
+from harness.evaluate import rows_of, sweep
 from harness.evaluation import GRID_SEED, evaluate
 from harness.playground.controls import decode_count, decode_options, make_controls, refusal
-from harness.playground.results import Tried, curve_rows, draw_curve, show_change, show_score, table
+from harness.playground.results import curve_rows, draw_curve, show_change, show_score, table, tried_of
 from harness.playground.session import LoadedRun, Session
 from harness.playground.watch import Progress, watch
-from harness.sweep import sweep
 from harness.video import build_for_pictures
 from tests.conftest import small_config
-from tests.test_evaluate_command import Plain, Target, Toy, ToyConfig, toy_row, toy_task
+from tests.test_evaluate_command import TOY_RUN, Plain, Target, Toy, ToyConfig, cell_of, toy_task
 from tests.test_video import Swing, read_mp4
-from tests.toy_run import toy_config, toy_run
+from tests.toy_run import toy_run
 
 SCENES = Path(__file__).resolve().parent / "golden" / "driving" / "scenes"
 PNG = b"\x89PNG"
@@ -43,7 +42,7 @@ PATIENCE = 120  # seconds until rollouts that take one must have ended
 def test_every_algorithm_has_a_field_for_each_act_option(algorithm):
     config = small_config(algorithm)
     controls = make_controls(algorithm.agent_class, config)
-    assert tuple(control.name for control in controls) == act_options(algorithm.agent_class, config)
+    assert tuple(control.name for control in controls) == algorithm.agent_class.act_options
     for control in controls:
         assert control.value == getattr(config, control.name)
         assert control.choices is None or control.value in control.choices
@@ -53,7 +52,7 @@ def test_every_algorithm_has_a_field_for_each_act_option(algorithm):
 
 @pytest.mark.parametrize(
     "changes, bounds",
-    [({}, (-1, 4)), ({"greediness": 6.0}, (-1, 6)), ({"composition": "resample"}, (0, 4))],
+    [({}, (-1, 4)), ({"greediness": 6.0}, (-1, 6))],
 )
 def test_greediness_slides_where_the_config_has_policies(changes, bounds):
     greediness, candidates, _ = make_controls(DIPOLE, DIPOLEConfig(num_candidates=5, **changes))
@@ -64,7 +63,7 @@ def test_greediness_slides_where_the_config_has_policies(changes, bounds):
 def test_a_single_policy_leaves_no_choice_and_says_why():
     greediness, *_ = make_controls(DIPOLE, DIPOLEConfig(weighting="none"))
     assert greediness.bounds is None
-    assert greediness.note == "greediness is 4, but weighting none trains a single policy; set greediness to 0"
+    assert greediness.note.startswith("greediness is 4, but weighting none trains")
 
 
 def test_fields_are_decoded_as_the_config_types_them():
@@ -102,8 +101,8 @@ def open_session(tmp_path):
         config = config or ToyConfig()
         agent = agent or Toy(config)
         algorithm = SimpleNamespace(name="toy", config_class=type(config), agent_class=type(agent))
-        task = task or dataclasses.replace(toy_task(), make_env=make_env)
-        run = LoadedRun(tmp_path, algorithm, config, agent, task)
+        task = task or toy_task(make_env=make_env)
+        run = LoadedRun(tmp_path, algorithm, TOY_RUN, config, agent, task)
         opened.append(Session(run, tmp_path, no_pictures))
         return opened[-1]
 
@@ -131,8 +130,8 @@ def test_a_setting_scores_as_in_harness_evaluate(open_session):
     for greediness in (0.0, 1.0):
         press_run(session, greediness=greediness, num_candidates=2, flow_steps=10)
     assert (session.error, session.status) == (None, "ready")
-    grid = {"greediness": [0.0, 1.0], "num_candidates": [2], "flow_steps": [10]}
-    assert [one.row for one in session.tried] == sweep(Toy(ToyConfig()), toy_task(), ToyConfig(), grid, episodes=3)
+    cells = sweep(Toy(), toy_task(), TOY_RUN, {"greediness": [0.0, 1.0], "num_candidates": [2]}, episodes=3)
+    assert [one.row for one in session.tried] == [row for cell in cells for row in rows_of([cell], toy_task())]
     assert session.curve.read_bytes()[:4] == PNG
     assert session.tried[0].picture is None
 
@@ -144,7 +143,10 @@ def test_the_first_episode_is_drawn_anew_for_each_setting(open_session):
         press_run(session, seed=7, greediness=greediness, num_candidates=1, flow_steps=1)
     assert session.error is None and session.version > before
     first, second = session.tried
-    assert first.picture != second.picture and first.picture.name == "seed_7.mp4"
+    assert (
+        first.picture != second.picture
+        and first.picture.name == "greediness_0.0_num_candidates_1_flow_steps_1_seed_7.mp4"
+    )
     assert len(read_mp4(first.picture)[0]) == 4, "of eight steps"
     assert [one.drawn_score for one in session.tried] == pytest.approx([one.scores[0] for one in session.tried])
 
@@ -158,7 +160,7 @@ def test_a_task_without_pictures_shows_scores_and_one_sentence(open_session):
 
 
 def test_agents_without_options_are_scored_too(open_session):
-    session = open_session(agent=Plain(ToyConfig()), make_env=Swing)
+    session = open_session(agent=Plain(), make_env=Swing)
     press_run(session)
     assert session.controls == [] and session.curve is None and session.error is None
     assert session.tried[0].picture.exists() and show_score(session.tried[0], "return")
@@ -228,7 +230,7 @@ def test_watched_environments_still_say_how_they_draw():
         environment.step(np.zeros(1))
     assert (progress.steps, progress.ended) == (8, 1)
     Target.seeds.clear()
-    evaluate(Toy(ToyConfig()), watch(Target, progress), 2, 5, greediness=0.0)
+    evaluate(Plain(), watch(Target, progress), 2, 5)
     assert Target.seeds == [5, 6]
 
 
@@ -244,7 +246,7 @@ def test_a_one_step_driving_episode_is_drawn_from_above(open_session, tmp_path, 
     shutil.copytree(SCENES, folder)
     task = load_task("driving/bandit", str(folder))
     sizes = {"actor_hidden_dims": (16,), "value_hidden_dims": (16,), "flow_steps": 2, "num_candidates": 1}
-    config = DIPOLEConfig(device="cpu", **sizes)
+    config = DIPOLEConfig(**sizes)
     agent = DIPOLE(config, task.observation_dim, task.action_dim)
     session = open_session(agent=agent, config=config, task=task)
     pictures = set()
@@ -262,18 +264,16 @@ def test_a_one_step_driving_episode_is_drawn_from_above(open_session, tmp_path, 
 # ---- What is shown ----
 
 
-def tried(greediness, mean, seed=0, episodes=3):
-    scores = mean + np.linspace(-0.3, 0.3, episodes)
-    row = toy_row(greediness, mean)
-    options = {name: row[name] for name in ("greediness", "num_candidates", "flow_steps")}
-    return Tried(options, seed, row, scores)
+def tried(greediness, mean, seed=GRID_SEED, episodes=3, num_candidates=1):
+    cell = cell_of(mean + np.linspace(-0.3, 0.3, episodes), greediness, num_candidates)
+    return tried_of(dataclasses.replace(cell, seed=seed), toy_task())
 
 
 def test_a_change_is_told_of_the_same_episodes_only():
     change = show_change([tried(0, 1.0), tried(1, 3.25)], "return")
     assert change.startswith("+2.25 against greediness 0, num_candidates 1, flow_steps 10 on the same episodes")
     assert "[2.25, 2.25]" in change, "equal differences have no spread, however much the episodes differ"
-    assert show_change([tried(1, 30.25), tried(0, 1.0, seed=0)], "return").startswith("-29.2 against greediness 1,")
+    assert show_change([tried(1, 30.25), tried(0, 1.0)], "return").startswith("-29.2 against greediness 1,")
     assert show_change([tried(0, 1.0)], "return") is None
     assert show_change([tried(0, 1.0), tried(1, 3.0, seed=9)], "return") is None
     assert show_change([tried(0, 1.0), tried(1, 3.0, episodes=4)], "return") is None
@@ -287,14 +287,15 @@ def test_the_table_holds_everything_and_the_curve_what_is_comparable():
     assert {"greediness", "num_candidates", "return", "95% interval", "first seed"} <= rows[0].keys()
     assert (rows[2]["greediness"], rows[2]["return"], rows[2]["first seed"]) == ("1", "2.00", "9")
     assert [row["greediness"] for row in curve_rows(everything)] == [0, 2]
-    assert show_score(tried(0, 1.0), "return") == "1.00 ± 0.50 over 3 episodes, 95% interval of the mean [0.90, 1.10]"
-    assert show_score(tried(0, 1.0, episodes=1), "return") == "1.00 (one episode)"
+    assert show_score(tried(0, 1.0), "return") == "1.00 ± 0.24 over 3 episodes, 95% interval of the mean [0.70, 1.30]"
+    assert show_score(tried(0, 1.0, episodes=1), "return") == "0.70 (one episode)"
 
 
-def test_without_greediness_the_curve_is_that_of_the_first_option(tmp_path):
+def test_the_curve_is_drawn_against_the_first_option(tmp_path):
     def candidates(number, mean):
-        row = {name: value for name, value in toy_row(0, mean, number).items() if name != "greediness"}
-        return Tried({"num_candidates": number, "flow_steps": 10}, 0, row, np.full(3, mean))
+        one = tried(0, mean, num_candidates=number)
+        options = {name: value for name, value in one.cell.options.items() if name != "greediness"}
+        return dataclasses.replace(one, cell=dataclasses.replace(one.cell, options=options))
 
     pictures = set()
     for index, last in enumerate((candidates(4, 2.0), candidates(4, 3.0), candidates(8, 3.0))):
@@ -308,13 +309,11 @@ def test_without_greediness_the_curve_is_that_of_the_first_option(tmp_path):
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs")
-    toy_run(toy_config(folder, offline_steps=20))
-    return folder / "dipole" / "toy" / "point" / "seed_0"
+    return toy_run(tmp_path_factory.mktemp("runs"), offline_steps=20)
 
 
 def test_opening_a_run_gives_its_trained_agent_and_says_what_cannot_be_drawn(run_dir, monkeypatch):
-    monkeypatch.setattr(command, "load_task", lambda *arguments, **options: SimpleNamespace(name=arguments[0]))
+    monkeypatch.setattr(command, "load_trained_task", lambda folder, run, *_, **__: SimpleNamespace(name=run.task))
     monkeypatch.setattr(command, "choose_graphics", lambda: None)
     monkeypatch.setitem(sys.modules, "mujoco", SimpleNamespace())
     monkeypatch.setattr("harness.graphics.drawing_error", lambda backend: "no device")

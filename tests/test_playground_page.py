@@ -15,11 +15,12 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from algorithms.dipole import DIPOLEConfig, train
+from algorithms.dipole import DIPOLE, DIPOLEConfig
 from harness.algorithms import ROOT
-from harness.command_line import parse_config
+from harness.config import load_settings
 from harness.graphics import drawing_error
 from harness.run_folder import run_path
+from harness.train import train_run
 
 pytest.importorskip("nicegui", reason="needs nicegui: pip install -r requirements-playground.txt")
 pytest.importorskip("selenium", reason="needs selenium: pip install selenium")
@@ -44,13 +45,13 @@ CONTROL_C = 130  # exit code
 def run_dir(tmp_path_factory):
     """The quick start, cut to a minute."""
     folder = tmp_path_factory.mktemp("playground")
-    flags = {
-        **{"config": ROOT / "configs/dipole/quickstart.yaml", "data_dir": folder / "data", "run_dir": folder / "runs"},
-        **{"collect_episodes": 4, "offline_steps": 50, "eval_episodes": 1, "final_report": "[]", "device": "cpu"},
+    changes = {
+        **{"data_dir": str(folder / "data"), "run_dir": str(folder / "runs"), "device": "cpu", "sweep": ()},
+        **{"collect_episodes": 4, "offline_steps": 50, "eval_episodes": 1},
     }
-    config = parse_config(DIPOLEConfig, [part for name, text in flags.items() for part in (f"--{name}", str(text))])
-    train([config])
-    return run_path(config)
+    settings = load_settings(DIPOLEConfig, changes)
+    train_run(DIPOLE, settings.run, settings.config)
+    return run_path(settings.run)
 
 
 @pytest.fixture

@@ -15,8 +15,7 @@ import torch
 
 from common.errors import UserError
 from harness.algorithms import ROOT
-from harness.comparison.ray_workers import Resources, check_shared, connected, machines, slots_on, wait_for_lock
-from harness.comparison.shared_storage import Probe
+from harness.comparison.ray_workers import Resources, connected, driver_file, slots_on, wait_for_lock, work_on
 
 CONFIG = """\
 task: exorl/local_sticky_random/cartpole_swingup
@@ -77,10 +76,10 @@ def test_resources_that_ray_refuses_are_refused_first(cpus, gpus, flag):
         Resources(cpus, gpus)
 
 
-def test_missing_ray_names_the_pip_command(monkeypatch, tmp_path):
+def test_missing_ray_names_the_pip_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match="run: pip install -r requirements-ray.txt"):
-        slots_on("auto", Resources(1, 0), tmp_path)
+        slots_on("auto", Resources(1, 0))
 
 
 @pytest.mark.parametrize(
@@ -92,20 +91,18 @@ def test_missing_ray_names_the_pip_command(monkeypatch, tmp_path):
         ("ray://127.0.0.1:10001", "give host:port of the cluster's head"),
     ],
 )
-def test_an_address_without_a_cluster_is_one_sentence(address, message, tmp_path):
-    pytest.importorskip("ray", reason="needs requirements-ray.txt")
+def test_an_address_without_a_cluster_is_one_sentence(address, message):
     with pytest.raises(UserError) as raised:
-        slots_on(address, Resources(1, 0), tmp_path)
+        slots_on(address, Resources(1, 0))
     assert message in str(raised.value)
 
 
-def test_a_probe_tells_a_shared_folder_from_others(tmp_path):
-    probe = Probe(tmp_path / "probe", "mine")
-    assert "not the same folder on" in probe.problem()
-    probe.path.write_text("another's")
-    assert "another folder of this name on" in probe.problem()
-    probe.path.write_text("mine")
-    assert probe.problem() == ""
+def test_a_machine_that_does_not_see_the_drivers_folder_runs_nothing(tmp_path):
+    with driver_file(tmp_path) as shared:
+        assert work_on("a", tmp_path / "run", [["true"]], {}, shared) == "finished"
+    with pytest.raises(UserError, match="not the same folder on .*, choose a run_dir on storage that all share"):
+        work_on("b", tmp_path / "other", [["true"]], {}, shared)
+    assert not (tmp_path / "other").exists()
 
 
 def test_the_lock_is_waited_for(tmp_path):
@@ -198,10 +195,14 @@ def run_at_work(raylet: int, folder: Path, name: str):
             command = Path(f"/proc/{process}/cmdline").read_text().split("\0")
         except (FileNotFoundError, ProcessLookupError):
             continue
-        if "harness.comparison.planned_run" in command:
-            run_name = command[command.index("harness.comparison.planned_run") + 1]
-            run = folder / name / "comparisons" / "small" / "runs" / run_name
-            if (run / "checkpoint.pt").exists() and not (run / "result.json").exists():
+        if "--seed" in command and "--label" in command:
+            flags = dict(zip(command[2::2], command[3::2], strict=False))
+            run = Path(flags["--run_dir"], flags["--label"], flags["--task"], f"seed_{flags['--seed']}")
+            if (
+                run.is_relative_to(folder / name)
+                and (run / "checkpoint.pt").exists()
+                and not (run / "result.json").exists()
+            ):
                 return process, run
     return None
 
@@ -300,18 +301,13 @@ def test_ctrl_c_leaves_checkpoints_from_which_the_same_command_continues(cluster
 
 
 @pytest.mark.slow
-def test_a_cluster_that_cannot_work_is_one_sentence(cluster, tmp_path):
+def test_a_cluster_that_cannot_work_is_one_sentence(cluster):
     wait_for_machines(cluster, 3)
     with pytest.raises(UserError, match="none of the cluster's 3 machines has the 64 CPUs and 0 GPUs of a run"):
-        slots_on(cluster.address, Resources(64, 0), tmp_path)
+        slots_on(cluster.address, Resources(64, 0))
     with pytest.raises(UserError, match="none of the cluster's 3 machines has the 1 CPUs and 0.5 GPUs of a run"):
-        slots_on(cluster.address, Resources(1, 0.5), tmp_path)
-    with connected(cluster.address) as ray:
-        able = [node for node, _ in machines(ray, Resources(1, 0))]
-        with pytest.raises(UserError, match="absent: not the same folder on .*, choose a run_dir on storage that all"):
-            check_shared(ray, able, Probe(tmp_path / "absent" / "probe", "mine"))
-    assert slots_on(cluster.address, Resources(1, 0), tmp_path) == [{"OMP_NUM_THREADS": "1"}] * 2
-    assert list(tmp_path.iterdir()) == []
+        slots_on(cluster.address, Resources(1, 0.5))
+    assert slots_on(cluster.address, Resources(1, 0)) == [{"OMP_NUM_THREADS": "1"}] * 2
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,22 +13,29 @@ import pytest
 from common.errors import UserError
 from harness.comparison.matrix import Row, Variant
 from harness.comparison.protocol import check_protocol
-from harness.comparison.results import FINAL, Results, csv_rows, scale_of
+from harness.comparison.results import Results, load_scores, scale_of
+from harness.episodes import add_episodes, read_episodes
+from harness.evaluation import EvaluationResult
 from harness.report.blocks import Block, Bold
 from harness.report.published import load_published
 from harness.report.report import escaped, to_markdown, write_report
 from harness.report.settings import policy_block, problem_block
 from harness.report.tables import (
+    act_option_block,
     aggregate_block,
     improvement_block,
     improvement_matrix,
     online_block,
-    overview,
     score_block,
+    score_table,
+    summary,
+    summary_cells,
+    to_latex,
 )
 from harness.score_statistics import interval
 from tests.comparison_folders import LOCAL, Data, comparison_of, cube_double, fill, walker, write_run
 
+ROOT = Path(__file__).resolve().parents[1]
 DIPOLE, FQL = Variant("dipole", "dipole", {}), Variant("fql", "fql", {})
 ABLATION = Variant("exp_weighted", "dipole", {"weighting": "exponential"})
 ROWS = [
@@ -54,6 +62,11 @@ def made_up(folder, data, seeds, score=by_seed, variants=(DIPOLE, FQL), rows=ROW
     return comparison
 
 
+def run_named(comparison, name):
+    (run,) = (run for run in comparison.runs if run.name == name)
+    return run
+
+
 def line(block, *beginning):
     """The table line that begins with these cells, as {column: cell}."""
     (found,) = [row for row in block.rows if tuple(row[: len(beginning)]) == beginning]
@@ -69,7 +82,7 @@ def task_block(results, data, marked=()):
 
 def test_five_seeds_give_mean_interval_and_standard_deviation(tmp_path):
     block = task_block(Results(made_up(tmp_path, [CARTPOLE], 5)), CARTPOLE)
-    best = line(block, "dipole", "32")
+    best = line(block, "DIPOLE", "32")
     seeds = np.array([100.0, 110.0, 120.0, 130.0, 140.0])
     low, high = interval([seeds])
     assert (best["final: mean"], best["final: std"], best["seeds"]) == ("120.0", f"{np.sqrt(250):.1f}", "5")
@@ -88,24 +101,23 @@ def test_bold_is_within_five_percent_of_the_best_of_its_own_column(tmp_path):
 
 def test_the_mean_of_the_last_evaluations_exists_for_the_acting_of_training_only(tmp_path):
     block = task_block(Results(made_up(tmp_path, [CARTPOLE], 5)), CARTPOLE)
-    assert line(block, "dipole", "1")["last 3: mean"] == "–"
-    assert line(block, "dipole", "32")["last 3: mean"] == "90.0"  # 3/4 of the final score's 120
-    assert line(block, "fql", "1")["last 3: mean"] == "67.5"
+    assert line(block, "DIPOLE", "1")["last 3: mean"] == "–"
+    assert line(block, "DIPOLE", "32")["last 3: mean"] == "90.0"  # 3/4 of the final score's 120
+    assert line(block, "FQL", "1")["last 3: mean"] == "67.5"
 
 
 def test_fewer_than_five_seeds_are_shown_one_by_one_without_bold_and_pairs(tmp_path):
     results = Results(made_up(tmp_path, [CARTPOLE], 4))
     block = task_block(results, CARTPOLE)
-    assert line(block, "dipole", "32")["final: each seed"] == "100.0, 110.0, 120.0, 130.0"
+    assert line(block, "DIPOLE", "32")["final: each seed"] == "100.0, 110.0, 120.0, 130.0"
     assert not any("interval" in title or "std" in title for title in block.header)
     assert not any(isinstance(cell, Bold) for row in block.rows for cell in row)
-    pairs = improvement_block(*improvement_matrix(results))
-    assert not pairs.rows and "5 seeds" in pairs.text[0]
+    assert improvement_block(*improvement_matrix(results.scores)) is None
 
 
 def test_one_seed_is_its_own_mean(tmp_path):
     block = task_block(Results(made_up(tmp_path, [CARTPOLE], 1)), CARTPOLE)
-    shown = line(block, "dipole", "32")
+    shown = line(block, "DIPOLE", "32")
     assert (shown["final: mean"], shown["final: each seed"], shown["seeds"]) == ("100.0", "100.0", "1")
 
 
@@ -113,7 +125,7 @@ def test_failed_and_missing_runs_are_listed_and_lower_the_number_of_seeds(tmp_pa
     comparison = made_up(
         tmp_path, [CARTPOLE], 5, lambda run, cell: None if run.variant == FQL and run.seed > 2 else by_seed(run, cell)
     )
-    failed, absent = (comparison.run_named(f"fql/{CARTPOLE.task}/seed_{seed}") for seed in (3, 4))
+    failed, absent = (run_named(comparison, f"fql/{CARTPOLE.task}/seed_{seed}") for seed in (3, 4))
     failed.folder.mkdir(parents=True)
     (failed.folder / "error.txt").write_text("Traceback\nerror: loss is nan after 30 updates\n")
     results = Results(comparison)
@@ -122,38 +134,50 @@ def test_failed_and_missing_runs_are_listed_and_lower_the_number_of_seeds(tmp_pa
         [absent.name, "not begun", "–"],
     ]
     block = task_block(results, CARTPOLE)
-    shown = line(block, "fql", "1")
+    shown = line(block, "FQL", "1")
     assert (shown["seeds"], shown["final: mean"]) == ("3 of 5", "80.0")
     assert shown["final: 95% interval, or each seed"] == "70.0, 80.0, 90.0"
     assert not any(isinstance(cell, Bold) for row in block.rows for cell in row)  # the best might be the one with 3
-    rows = csv_rows(results)
-    assert [row["status"] for row in rows if row["label"] == "fql"] == ["finished"] * 3 + ["failed", "not begun"]
+    statuses = results.scores.loc[results.scores["label"] == "fql", "status"]
+    assert list(statuses) == ["finished"] * 3 + ["failed", "not begun"]
 
 
 def test_a_run_without_its_re_evaluation_is_listed(tmp_path):
     comparison = made_up(tmp_path, [CARTPOLE], 2)
     (comparison.runs[0].folder / "reevaluation.csv").unlink()
     results = Results(comparison)
-    assert [row[1] for row in problem_block(results).rows] == ["finished, not evaluated for dipole, num_candidates 1"]
-    assert line(task_block(results, CARTPOLE), "dipole", "1")["seeds"] == "1 of 2"
-    assert line(task_block(results, CARTPOLE), "dipole", "32")["seeds"] == "2"  # training's last evaluation is the same
+    assert [row[1] for row in problem_block(results).rows] == ["finished, not evaluated for DIPOLE, N = 1"]
+    assert line(task_block(results, CARTPOLE), "DIPOLE", "1")["seeds"] == "1 of 2"
+    assert line(task_block(results, CARTPOLE), "DIPOLE", "32")["seeds"] == "2"  # training's last evaluation is the same
 
 
 def test_a_category_is_the_mean_over_its_tasks(tmp_path):
     level = {WALKER[0].task: 0.0, WALKER[1].task: 200.0}
     results = Results(made_up(tmp_path, WALKER, 5, lambda run, cell: by_seed(run, cell) + level[run.task]))
-    shown = line(score_block(results, "walker", list(level), (), 3), "dipole", "32")
+    shown = line(score_block(results, "walker", list(level), (), 3), "DIPOLE", "32")
     assert (shown["final: mean"], shown["final: std"]) == ("220.0", f"{np.sqrt(250):.1f}")
     low, high = interval([np.arange(100.0, 150.0, 10), np.arange(300.0, 350.0, 10)])
     assert shown["final: 95% interval"] == f"{low:.1f} to {high:.1f}"
 
 
-def test_success_is_shown_in_percent_and_categories_stand_side_by_side(tmp_path):
-    data = [CUBE[0], CARTPOLE]
-    score = lambda run, cell: 0.25 if run.task == CUBE[0].task else 500.0  # noqa: E731
-    block = overview(Results(made_up(tmp_path, data, 5, score)), ())
-    assert line(block, "fql")["cube-double-play (success, %)"] == "25.0"
-    assert line(block, "fql")["cartpole (return)"] == "500.0"
+def test_one_table_holds_every_task_and_category_with_the_datas_own_row(tmp_path):
+    data = [CUBE[0], *WALKER, CARTPOLE]
+    results = Results(
+        made_up(tmp_path, data, 5, lambda run, cell: 0.25 if run.task == CUBE[0].task else 100.0 + run.seed)
+    )
+    lines = summary(results)
+    cells, bold = summary_cells(lines)
+    assert list(cells.index) == ["data, mean episode", "data, best episode", "DIPOLE, N = 1", "DIPOLE, N = 32", "FQL"]
+    assert cells.loc["FQL", "cube-double-play-singletask-task1-v0 (success, %)"] == "25.0 ± 0.0 [25.0, 25.0]"
+    assert cells.loc["FQL", "walker: mean (return)"].startswith("102.0 ± 1.6 [")
+    assert cells.loc["data, mean episode", "cartpole_swingup (return)"] == "108.0"
+    assert cells.loc["data, mean episode", "walker_walk (return)"] == "–"
+    assert bold.loc["FQL"].all() and not bold.loc["data, mean episode"].any()
+    more = summary_cells(summary(Results(made_up(tmp_path / "more", [*data, *CUBE[1:]], 1))))[0]
+    assert list(more.columns) == list(cells.index)  # the longer side, here the tasks, runs down
+    latex = to_latex(lines)
+    assert latex.count("\\toprule") == latex.count("\\bottomrule") == 1 and "success, \\%" in latex
+    assert r"\textbf{25.0 $\pm$ 0.0 [25.0, 25.0]}" in latex and "walker\\_walk" in latex
 
 
 # ---- Scales and aggregates ----
@@ -165,13 +189,14 @@ def test_scales():
     assert (jaco.shown(100.0), jaco.normalised(100.0)) == (100.0, 0.4)
     d4rl = scale_of("return", {"reference_returns": {"min": -20.0, "max": 180.0}})
     assert d4rl.shown(80.0) == pytest.approx(50.0) and d4rl.normalised(80.0) == pytest.approx(0.5)
-    assert not scale_of("return", {}).can_normalise
+    assert np.isnan(scale_of("return", {}).normalised(1.0)) and scale_of("return", {}).shown(1.0) == 1.0
 
 
 def test_interquartile_mean_and_optimality_gap_over_tasks(tmp_path):
     # Normalised: 0.1 to 0.14 on one task, 0.6 to 0.64 on the other. The middle 6 of 10 runs: .12 .13 .14 .60 .61 .62.
     level = {WALKER[0].task: 0.0, WALKER[1].task: 500.0}
-    block = aggregate_block(Results(made_up(tmp_path, WALKER, 5, lambda r, c: by_seed(r, c) + level[r.task])), ())
+    results = Results(made_up(tmp_path, WALKER, 5, lambda r, c: by_seed(r, c) + level[r.task]))
+    block = aggregate_block(results.scores, ())
     shown = dict(zip(block.header, block.rows[1], strict=True))
     assert shown["final: IQM"] == f"{(0.12 + 0.13 + 0.14 + 0.60 + 0.61 + 0.62) / 6:.3f}"
     assert shown["final: optimality gap"] == "0.630" and shown["runs"] == "10"
@@ -187,24 +212,23 @@ def test_aggregates_say_what_they_leave_out(tmp_path):
         2,
         lambda run, cell: None if run.variant == FQL and run.task == absent.task else by_seed(run, cell),
     )
-    text = " ".join(aggregate_block(Results(comparison), ()).text)
+    text = " ".join(aggregate_block(Results(comparison).scores, ()).text)
     assert "2 of 4 tasks" in text
     assert f"no range to normalise with: {unscaled.task}" in text
     assert f"no finished run there: {absent.task}" in text
 
 
 def test_one_task_has_no_aggregates(tmp_path):
-    block = aggregate_block(Results(made_up(tmp_path, [CARTPOLE], 5)), ())
-    assert (block.text, block.rows) == (["One task: there is nothing to aggregate."], [])
+    assert aggregate_block(Results(made_up(tmp_path, [CARTPOLE], 5)).scores, ()) is None
 
 
 def test_probability_of_improvement_is_that_of_all_pairs_of_seeds(tmp_path):
     # DIPOLE N = 32: 100 to 140; FQL: 70 to 110. DIPOLE is higher in 22 of 25 pairs and equal in 2.
-    rows, tasks, pairs = improvement_matrix(Results(made_up(tmp_path, [CARTPOLE], 5)))
-    point, low, high = pairs[ROWS[1].title, ROWS[2].title]
+    titles, tasks, pairs = improvement_matrix(Results(made_up(tmp_path, [CARTPOLE], 5)).scores)
+    assert titles == ["DIPOLE, N = 1", "DIPOLE, N = 32", "FQL"] and tasks == [CARTPOLE.task]
+    point, low, high = pairs[1, 2]
     assert point == pytest.approx((22 + 0.5 * 2) / 25) and low < point <= high
-    assert pairs[ROWS[2].title, ROWS[1].title] == pytest.approx((1 - point, 1 - high, 1 - low))
-    assert len(rows) == 3 and tasks == [CARTPOLE.task]
+    assert pairs[2, 1] == pytest.approx((1 - point, 1 - high, 1 - low))
 
 
 # ---- Published numbers ----
@@ -217,9 +241,9 @@ def test_published_scores_stand_beside_the_same_method_and_number_of_candidates(
     shown = [(row[0], row[1], row[-1]) for row in block.rows]
     assert block.header[-1] == "published [a]"
     assert shown == [
-        ("dipole", "1", "793±11"),
-        ("dipole", "32", "953±4"),
-        ("fql", "1", "801±4"),
+        ("DIPOLE", "1", "793±11"),
+        ("DIPOLE", "32", "953±4"),
+        ("FQL", "1", "801±4"),
         ("exp_weighted", "32", "–"),
     ]
     assert "released RND data" in block.notes[0] and "Ours have 1,000 updates" in block.notes[0]
@@ -244,7 +268,7 @@ def test_published_categories_need_all_five_tasks_and_foreign_protocols_are_mark
     assert "NOT COMPARABLE: 10 critics" in block.notes[2]
     four = score_block(results, "cube-double-play", tasks[:4], (), 3)
     assert not any("published" in title for title in four.header)
-    assert line(task_block(results, CUBE[0]), "fql", "1")["published [a]"] == "61"
+    assert line(task_block(results, CUBE[0]), "FQL", "1")["published [a]"] == "61"
 
 
 def test_published_categories_are_the_means_of_their_tasks():
@@ -264,8 +288,8 @@ def test_published_categories_are_the_means_of_their_tasks():
 def change_run(run, data, **changes):
     """Writes one run again with another config, data set or environment."""
     shutil.rmtree(run.folder)
-    config = {name: value for name, value in changes.items() if name in ("offline_steps", "eval_episodes")}
-    odd = dataclasses.replace(run, config=dataclasses.replace(run.config, **config))
+    fields = {name: value for name, value in changes.items() if name in ("offline_steps", "eval_episodes")}
+    odd = dataclasses.replace(run, run=dataclasses.replace(run.run, **fields))
     identity = data.identity | {name: changes[name] for name in ("sha256",) if name in changes}
     environment = {name: changes[name] for name in ("harness_version",) if name in changes}
     write_run(odd, dataclasses.replace(data, identity=identity), 100.0, [(run.own_cell(), 100.0)], **environment)
@@ -282,7 +306,7 @@ def change_run(run, data, **changes):
 )
 def test_runs_of_different_protocols_are_refused_or_marked(tmp_path, changes, named):
     comparison = made_up(tmp_path, [CARTPOLE], 3)
-    odd = comparison.run_named(f"fql/{CARTPOLE.task}/seed_1")
+    odd = run_named(comparison, f"fql/{CARTPOLE.task}/seed_1")
     change_run(odd, CARTPOLE, **changes)
     results = Results(comparison)
     with pytest.raises(UserError, match=f"{named}.*{odd.name}.*--allow_mixed"):
@@ -311,13 +335,13 @@ def test_tuning_record_beside_the_config_is_shown(tmp_path):
     path.write_text("distillation_weight: 3.0\n")
     record = {"algorithm": "fql", "trials": 20, "task": "ogbench/tuned-on", "best_values": {"distillation_weight": 3.0}}
     path.with_suffix(".tuning.json").write_text(json.dumps(record))
-    comparison = made_up(tmp_path, [CARTPOLE], 1, distillation_weight=3.0, variants=(FQL,), rows=ROWS[2:])
-    tuned = dataclasses.replace(
-        comparison, runs=tuple(dataclasses.replace(run, config_path=path) for run in comparison.runs)
-    )
-    assert line(policy_block(Results(tuned)), "fql")["tuning trials"] == "20"
-    assert line(policy_block(Results(tuned)), "fql")["tuned on"] == "ogbench/tuned-on"
-    assert line(policy_block(Results(comparison)), "fql")["tuning trials"] == "not tuned"
+    tuned = dataclasses.replace(FQL, settings=(str(path), None))
+    for variant, trials, task in ((tuned, "20", "ogbench/tuned-on"), (FQL, "not tuned", "–")):
+        row = Row("fql", variant, {})
+        folder = tmp_path / trials
+        results = Results(made_up(folder, [CARTPOLE], 1, distillation_weight=3.0, variants=(variant,), rows=[row]))
+        shown = line(policy_block(results), "fql")
+        assert (shown["tuning trials"], shown["tuned on"]) == (trials, task)
 
 
 # ---- The files ----
@@ -341,11 +365,11 @@ def report(tmp_path_factory):
         lambda run, cell: None if run.name.endswith("stand/seed_4") else by_seed(run, cell),
     )
     comparison = dataclasses.replace(comparison, description="A <script>alert(1)</script> & more.")
-    change_run(comparison.run_named(f"fql/{CARTPOLE.task}/seed_1"), CARTPOLE, offline_steps=2000)
+    change_run(run_named(comparison, f"fql/{CARTPOLE.task}/seed_1"), CARTPOLE, offline_steps=2000)
     with pytest.raises(UserError):
         write_report(comparison, folder)
     paths = write_report(comparison, folder, allow_mixed=True)
-    assert [path.name for path in paths] == ["report.md", "report.html", "scores.csv"]
+    assert [path.name for path in paths] == ["report.md", "report.html", "scores.csv", "table.csv", "table.tex"]
     return folder
 
 
@@ -355,7 +379,7 @@ def test_markdown_holds_every_part_and_its_figures(report):
         assert f"\n## {title}" in text
     figures = re.findall(r"\]\((figures/[^)]*\.png)\)", text)
     assert len(figures) == 5 and all((report / name).stat().st_size > 10_000 for name in figures)
-    assert "| fql † |" in text and "| dipole † |" not in text
+    assert "| FQL † |" in text and "| DIPOLE † |" not in text
 
 
 def test_html_is_one_file_that_loads_nothing_and_runs_nothing(report):
@@ -387,6 +411,39 @@ def test_the_same_folders_give_the_same_report(report):
     assert first == [(comparison.out / name).read_bytes() for name in ("report.md", "report.html", "scores.csv")]
 
 
-def test_results_of_a_task_by_kind(tmp_path):
-    results = Results(made_up(tmp_path, [CARTPOLE], 3))
-    assert results.values(ROWS[0], CARTPOLE.task, FINAL).tolist() == [50.0, 60.0, 70.0]
+# ---- Committed reports ----
+
+
+@pytest.mark.parametrize("name", ["compare-quickstart", "compare-walker-local"])
+def test_the_numbers_of_a_committed_report_follow_from_its_scores(name):
+    """As they were written by an earlier version: every number of the score table, in its place."""
+    folder = ROOT / "docs" / "results" / name
+    scores = load_scores(folder / "scores.csv")
+    (task,) = scores["task"].unique()
+    header, rows = score_table(scores, [task])
+    text = (folder / "report.md").read_text()
+    lines = text[text.index(f"### {task}") :].split("\n\n")[2].splitlines()
+    table = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in lines]
+    assert header == table[0] and len(rows) == len(table) - 2
+    assert [row[1:] for row in rows] == [row[1:] for row in table[2:]]
+
+
+# ---- Act options ----
+
+
+def test_options_of_one_training_are_compared_by_pairs(tmp_path):
+    """Episodes that differ much, an option that is better on every one: the intervals of the two scores overlap."""
+    comparison = made_up(tmp_path, [CARTPOLE], 2, variants=(DIPOLE,), rows=ROWS[:2])
+    returns = np.linspace(0.0, 400.0, 20)
+    for run in comparison.runs:
+        for cell in comparison.cells(run)[1:]:
+            better = 40.0 * (cell["num_candidates"] == 1) + 10.0 * (np.arange(20) % 2)
+            result = EvaluationResult(returns + better, np.full(20, 10), None, 1.0)
+            add_episodes(run.folder, cell, result, 1_000)
+        own = EvaluationResult(returns, np.full(20, 10), None, 1.0)
+        add_episodes(run.folder, run.own_cell(), own, 1_000)
+    shown = line(act_option_block(Results(comparison)), "cartpole_swingup", "DIPOLE, N = 32", "DIPOLE, N = 1")
+    assert shown["difference: mean"] == "50.0" and shown["each seed"] == "50.0, 50.0"
+    low, high = (float(text) for text in shown["95% interval over the episodes of these agents"].split(" to "))
+    assert -50.0 < low < -45.0 < high < -40.0
+    assert len(read_episodes(comparison.runs[0].folder)) == 40

@@ -11,7 +11,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[1]
 LOCK = ROOT / "requirements-lock.txt"
 FILES = sorted(path for path in ROOT.glob("requirements*.txt") if path != LOCK)
-NOT_LOCKED = {"ray", "nicegui"}  # not among the tests' requirements: their own files pin them
+NOT_LOCKED = {"ray", "nicegui", "tensorboard"}  # not among the tests' requirements: their own files pin them
 
 
 def requirements(path: Path) -> list:

@@ -280,14 +280,14 @@ def test_a_run_of_an_earlier_version_continues(tmp_path, straight, capsys):
     (folder / "environment.json").write_text(json.dumps(environment))
     checkpoint = checkpoint_of(folder)
     checkpoint["config"] = config
-    checkpoint["loop"]["evaluation"] = {"step": 40, "snapshot": torch.zeros(3, dtype=torch.uint8)}
+    checkpoint["loop"]["evaluation"] = {"step": 20, "snapshot": torch.zeros(3, dtype=torch.uint8)}
     del checkpoint["loop"]["online"]  # from before online phases
     torch.save(checkpoint, folder / "checkpoint.pt")
-    log = CsvLog(folder / "eval.csv")
-    log.keep_until(20)
+    CsvLog(folder / "eval.csv").keep_until(0)
     toy_run(tmp_path)
     assert_same_end(straight, folder)
-    assert [int(row["step"]) for row in rows_of(folder / "eval.csv")] == [20, 40, 60]
+    assert [int(row["step"]) for row in rows_of(folder / "eval.csv")] == [40, 60]
+    assert "the evaluation after 20 updates had not ended; it is left out" in capsys.readouterr().out
     stretches = environment_of(folder)["stretches"]
     assert [stretch["from_step"] for stretch in stretches] == [0, 40]
     assert stretches[0]["versions"] == stretches[1]["versions"]

@@ -14,6 +14,7 @@ from harness.score_statistics import (
     mean,
     near_best,
     optimality_gap,
+    paired_interval,
     profile,
     standard_deviation,
 )
@@ -116,3 +117,18 @@ def test_near_best_is_within_five_percent_of_the_largest_mean():
     assert near_best([-10.0, -9.8]) == [False, True]  # 95% of a negative score says nothing
     assert near_best([float("nan"), 1.0]) == [False, True]
     assert near_best([float("nan")]) == [False]
+
+
+def test_a_paired_interval_sees_a_difference_that_overlapping_intervals_hide():
+    # The case of the issue: episodes that differ much, an option that is better by 0.1 to 0.5 on every one of them.
+    episodes = np.linspace(0.0, 10.0, 20)
+    better = episodes + np.tile([0.1, 0.5], 10)
+    low, high = paired_interval(better, episodes)
+    assert 0.1 < low < 0.3 < high < 0.5
+    assert interval([better]).low < interval([episodes]).high  # so the intervals of the two overlap widely
+    assert paired_interval(episodes, better) == pytest.approx((-high, -low))
+
+
+def test_scores_that_are_no_pairs_are_refused():
+    with pytest.raises(ValueError, match="are not pairs"):
+        paired_interval(np.zeros(3), np.zeros(1))  # would broadcast

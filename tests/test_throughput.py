@@ -115,38 +115,22 @@ def test_command_writes_table_csv_and_figure(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "t.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_precisions_and_seeds_have_rows_of_their_own(tmp_path, monkeypatch, capsys):
+def test_precisions_have_rows_of_their_own(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(SIZES, "quickstart", workload.Size(5, 1, (8,), 16, 8))
     command = ["throughput", "--algorithm", "iql", "--size", "quickstart", "--seconds", "0.01", "--device", "cpu"]
-    command += ["--precision", "highest", "medium", "--seeds", "1", "2"]
+    command += ["--precision", "highest", "medium"]
     monkeypatch.setattr("sys.argv", [*command, "--csv", str(tmp_path / "t.csv"), "--plot", str(tmp_path / "t.png")])
     throughput.main()
     rows = list(csv.DictReader((tmp_path / "t.csv").open()))
-    assert [(row["precision"], row["seeds"]) for row in rows] == [
-        ("highest", "1"),
-        ("highest", "2"),
-        ("medium", "1"),
-        ("medium", "2"),
-    ]
+    assert [row["precision"] for row in rows] == ["highest", "medium"]
     assert {row["mode"] for row in rows} == {"eager"}
     assert torch.get_float32_matmul_precision() == "highest"
     plotted = [row for row in rows if throughput.is_plotted(row, rows[0])]
     assert plotted == rows[:1]
 
 
-def test_several_seeds_are_agents_of_their_own_and_count_together():
+def test_the_rate_is_of_updates_per_second_of_the_clock():
     size = workload.Size(5, 1, (8,), 16, 8)
-    dataset = random_dataset(size, torch.device("cpu"))
-    updates = workload.build_updates("iql", size, dataset, captured=False, seeds=3)
-    assert len({id(agent) for agent in updates.agents}) == 3
-    batches = [sample()["observations"] for sample in updates.samplers]
-    assert not torch.equal(batches[0], batches[1])
+    updates = workload.build_updates("iql", size, random_dataset(size, torch.device("cpu")), captured=False)
     clock = iter(range(100))  # a second passes between two looks at the clock
-    assert rates.update_rate(updates, 1, lambda: None, lambda: next(clock)) == 3 * rates.MIN_CALLS
-
-
-def test_no_seed_at_all_is_refused(monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["throughput", "--seeds", "0"])
-    with pytest.raises(SystemExit) as ended:
-        throughput.main()
-    assert ended.value.code == 2 and "--seeds is 0" in capsys.readouterr().err
+    assert rates.update_rate(updates, 1, lambda: None, lambda: next(clock)) == rates.MIN_CALLS

@@ -1,7 +1,6 @@
 """Videos: mp4 files read back, the same episodes as the sweep's, and one sentence where nothing can be drawn."""
 
 import contextlib
-import dataclasses
 import functools
 import os
 import subprocess
@@ -18,10 +17,11 @@ import torch
 import harness.evaluate
 import harness.graphics
 from common.errors import UserError
+from harness.config import RunConfig
 from harness.evaluation import GRID_SEED, evaluate
 from harness.graphics import check_graphics, choose_graphics, drawing_error
 from harness.video import FRAME_SKIP, FRAMES_PER_SECOND, Recorder, build_for_pictures, log_videos, record, write_mp4
-from tests.test_evaluate_command import TOY_RUN, Toy, ToyConfig, toy_task, write_toy_run
+from tests.test_evaluate_command import run_dir, toy_task  # noqa: F401  (a fixture)
 from tests.toy import PointEnv
 
 STEPS = 8  # frames: first state, after 3, 6 and 8 steps
@@ -87,7 +87,7 @@ def test_files_hold_the_frames(tmp_path):
     paths, result = record(agent, Swing, 2, tmp_path / "videos", greediness=1.5)
     assert paths == sorted((tmp_path / "videos").iterdir()), "and no temporary file remains"
     assert result.lengths.tolist() == [STEPS, STEPS]
-    assert [path.name for path in paths] == [f"seed_{GRID_SEED}.mp4", f"seed_{GRID_SEED + 1}.mp4"]
+    assert [path.name for path in paths] == [f"greediness_1.5_seed_{GRID_SEED + n}.mp4" for n in range(2)]
     assert all(options == {"greediness": 1.5} for options in agent.options)
     for path in paths:
         frames, metadata = read_mp4(path)
@@ -177,7 +177,7 @@ def test_ogbench_pictures_are_plain_and_their_renderer_is_closed(attribute):
         def step(self, action):
             return self.environment.step(action)
 
-    recorder = Recorder(build_for_pictures(Outer), Path())
+    recorder = Recorder(build_for_pictures(Outer), lambda seed: Path())
     recorder.reset(seed=0)
     recorder.pictures.draw()
     recorder.close()
@@ -276,47 +276,56 @@ def test_mujoco_scenes_are_drawn(tmp_path, case, size, steady):
 
 
 @pytest.fixture
-def run_dir(tmp_path, monkeypatch):
-    """A run of an agent on Swing, and what the command loaded and logged."""
-    folder = tmp_path / "seed_0"
-    folder.mkdir()
-    write_toy_run(folder)
-    algorithm = SimpleNamespace(name="toy", config_class=ToyConfig, agent_class=Toy)
-    calls = []
-    task = dataclasses.replace(toy_task("return"), make_env=Swing)
-    monkeypatch.setattr(harness.run_folder, "load_algorithm", lambda name: algorithm)
-    monkeypatch.setattr(harness.evaluate, "load_trained_task", lambda *arguments: calls.append("load_task") or task)
-    monkeypatch.setattr(harness.evaluate, "choose_graphics", lambda: calls.append("choose_graphics"))
-    monkeypatch.setattr(harness.evaluate, "check_graphics", lambda: calls.append("check_graphics"))
-    monkeypatch.setattr(harness.evaluate, "log_videos", lambda run, folder, paths: calls.append(paths))
-    return SimpleNamespace(folder=folder, calls=calls)
+def calls(run_dir, monkeypatch):  # noqa: F811
+    """What the command did for a run whose environment is Swing."""
+    made = []
+    task = toy_task(make_env=Swing)
+    monkeypatch.setattr(harness.evaluate, "load_trained_task", lambda *arguments: made.append("load_task") or task)
+    for name in ("choose_graphics", "check_graphics"):
+        monkeypatch.setattr(harness.evaluate, name, lambda name=name: made.append(name))
+    monkeypatch.setattr(harness.evaluate, "log_videos", lambda run, folder, paths: made.append(paths))
+    return made
 
 
-def test_command_records_the_first_cell_and_changes_no_result(run_dir, capsys):
+def test_command_records_the_first_cell_and_changes_no_result(run_dir, calls, capsys):  # noqa: F811
     arguments = [str(run_dir.folder), "--greediness", "0.5", "1", "--episodes", "3"]
     harness.evaluate.evaluate_command(arguments)
     without = (run_dir.folder / "greediness.csv").read_text()
-    assert run_dir.calls == ["load_task"] and not (run_dir.folder / "videos").exists()
-    run_dir.calls.clear()
+    assert calls == ["load_task"] and not (run_dir.folder / "videos").exists()
+    calls.clear()
     harness.evaluate.evaluate_command([*arguments, "--video_episodes", "2"])
     assert (run_dir.folder / "greediness.csv").read_text() == without
     paths = sorted((run_dir.folder / "videos").iterdir())
-    assert run_dir.calls == ["choose_graphics", "load_task", "check_graphics", paths] and len(paths) == 2
-    printed = capsys.readouterr().out
-    assert "videos of {'greediness': 0.5, 'num_candidates': 4, 'flow_steps': 10}: " in printed
+    assert calls == ["choose_graphics", "load_task", "check_graphics", paths] and len(paths) == 2
+    assert "videos of greediness 0.5, num_candidates 4, flow_steps 10: " in capsys.readouterr().out
     with pytest.raises(UserError, match="--video_episodes is -1; it must be at least 0"):
         harness.evaluate.evaluate_command([*arguments, "--video_episodes", "-1"])
+
+
+def test_videos_of_two_settings_do_not_overwrite_one_another(run_dir, calls):  # noqa: F811
+    contents = []
+    for greediness in ("0.5", "1"):
+        arguments = ["--greediness", greediness, "--episodes", "1", "--video_episodes", "1"]
+        harness.evaluate.evaluate_command([str(run_dir.folder), *arguments])
+        contents.append(calls[-1][0].read_bytes())
+    videos = sorted((run_dir.folder / "videos").iterdir())
+    assert [path.read_bytes() for path in videos] == contents
+    assert videos[0].name == f"greediness_0.5_num_candidates_4_flow_steps_10_seed_{GRID_SEED}.mp4"
 
 
 def test_videos_reach_the_runs_wandb(tmp_path, monkeypatch):
     wandb = pytest.importorskip("wandb")
     write_mp4(tmp_path / "seed_7.mp4", [np.zeros((16, 16, 3), np.uint8)] * 2)
     logged = []
-    options = {"define_metric": lambda *names, **axes: None, "finish": lambda exit_code: logged.append(exit_code)}
-    monkeypatch.setattr(wandb, "init", lambda **_: SimpleNamespace(log=logged.append, **options))
+    run = SimpleNamespace(
+        log=logged.append,
+        finish=lambda **options: logged.append("finished"),
+        define_metric=lambda *names, **options: None,
+    )
+    monkeypatch.setattr(wandb, "init", lambda **options: logged.append(options["id"]) or run)
     (tmp_path / "environment.json").write_text('{"run_id": "1", "data": {}}')
-    log_videos(TOY_RUN, tmp_path, [tmp_path / "seed_7.mp4"])
+    log_videos(RunConfig(label="toy"), tmp_path, [tmp_path / "seed_7.mp4"])
     assert logged == []
-    log_videos(dataclasses.replace(TOY_RUN, logger=("csv", "wandb")), tmp_path, [tmp_path / "seed_7.mp4"])
-    assert list(logged[0]) == ["videos/seed_7"] and isinstance(logged[0]["videos/seed_7"], wandb.Video)
-    assert logged[1] == 0
+    log_videos(RunConfig(label="toy", logger=("csv", "wandb")), tmp_path, [tmp_path / "seed_7.mp4"])
+    assert list(logged[1]) == ["videos/seed_7"] and isinstance(logged[1]["videos/seed_7"], wandb.Video)
+    assert (logged[0], logged[2]) == ("1", "finished")

@@ -1,32 +1,23 @@
-"""Driving on: a new plan every half second, in highway-env's traffic, which reacts. Its reward is not PDMS.
-
-python -m envs.driving.closed_loop --data_dir DIR --episodes 20 --run RUN_DIR
-
-prints collisions at fault, rate of leaving the road, route progress, comfort and time of two planners without learning
-and of runs. Needs requirements-driving.txt.
-"""
+"""Driving on: a new plan every half second, in highway-env's traffic, which reacts. Its reward is not PDMS."""
 
 from pathlib import Path
-from typing import Any, Callable, Dict, Optional, Sequence, Tuple
+from typing import Any, Dict, Optional, Tuple
 
 import gymnasium
 import numpy as np
 from gymnasium import spaces
-from tqdm import tqdm
 
-from common.errors import CommandParser, exit_on_user_error
-from envs.driving.bandit import data_path, load_data, read_data
-from envs.driving.collect import FAMILIES, data_folder, read_sidecar, traffic_module
+from envs.driving.bandit import data_path, read_data
+from envs.driving.collect import FAMILIES, traffic_module
 from envs.driving.comfort import comfort_verdicts
 from envs.driving.curate import AGENT_RADIUS, HISTORY_STEPS
-from envs.driving.observation import OBSERVATION_DIM, observe
-from envs.driving.planner import along_route, choose, constant_velocity, proposals
+from envs.driving.observation import OBSERVATION_DIM
+from envs.driving.planner import along_route
 from envs.driving.scene import Scene, project
 from envs.driving.scene_files import read_road, road_path
 from envs.driving.score import Motion
 from envs.driving.vehicle import (
     A_X,
-    DT,
     HEADING,
     KNOT_STEPS,
     STEER,
@@ -120,8 +111,8 @@ class DrivingClosedLoop(gymnasium.Env):
 
     def __init__(self, folder: Path, kind: str):
         self.folder = folder
-        data = read_data(data_path(folder, kind))
-        self.encoding, self.scaling = data.encoding, data.scaling
+        self.data = read_data(data_path(folder, kind), kind)
+        self.encoding = self.data.encoding
         self.observation_space = spaces.Box(-np.inf, np.inf, (OBSERVATION_DIM,), np.float32)
         self.action_space = spaces.Box(-1.0, 1.0, (self.encoding.action_dim,), np.float32)
 
@@ -129,7 +120,7 @@ class DrivingClosedLoop(gymnasium.Env):
         super().reset(seed=seed)
         self.drive = Drive(self.folder, int(self.np_random.integers(1 << 31)) if seed is None else seed)
         self.plans = 0
-        return self.scaling(observe(self.drive.scene())), {}
+        return self.data.observe(self.drive.scene()), {}
 
     def step(self, action: np.ndarray) -> Tuple[np.ndarray, float, bool, bool, Dict[str, Any]]:
         base = along_route(self.drive.scene())
@@ -139,76 +130,4 @@ class DrivingClosedLoop(gymnasium.Env):
         reward = 0.0 if failed else happened["progress"]
         info = {**happened, "success": float(not failed)}
         over = failed or happened["arrived"]
-        return self.scaling(observe(self.drive.scene())), reward, over, self.plans >= MAX_PLANS and not over, info
-
-
-# ---- The report ----
-
-
-def rule_based(scene: Scene) -> np.ndarray:
-    """The plan [8, 3] that the rule-based planner chooses."""
-    plans = proposals(scene)
-    return plans[choose(scene, plans)]
-
-
-def drive(folder: Path, seed: int, planner: Callable[[Scene], np.ndarray]) -> Dict[str, float]:
-    """One episode of `planner`: collision and off_road (0 or 1), progress in metres, comfort share, seconds."""
-    episode, steps = Drive(folder, seed), []
-    while len(steps) < MAX_PLANS:
-        steps.append(episode.step(planner(episode.scene())))
-        if steps[-1]["collision"] or steps[-1]["off_road"] or steps[-1]["arrived"]:
-            break
-    judged = [step["comfortable"] for step in steps if "comfortable" in step]
-    return {
-        "collision": float(steps[-1]["collision"]),
-        "off_road": float(steps[-1]["off_road"]),
-        "progress": sum(step["progress"] for step in steps),
-        "comfort": float(np.mean(judged)) if judged else float("nan"),
-        "seconds": len(steps) * KNOT_STEPS * DT,
-    }
-
-
-def _policy_planner(folder: Path, run: Path) -> Callable[[Scene], np.ndarray]:
-    from harness.driving.policies import Policy  # here: torch is not needed for planners without learning
-
-    policy = Policy(run)
-    policy.check_scenes(folder)
-    data = load_data(folder, policy.kind)
-
-    def plan(scene: Scene) -> np.ndarray:
-        observation = data.scaling(observe(scene))[None]
-        return policy.plans(data, observation, along_route(scene)[None])[0]
-
-    return plan
-
-
-def main(arguments: Optional[Sequence[str]] = None) -> None:
-    parser = CommandParser("python -m envs.driving.closed_loop", __doc__)
-    parser.add_argument("--data_dir", help="folder of the set, as the task's")
-    parser.add_argument("--run", type=Path, action="append", default=[], help="a run's folder; may be repeated")
-    parser.add_argument("--episodes", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=10_000, help="of episode i: seed + i; even ones are roundabouts")
-    with exit_on_user_error():
-        options = parser.parse_args(arguments)
-        folder = data_folder(options.data_dir)
-        read_sidecar(folder)
-        planners = {"constant velocity": constant_velocity, "PDM-Closed-like planner": rule_based}
-        planners |= {str(run): _policy_planner(folder, run) for run in options.run}
-        print("| planner | collision at fault | off road | metres | comfort | seconds |\n|---|---|---|---|---|---|")
-        for label, planner in planners.items():
-            seeds = tqdm(range(options.seed, options.seed + options.episodes), desc=label, disable=None, leave=False)
-            episodes = [drive(folder, seed, planner) for seed in seeds]
-            columns = {name: np.array([episode[name] for episode in episodes]) for name in episodes[0]}
-            judged = columns["comfort"][~np.isnan(columns["comfort"])]
-            cells = (
-                f"{100 * columns['collision'].mean():.0f} %",
-                f"{100 * columns['off_road'].mean():.0f} %",
-                f"{columns['progress'].mean():.0f}",
-                f"{100 * judged.mean():.0f} %" if len(judged) else "none",  # no episode of 4 s
-                f"{columns['seconds'].mean():.1f}",
-            )
-            print(f"| {label} | {' | '.join(cells)} |", flush=True)
-
-
-if __name__ == "__main__":
-    main()
+        return self.data.observe(self.drive.scene()), reward, over, self.plans >= MAX_PLANS and not over, info

@@ -1,4 +1,4 @@
-"""A trained run as an agent of NAVSIM's official scoring scripts, version 1.1 (`run_pdm_score.py`).
+"""A trained run as an agent of NAVSIM's official scoring scripts: v1.1's run_pdm_score.py, and both of v2's.
 
 Its config, config/common/agent/dipole_agent.yaml in NAVSIM's folder:
 
@@ -11,9 +11,12 @@ Its config, config/common/agent/dipole_agent.yaml in NAVSIM's folder:
 
 The agent is privileged: it sees the annotated boxes of the current frame, the map and the route, which it takes from
 the metric cache; it needs the scene (requires_scene) and cannot make a submission to a leaderboard.
-Implemented against the v1.1 interface, not run on data.
+
+NAVSIM's scripts catch exceptions, score what is left and print its average. So a mistake of the user, and the end of
+the policy's process, end the script: one sentence and exit code 2.
 """
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -22,10 +25,11 @@ from typing import Any, Optional
 
 import numpy as np
 
-from common.errors import UserError
-from envs.driving.navsim_export import scene_of
-from envs.driving.navsim_interface import METRICS, metric, navsim_module
+from common.errors import UserError, exit_on_user_error
+from envs.driving.navsim_interface import METRICS, check_maps, metric, navsim_module, open_caches, read_cache, scene_of
 from envs.driving.navsim_messages import receive, scene_to_arrays, send
+from envs.driving.polygons import ROAD
+from envs.driving.vehicle import DT, KNOT_STEPS, KNOTS
 
 ROOT = Path(__file__).resolve().parents[2]
 CONDA_VARIABLES = ("PYTHONPATH", "PYTHONHOME")  # of NAVSIM's environment, not for another Python
@@ -35,21 +39,28 @@ AbstractAgent = navsim_module("navsim.agents.abstract_agent").AbstractAgent
 class NavsimAgent(AbstractAgent):
     """Plans by a run's checkpoint, in a process of its own (`navsim_policy`), for the scene that NAVSIM shows.
 
-    Raises UserError where the installed NAVSIM gives another score than the one that the run was trained for.
+    With version 1 the noise of a plan is its scene's, with version 2 its log's: that scores how much the plans of two
+    frames differ, and those of independent noise do.
     """
 
     def __init__(
         self,
-        checkpoint_path: str,
+        checkpoint_path: Optional[str],
         metric_cache_path: str,
         python: Optional[str] = None,
         data_dir: Optional[str] = None,
     ):
-        if metric() != METRICS[0]:
-            raise UserError(f"the NAVSIM installed here scores by {metric()}, this agent plans for {METRICS[0]}: v1.1")
-        super().__init__(requires_scene=True)
+        self._extended = metric() == METRICS[1]
+        if self._extended:
+            sampling = navsim_module("nuplan.planning.simulation.trajectory.trajectory_sampling").TrajectorySampling
+            super().__init__(sampling(num_poses=KNOTS, interval_length=KNOT_STEPS * DT), requires_scene=True)
+        else:
+            super().__init__(requires_scene=True)
+        with exit_on_user_error():
+            if checkpoint_path is None:
+                raise UserError("agent.checkpoint_path is not set: give checkpoint.pt of a run of driving/navsim")
         self._checkpoint, self._metric_cache_path = Path(checkpoint_path).absolute(), Path(metric_cache_path)
-        self._command = [python or sys.executable, "-m", "envs.driving.navsim_policy"]
+        self._command = [python or sys.executable, "-m", "harness.driving.navsim_policy"]
         self._command += ["--checkpoint", str(self._checkpoint)]
         if data_dir is not None:
             self._command += ["--data_dir", str(Path(data_dir).absolute())]
@@ -64,22 +75,28 @@ class NavsimAgent(AbstractAgent):
         return navsim_module("navsim.common.dataclasses").SensorConfig.build_no_sensors()
 
     def initialize(self) -> None:
-        """Starts the policy's process and opens the metric cache. Raises UserError where the process ends at once."""
-        self._caches = navsim_module("navsim.common.dataloader").MetricCacheLoader(self._metric_cache_path)
-        environment = {name: value for name, value in os.environ.items() if name not in CONDA_VARIABLES}
-        self._process = subprocess.Popen(
-            self._command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
-        trained_for = str(self._answer()["metric"])
-        if trained_for != metric():
-            raise UserError(f"{self._checkpoint}: was trained for {trained_for}, NAVSIM here scores by {metric()}")
+        """Opens the metric cache and starts the policy's process."""
+        with exit_on_user_error():
+            check_maps()
+            self._caches = open_caches(self._metric_cache_path)
+            environment = {name: value for name, value in os.environ.items() if name not in CONDA_VARIABLES}
+            try:
+                self._process = subprocess.Popen(
+                    self._command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+                )
+            except OSError as error:
+                raise UserError(f"agent.python={self._command[0]}: cannot be started ({error.strerror})") from error
+            self._answer()
 
     def compute_trajectory(self, agent_input: Any, scene: Any) -> Any:
         """NAVSIM's Trajectory of 8 poses, 0.5 s apart, in the frame of the ego's rear axle."""
-        token = scene.scene_metadata.initial_token
-        now, _ = scene_of(self._caches.get_from_token(token), agent_input, scene.map_api, steps=1)
-        send(self._process.stdin, token=np.array(token), **scene_to_arrays(now))
-        plan = self._answer()["plan"].astype(np.float32)
+        with exit_on_user_error():
+            token, log_name = scene.scene_metadata.initial_token, scene.scene_metadata.log_name
+            now = scene_of(read_cache(self._caches, token), agent_input, scene, steps=1, kinds=ROAD)
+            noise = np.array(log_name if self._extended else token)
+            with contextlib.suppress(BrokenPipeError):  # where it has ended, its code or what it said is the answer
+                send(self._process.stdin, noise=noise, **scene_to_arrays(now))
+            plan = self._answer()["plan"].astype(np.float32)
         return navsim_module("navsim.common.dataclasses").Trajectory(plan)
 
     def close(self) -> None:
@@ -92,8 +109,12 @@ class NavsimAgent(AbstractAgent):
 
     def _answer(self) -> dict:
         try:
-            return receive(self._process.stdout)
+            answer = receive(self._process.stdout)
         except EOFError as error:
             raise UserError(
-                f"{' '.join(self._command)}: has ended with code {self._process.wait()}, see above"
+                f"{' '.join(self._command)}: has ended with code {self._process.wait()}, see above; agent.python must "
+                "be the Python of this project's environment"
             ) from error
+        if "error" in answer:
+            raise UserError(str(answer["error"]))
+        return answer

@@ -5,7 +5,6 @@ python -m envs.driving.navsim_export --metric_cache DIR --logs_path DIR --out DI
 Runs from this repository's folder with the Python of NAVSIM's own environment, version 1.1, and needs its metric cache
 (run_metric_caching.py), its logs and its maps, but no sensor data. Of each log that is cached it writes the scenes to
 one file; a log whose file is there is kept, so that the same command continues an interrupted export.
-Implemented against the v1.1 interface, not run on data.
 """
 
 from dataclasses import replace
@@ -32,52 +31,24 @@ from envs.driving.curate import (
 from envs.driving.navsim_interface import (
     HISTORY_FRAMES,
     METRICS,
-    agents_of,
-    centreline_of,
-    ego_of,
-    history_of,
+    check_maps,
     metric,
     navsim_module,
-    reach_of,
-    road_of,
-    speed_limit_of,
+    open_caches,
+    read_cache,
+    scene_of,
     trajectory_of,
 )
 from envs.driving.planner import constant_velocity, proposals
-from envs.driving.scene import FUTURE_STEPS, Scene
+from envs.driving.scene import Scene
 from envs.driving.scene_files import CYCLE, SPLITS, LogRecord, log_path, road_path, split_of, write_log, write_road
 from envs.driving.score import Motion, progress_of, score, start_of
 from envs.driving.vehicle import KNOTS, track
 from envs.generation_record import RECORD, write_record
 
-EXPORTER_VERSION = 1  # raise it when the same cache no longer gives the same files
+EXPORTER_VERSION = 2  # raise it when the same cache no longer gives the same files
 FUTURE_FRAMES = 10  # of a scene, every half second; 5 s, as the metric cache interpolates
 LIBRARIES = ("navsim", "nuplan-devkit", "numpy", "scipy", "shapely")
-
-
-def scene_of(cache: Any, agent_input: Any, map_api: Any, steps: int = FUTURE_STEPS) -> Tuple[Scene, int]:
-    """(scene, lanes that its raster leaves out) of NAVSIM's objects, with `steps` of the others; no progress yet."""
-    ego, lateral = ego_of(cache.ego_state)
-    centreline, reach = centreline_of(cache.centerline), reach_of(ego[3])
-    road, left_out = road_of(cache.drivable_area_map, centreline, ego[:2], reach)
-    agents, size, static, tokens = agents_of(cache.observation, steps)
-    distance = np.hypot(*np.moveaxis(agents[..., :2] - ego[:2], -1, 0)) - np.hypot(size[:, 0], size[:, 1]) / 2
-    near = (distance <= reach).any(axis=0)  # false where absent, NaN
-    collided = np.array([token in cache.observation.collided_track_ids for token in tokens], bool)
-    scene = Scene(
-        road=road,
-        ego=ego,
-        history=history_of(agent_input, ego[:3]),
-        agents=agents[:, near],
-        size=size[near],
-        static=static[near],
-        centreline=centreline,
-        speed_limit=speed_limit_of(cache, map_api),
-        reference_progress=0.0,
-        collided=collided[near],
-        lateral=lateral,
-    )
-    return scene, left_out
 
 
 def with_reference(scene: Scene, cache: Any) -> Tuple[Scene, np.ndarray]:
@@ -99,16 +70,22 @@ def scored_plans(
 
 
 class Source:
-    """NAVSIM's caches and logs, which are read one scene at a time: the tokens of each log that has a cached scene."""
+    """NAVSIM's caches and logs, which are read one scene at a time.
 
-    def __init__(self, metric_cache: Path, logs_path: Path, limit: Optional[int]):
+    tokens: those of each log that has a cached scene; without_log: how many cached scenes no log holds. Raises
+    UserError where a part is missing, moved or of another version.
+    """
+
+    def __init__(self, metric_cache: Path, logs_path: Path, limit: Optional[int] = None):
         loaders = navsim_module("navsim.common.dataloader")
         types = navsim_module("navsim.common.dataclasses")
-        for path, flag in ((metric_cache / "metadata", "--metric_cache"), (logs_path, "--logs_path")):
-            if not path.is_dir():
-                raise UserError(f"{path}: is no folder; set {flag} to the one that NAVSIM was run with")
-        self.caches = loaders.MetricCacheLoader(metric_cache)
+        check_maps()
+        if not logs_path.is_dir():
+            raise UserError(f"{logs_path}: is no folder; set --logs_path to the one that NAVSIM was run with")
+        self.caches = open_caches(metric_cache)
         tokens = sorted(self.caches.tokens)[:limit]
+        if hasattr(read_cache(self.caches, tokens[0]), "map_parameters"):
+            raise UserError(f"{metric_cache}: was made by version 2 of NAVSIM; make it with branch v1.1")
         scene_filter = types.SceneFilter(
             num_history_frames=HISTORY_FRAMES, num_future_frames=FUTURE_FRAMES, frame_interval=1, tokens=tokens
         )
@@ -118,24 +95,31 @@ class Source:
         )
         by_log = self.scenes.get_tokens_list_per_log()
         self.tokens = {name: sorted(by_log[name]) for name in sorted(by_log)}
+        self.without_log = len(tokens) - sum(map(len, self.tokens.values()))
+        if self.without_log == len(tokens):
+            raise UserError(
+                f"{logs_path}: holds none of the {len(tokens)} scenes cached in {metric_cache}; set --logs_path to the "
+                "logs of the split that was cached"
+            )
 
-
-def export_log(source: Source, name: str, index: int, folder: Path, seed: int) -> int:
-    """Writes the roads and the file of one log; returns how many lanes their rasters leave out."""
-    generator = np.random.default_rng(np.random.SeedSequence([seed, index]))
-    entries, lanes_left_out = [], 0
-    for token in source.tokens[name]:
-        cache, recorded = source.caches.get_from_token(token), source.scenes.get_scene_from_token(token)
-        agent_input = source.scenes.get_agent_input_from_token(token)
-        scene, left_out = scene_of(cache, agent_input, recorded.map_api)
+    def scene(self, token: str) -> Tuple[Scene, np.ndarray, np.ndarray]:
+        """(scene, plan [8, 3] of the cached PDM-Closed trajectory, plan [8, 3] of the human driver)."""
+        cache, recorded = read_cache(self.caches, token), self.scenes.get_scene_from_token(token)
+        scene = scene_of(cache, self.scenes.get_agent_input_from_token(token), recorded)
         scene, reference = with_reference(scene, cache)
-        logged = np.asarray(recorded.get_future_trajectory(KNOTS).poses, np.float64)
+        return scene, reference, np.asarray(recorded.get_future_trajectory(KNOTS).poses, np.float64)
+
+
+def export_log(source: Source, name: str, index: int, folder: Path, seed: int) -> None:
+    """Writes the roads and the file of one log."""
+    generator = np.random.default_rng(np.random.SeedSequence([seed, index]))
+    entries = []
+    for token in source.tokens[name]:
+        scene, reference, logged = source.scene(token)
         plans, scores = scored_plans(scene, reference, logged, generator)
         write_road(road_path(folder, token), scene.road)
         entries.append((token, scene, plans, scores, logged, reference))
-        lanes_left_out += left_out
     write_log(log_path(folder, index), _record(entries))
-    return lanes_left_out
 
 
 def _record(entries: List[tuple]) -> LogRecord:
@@ -143,10 +127,11 @@ def _record(entries: List[tuple]) -> LogRecord:
     tokens, scenes, *columns = ([entry[place] for entry in entries] for place in range(len(entries[0])))
     plans, scores, logged, reference = (np.stack(column) for column in columns)
     agents, size, static = padded_agents(scenes)
-    collided = np.zeros(static.shape, bool)
+    collided, annotated = np.zeros(static.shape, bool), np.zeros(static.shape, bool)
     centreline = np.full((len(scenes), max(len(scene.centreline) for scene in scenes), 2), np.nan)
     for index, scene in enumerate(scenes):
         collided[index, : len(scene.collided)] = scene.collided
+        annotated[index, : len(scene.annotated)] = scene.annotated
         centreline[index, : len(scene.centreline)] = scene.centreline
     return LogRecord(
         family=np.array(tokens),
@@ -165,6 +150,7 @@ def _record(entries: List[tuple]) -> LogRecord:
         reference_plan=reference,
         collided=collided,
         lateral=np.stack([scene.lateral for scene in scenes]),
+        annotated=annotated,
     )
 
 
@@ -175,7 +161,7 @@ def _version(package: str) -> Optional[str]:
         return None
 
 
-def describe(names: Sequence[str], scenes: int, seed: int) -> Dict[str, Any]:
+def describe(source: Source, seed: int) -> Dict[str, Any]:
     """What the set depends on; its metric keeps it apart from scenes that NAVSIM's version 2 scores."""
     return {
         "source": f"NAVSIM export, version {_version('navsim') or 'unknown'}",
@@ -184,9 +170,10 @@ def describe(names: Sequence[str], scenes: int, seed: int) -> Dict[str, Any]:
         "seed": seed,
         "plans": PLANS,
         "libraries": {name: _version(name) for name in LIBRARIES},
-        "scenes": scenes,
-        "logs": len(names),
-        "log_names": list(names),
+        "scenes": sum(map(len, source.tokens.values())),
+        "scenes_without_log": source.without_log,
+        "logs": len(source.tokens),
+        "log_names": list(source.tokens),
     }
 
 
@@ -205,14 +192,12 @@ def export(metric_cache: Path, logs_path: Path, folder: Path, limit: Optional[in
             f"{metric_cache}: its scenes are of {len(names)} logs in {logs_path}, a set that is split by log needs "
             f"{least}: cache more logs"
         )
-    record = describe(names, sum(len(tokens) for tokens in source.tokens.values()), seed)
-    _open_set(folder, record)
-    left_out = 0
+    _open_set(folder, describe(source, seed))
     for index, name in enumerate(tqdm(names, desc="export NAVSIM", unit="log", disable=None)):
         if not log_path(folder, index).exists():
-            left_out += export_log(source, name, index, folder, seed)
-    if left_out:
-        print(f"{left_out} lanes, the farthest from the routes, found no bit in the scenes' rasters")
+            export_log(source, name, index, folder, seed)
+    if source.without_log:
+        print(f"{source.without_log} cached scenes are not in the logs of {logs_path} and were left out")
     return folder
 
 

@@ -1,29 +1,39 @@
 """NAVSIM's objects as this project's arrays: what `navsim_export` and `navsim_agent` have in common.
 
-Runs inside NAVSIM's own environment (Python 3.9, numpy 1.23), against the interface of version 1.1: the fields of
-MetricCache (ego_state, trajectory, observation, centerline, route_lane_ids, drivable_area_map), AgentInput and Scene.
-Written from github.com/autonomousvision/navsim (branch v1.1, Apache-2.0) and nuplan-devkit; not run on NAVSIM's data.
+Runs inside NAVSIM's own environment (Python 3.9, numpy 1.23): the fields of MetricCache (ego_state, trajectory,
+observation, centerline, route_lane_ids, drivable_area_map), AgentInput and Scene, as versions 1.1 and 2.2 of
+github.com/autonomousvision/navsim (Apache-2.0) and nuplan-devkit 1.2 have them. docs/navsim.md says what was run.
 """
 
 import importlib
 import inspect
-from typing import Any, List, Sequence, Tuple
+import lzma
+import os
+import pickle
+from pathlib import Path
+from typing import Any, List, Tuple
 
 import numpy as np
 
 from common.errors import UserError
-from envs.driving.scene import DRIVABLE, MAX_LANES, Road
-from envs.driving.vehicle import DT, KNOT_STEPS, LENGTH, STEPS, WIDTH, to_frame, to_world
+from envs.driving.polygons import INTERSECTION, LANE, ROAD, PolygonRoad
+from envs.driving.scene import FUTURE_STEPS, Scene
+from envs.driving.vehicle import DT, KNOT_STEPS, STEPS, to_frame, to_world
 
 METRICS = ("PDMS", "EPDMS")  # the scores of versions 1 and 2, which are never compared
-RESOLUTION = 0.2  # metres from cell to cell
-MAP_RADIUS = 100.0  # metres around the ego whose map NAVSIM caches
-STRONGEST_ACCELERATION = 2.4  # m/s^2, beyond which no plan is comfortable
 FALLBACK_SPEED_LIMIT = 15.0  # m/s, PDM-Closed's own where the map has none
 SHORTEST_STEP = 0.05  # metres: points of a route that are closer have no reliable heading between them
 HISTORY_FRAMES = 4  # 1.5, 1.0, 0.5 and 0 s before
-ROAD_TYPES = ("ROADBLOCK", "INTERSECTION", "DRIVABLE_AREA", "CARPARK_AREA")  # what NAVSIM's scorer drives on
-LANE_TYPES = ("LANE", "LANE_CONNECTOR")
+KINDS = {  # of the map's layers: what NAVSIM's scorer drives on, and the lanes that it counts
+    "ROADBLOCK": ROAD,
+    "DRIVABLE_AREA": ROAD,
+    "CARPARK_AREA": ROAD,
+    "INTERSECTION": ROAD | INTERSECTION,
+    "LANE": LANE,
+    "LANE_CONNECTOR": LANE,
+}
+ALL_KINDS = ROAD | LANE | INTERSECTION
+MAPS_ROOT = "NUPLAN_MAPS_ROOT"
 
 
 def navsim_module(name: str) -> Any:
@@ -43,6 +53,68 @@ def metric() -> str:
     """Which score the installed NAVSIM gives, one of METRICS: version 2's pdm_score has a traffic_agents_policy."""
     pdm_score = navsim_module("navsim.evaluate.pdm_score").pdm_score
     return METRICS["traffic_agents_policy" in inspect.signature(pdm_score).parameters]
+
+
+def check_maps() -> None:
+    """Raises UserError where the variable by which NAVSIM finds its maps is not set to a folder."""
+    folder = os.environ.get(MAPS_ROOT)
+    if not folder or not Path(folder).is_dir():
+        raise UserError(f"{MAPS_ROOT} is {folder or 'not set'}: set it to the folder of nuPlan's maps")
+
+
+def open_caches(folder: Path) -> Any:
+    """NAVSIM's MetricCacheLoader of the folder that run_metric_caching.py wrote. Raises UserError."""
+    listing = next(iter(sorted((folder / "metadata").glob("*.csv"))), None)
+    caches = listing and navsim_module("navsim.common.dataloader").MetricCacheLoader(folder)
+    if not caches or not caches.tokens:
+        raise UserError(
+            f"{folder}: has no metadata/*.csv that lists scenes; give the folder of a finished run_metric_caching.py"
+        )
+    absent = [path for path in caches.metric_cache_paths.values() if not Path(path).is_file()]
+    if absent:
+        raise UserError(
+            f"{listing}: names {len(absent)} files that are not there, {absent[0]} the first: the cache was moved; put "
+            "it back or make it again"
+        )
+    return caches
+
+
+def read_cache(caches: Any, token: str) -> Any:
+    """The MetricCache of a scene. Raises UserError where it is damaged or of another version of NAVSIM."""
+    path = caches.metric_cache_paths[token]
+    try:
+        return caches.get_from_token(token)
+    except (AttributeError, ImportError) as error:
+        reason = f"was made by another version of NAVSIM than the one installed here ({error})"
+    except (OSError, EOFError, lzma.LZMAError, pickle.UnpicklingError) as error:
+        reason = f"cannot be read ({error})"
+    raise UserError(f"{path}: {reason}; make the metric cache again")
+
+
+def scene_of(cache: Any, agent_input: Any, recorded: Any, steps: int = FUTURE_STEPS, kinds: int = ALL_KINDS) -> Scene:
+    """The scene of a MetricCache, an AgentInput and a NAVSIM Scene, with `steps` of the others; no progress yet.
+
+    What is known of the others is what the current frame annotates: a cache puts a track that a single frame of its
+    window shows, also a later one, into all steps. kinds: the polygons of the map that are kept.
+    """
+    ego, lateral = ego_of(cache.ego_state)
+    agents, size, static, tokens = agents_of(cache.observation, steps)
+    frame = recorded.frames[recorded.scene_metadata.num_history_frames - 1]
+    current, collided = set(frame.annotations.track_tokens), set(cache.observation.collided_track_ids)
+    return Scene(
+        road=road_of(cache.drivable_area_map, kinds),
+        ego=ego,
+        history=history_of(agent_input, ego[:3]),
+        agents=agents,
+        size=size,
+        static=static,
+        centreline=centreline_of(cache.centerline),
+        speed_limit=speed_limit_of(cache, recorded.map_api),
+        reference_progress=0.0,
+        collided=np.array([token in collided for token in tokens], bool),
+        lateral=lateral,
+        annotated=np.array([token in current for token in tokens], bool),
+    )
 
 
 def pose_of(state: Any) -> np.ndarray:
@@ -136,7 +208,7 @@ def speed_limit_of(cache: Any, map_api: Any) -> float:
     drivable, axle = cache.drivable_area_map, cache.ego_state.rear_axle
     under = drivable.query(navsim_module("shapely").Point(axle.x, axle.y), predicate="intersects")
     lanes = [(drivable.tokens[index], drivable.map_types[index]) for index in under]
-    lanes = [(token, layer) for token, layer in lanes if layer.name in LANE_TYPES]
+    lanes = [(token, layer) for token, layer in lanes if KINDS.get(layer.name) == LANE]
     for token, layer in sorted(lanes, key=lambda lane: lane[0] not in cache.route_lane_ids):
         limit = map_api.get_map_object(token, layer).speed_limit_mps
         if limit:
@@ -144,58 +216,15 @@ def speed_limit_of(cache: Any, map_api: Any) -> float:
     return FALLBACK_SPEED_LIMIT
 
 
-def reach_of(speed: float) -> float:
-    """Metres around the ego that a scene keeps: NAVSIM's map, and all that 4 s of acceleration reach."""
-    seconds = STEPS * DT
-    return max(MAP_RADIUS, abs(speed) * seconds + STRONGEST_ACCELERATION * seconds**2 / 2 + LENGTH)
-
-
-def road_of(drivable: Any, centreline: np.ndarray, centre: np.ndarray, reach: float) -> Tuple[Road, int]:
-    """(the road, lanes left out) of a PDMDrivableMap within `reach` metres of `centre` [2], along x and y.
-
-    A cell is in a polygon if its middle is. Lanes share a bit where no vehicle touches both; for what then needs more
-    than MAX_LANES bits, the lanes farthest from the route have none.
-    """
+def road_of(drivable: Any, kinds: int = ALL_KINDS) -> PolygonRoad:
+    """The polygons of a PDMDrivableMap that are of one of `kinds`, those that its scorer looks at."""
     shapely = navsim_module("shapely")
-    first = np.floor((centre - reach) / RESOLUTION)
-    count = int(np.ceil(2 * reach / RESOLUTION)) + 1
-    origin = first * RESOLUTION
-    x, y = (RESOLUTION * (first[axis] + np.arange(count)) for axis in (0, 1))
-    square = shapely.box(x[0], y[0], x[-1], y[-1])
-    polygons = drivable._geometries  # as by its scorer: an id may be that of a lane and of an intersection
-    near = [index for index in range(len(polygons)) if polygons[index].intersects(square)]
-    raster, intersection = np.zeros((count, count), np.uint32), np.zeros((count, count), bool)
-    for index in near:
-        if drivable.map_types[index].name in ROAD_TYPES:
-            _fill(raster, polygons[index], x, y, DRIVABLE)
-        if drivable.map_types[index].name == "INTERSECTION":
-            _fill(intersection, polygons[index], x, y, np.bool_(True))
-    route = shapely.LineString(centreline)
-    lanes = [polygons[index] for index in near if drivable.map_types[index].name in LANE_TYPES]
-    lanes.sort(key=lambda polygon: polygon.distance(route))
-    bits = lane_bits(lanes)
-    for index, bit in enumerate(bits):
-        if bit < MAX_LANES:
-            _fill(raster, lanes[index], x, y, np.uint32(1 << bit))
-    return Road(raster, intersection, origin, RESOLUTION), sum(bit >= MAX_LANES for bit in bits)
-
-
-def lane_bits(polygons: Sequence[Any]) -> List[int]:
-    """A number for each lane, the smallest that no lane before it has which the corners of one vehicle can touch."""
-    near = np.hypot(LENGTH, WIDTH) + 2 * RESOLUTION  # rounding to cells moves corners
-    bits: List[int] = []
-    for index, polygon in enumerate(polygons):
-        taken = {bits[other] for other in range(index) if polygons[other].distance(polygon) <= near}
-        bits.append(next(bit for bit in range(len(taken) + 1) if bit not in taken))
-    return bits
-
-
-def _fill(grid: np.ndarray, polygon: Any, x: np.ndarray, y: np.ndarray, bit: Any) -> None:
-    """Sets `bit` in the cells of the grid whose middles, at coordinates x and y, are within the polygon."""
-    shapely = navsim_module("shapely")
-    low_x, low_y, high_x, high_y = polygon.bounds
-    columns = slice(*np.searchsorted(x, [low_x, high_x]))
-    rows = slice(*np.searchsorted(y, [low_y, high_y]))
-    shapely.prepare(polygon)
-    inside = shapely.contains_xy(polygon, x[columns, None], y[None, rows])
-    grid[columns, rows][inside] |= bit
+    of_map = np.array([KINDS.get(layer.name, 0) for layer in drivable.map_types], np.uint8)
+    chosen = np.flatnonzero(of_map & kinds)
+    shapes, polygon = shapely.get_parts([drivable._geometries[index] for index in chosen], return_index=True)
+    rings, shape = shapely.get_rings(shapes, return_index=True)
+    points, ring = shapely.get_coordinates(rings, return_index=True)
+    rows = np.full((len(points) + len(rings), 2), np.nan)
+    rows[np.arange(len(points)) + ring] = points  # a row of NaN ends each ring
+    sizes = np.bincount(polygon[shape], np.bincount(ring, minlength=len(rings)) + 1, minlength=len(chosen))
+    return PolygonRoad(rows, sizes.astype(np.int64), of_map[chosen])

@@ -5,10 +5,13 @@ from typing import BinaryIO, Dict
 
 import numpy as np
 
-from envs.driving.scene import Road, Scene
+from envs.driving.polygons import PolygonRoad
+from envs.driving.scene import Scene
 
 LENGTH_BYTES = 8
-SCENE_ARRAYS = ("ego", "history", "agents", "size", "static", "centreline", "speed_limit")
+OF_AGENTS = ("size", "static")  # beside their boxes
+SCENE_ARRAYS = ("ego", "history", "centreline", "speed_limit")
+ROAD_ARRAYS = ("points", "rows", "kinds")
 
 
 def send(stream: BinaryIO, **arrays: np.ndarray) -> None:
@@ -31,15 +34,16 @@ def receive(stream: BinaryIO) -> Dict[str, np.ndarray]:
 
 
 def scene_to_arrays(scene: Scene) -> Dict[str, np.ndarray]:
-    """What an observation needs of a scene, by name."""
-    road = scene.road
+    """What an observation needs of a scene on a PolygonRoad, by name; the others that are known, at the start only."""
+    known = scene.known
     arrays = {name: np.asarray(getattr(scene, name)) for name in SCENE_ARRAYS}
-    return {**arrays, "raster": road.raster, "origin": road.origin, "resolution": np.asarray(road.resolution)}
+    arrays.update({name: getattr(scene, name)[known] for name in OF_AGENTS})
+    return {**arrays, "agents": scene.agents[:1, known], **{name: getattr(scene.road, name) for name in ROAD_ARRAYS}}
 
 
 def scene_from_arrays(arrays: Dict[str, np.ndarray]) -> Scene:
-    """The inverse of `scene_to_arrays`; the scene has no intersections and no reference progress."""
-    raster = arrays["raster"]
-    road = Road(raster, np.zeros(raster.shape, bool), arrays["origin"], float(arrays["resolution"]))
-    values = {name: arrays[name] for name in SCENE_ARRAYS}
-    return Scene(**{**values, "speed_limit": float(values["speed_limit"])}, road=road, reference_progress=0.0)
+    """The inverse of `scene_to_arrays`; there is no reference progress."""
+    values = {name: arrays[name] for name in (*SCENE_ARRAYS, *OF_AGENTS, "agents")}
+    values["speed_limit"] = float(values["speed_limit"])
+    road = PolygonRoad(*(arrays[name] for name in ROAD_ARRAYS))
+    return Scene(**values, road=road, reference_progress=0.0)

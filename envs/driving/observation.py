@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from envs.driving.planner import Path
-from envs.driving.scene import DRIVABLE, Scene, project
+from envs.driving.scene import Scene, project
 from envs.driving.vehicle import to_frame
 
 POINT_DISTANCES = np.array([2.0, 5.0, 8.0, 12.0, 16.0, 20.0, 25.0, 30.0, 40.0, 50.0, 65.0, 80.0])  # metres of route
@@ -13,6 +13,7 @@ AGENTS, AGENT_NUMBERS = 8, 9
 PROBES = np.arange(0.5, 8.5, 0.5)  # metres beside the route where the road is looked at
 CLIP = 10.0  # standard deviations
 OBSERVATION_DIM = 6 + 9 + 3 * len(POINT_DISTANCES) + 2 * len(POINT_DISTANCES) + AGENTS * AGENT_NUMBERS
+UNKNOWN_TO_NAVSIM = [2, 3]  # steer and yaw rate, which its logs do not hold: always 0
 
 
 def observe(scene: Scene) -> np.ndarray:
@@ -41,20 +42,20 @@ def _free_widths(scene: Scene, points: np.ndarray) -> np.ndarray:
     """Drivable metres [2, P] to the left and right of route poses [P, 3], seen every half metre."""
     across = np.stack([-np.sin(points[:, 2]), np.cos(points[:, 2])], axis=-1)
     offsets = np.array([1.0, -1.0])[:, None, None, None] * PROBES[:, None] * across[:, None]
-    drivable = (scene.road.lanes_at(points[:, None, :2] + offsets) & DRIVABLE) > 0
+    drivable = scene.road.drivable_at(points[:, None, :2] + offsets)
     return PROBES[0] * np.cumprod(drivable, axis=-1).sum(axis=-1)
 
 
 def _nearest_agents(scene: Scene) -> np.ndarray:
     """[8, 9], nearest first."""
     table = np.zeros((AGENTS, AGENT_NUMBERS))
-    poses = to_frame(scene.agents[0, :, :3], scene.pose)
-    present = np.count_nonzero(~np.isnan(poses[:, 0]))  # the others, which appear later, are sorted to the end
-    nearest = np.argsort(np.hypot(poses[:, 0], poses[:, 1]), kind="stable")[: min(AGENTS, present)]
+    known = np.flatnonzero(scene.known)
+    poses = to_frame(scene.agents[0, known, :3], scene.pose)
+    nearest = np.argsort(np.hypot(poses[:, 0], poses[:, 1]), kind="stable")[:AGENTS]
     x, y, heading = poses[nearest].T
-    speed = scene.agents[0, nearest, 3]
+    speed, size = scene.agents[0, known[nearest], 3], scene.size[known[nearest]]
     cos, sin = np.cos(heading), np.sin(heading)
-    columns = (np.ones(len(nearest)), x, y, cos, sin, speed * cos, speed * sin, *scene.size[nearest].T)
+    columns = (np.ones(len(nearest)), x, y, cos, sin, speed * cos, speed * sin, *size.T)
     table[: len(nearest)] = np.stack(columns, axis=-1)
     return table
 

@@ -48,8 +48,8 @@ class Path:
 
 
 def forecast(scene: Scene) -> np.ndarray:
-    """The scene's agents [51, n, 4] if each kept its velocity from step 0 on; what is absent then stays absent."""
-    now = scene.agents[0]
+    """The scene's agents [51, n, 4] if each kept its velocity from step 0 on; what is not known then stays absent."""
+    now = np.where(scene.known[:, None], scene.agents[0], np.nan)
     seconds = DT * np.arange(FUTURE_STEPS)[:, None]
     future = np.repeat(now[None], FUTURE_STEPS, axis=0)
     future[..., 0] += seconds * now[:, 3] * np.cos(now[:, 2])

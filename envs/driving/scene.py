@@ -1,9 +1,11 @@
 """A driving scene as plain arrays: the road, the vehicle at the start, the other road users over 5 s and the route."""
 
 from dataclasses import dataclass
-from typing import Optional
+from typing import Optional, Union
 
 import numpy as np
+
+from envs.driving.polygons import PolygonRoad
 
 DRIVABLE = np.uint32(1 << 31)  # bit of a raster's cell; bits 0 to 30 say which lanes cover it
 MAX_LANES = 31
@@ -13,7 +15,7 @@ EGO_NAMES = ("x", "y", "heading", "speed", "acceleration", "steer", "yaw_rate")
 
 @dataclass(frozen=True, eq=False)
 class Road:
-    """A map as a grid, shared by its scenes.
+    """A map as a grid, shared by its scenes; a `PolygonRoad` answers the same questions.
 
     raster [nx, ny] uint32: DRIVABLE and lane bits of a cell; intersection [nx, ny] bool; origin [2]: world x, y of
     cell [0, 0]'s centre, metres; resolution: metres from cell to cell. Outside the grid nothing is drivable.
@@ -28,9 +30,23 @@ class Road:
         """The raster's bits [...] uint32 at world points [..., 2], 0 outside the grid."""
         return self._at(self.raster, points)
 
+    def drivable_at(self, points: np.ndarray) -> np.ndarray:
+        """Whether world points [..., 2] are drivable: [...] bool."""
+        return (self.lanes_at(points) & DRIVABLE) > 0
+
+    def lane_at(self, points: np.ndarray) -> np.ndarray:
+        """Whether world points [..., 2] are in a lane: [...] bool."""
+        return (self.lanes_at(points) & ~DRIVABLE) > 0
+
     def intersection_at(self, points: np.ndarray) -> np.ndarray:
         """Whether world points [..., 2] are in an intersection: [...] bool."""
         return self._at(self.intersection, points)
+
+    def several_lanes(self, corners: np.ndarray) -> np.ndarray:
+        """Whether boxes of corners [..., 4, 2] are in two lanes at least and wholly in none: [...] bool."""
+        lanes = self.lanes_at(corners) & ~DRIVABLE
+        touched, shared = np.bitwise_or.reduce(lanes, axis=-1), np.bitwise_and.reduce(lanes, axis=-1)
+        return ((touched & (touched - np.uint32(1))) != 0) & (shared == 0)
 
     def _at(self, grid: np.ndarray, points: np.ndarray) -> np.ndarray:
         cells = np.rint((points - self.origin) / self.resolution).astype(np.int64)
@@ -50,9 +66,11 @@ class Scene:
     reference_progress: metres along the centreline of the reference planner, times its multipliers
     collided [n] bool: agents that the score ignores; None: those that overlap the ego at the start
     lateral [2]: the ego's lateral velocity and acceleration at the start; None: it has none
+    annotated [n] bool: agents that are known at the start; None: all that are present then. NAVSIM's scorer puts a
+    track of a single later frame into all steps
     """
 
-    road: Road
+    road: Union[Road, PolygonRoad]
     ego: np.ndarray
     history: np.ndarray
     agents: np.ndarray
@@ -63,11 +81,18 @@ class Scene:
     reference_progress: float
     collided: Optional[np.ndarray] = None
     lateral: Optional[np.ndarray] = None
+    annotated: Optional[np.ndarray] = None
 
     @property
     def pose(self) -> np.ndarray:
         """x, y, heading [3] of the ego's rear axle at the start."""
         return self.ego[:3]
+
+    @property
+    def known(self) -> np.ndarray:
+        """Which agents [n] a planner may know of: those that are there at the start and annotated then."""
+        present = ~np.isnan(self.agents[0, :, 0])
+        return present if self.annotated is None else present & self.annotated
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,7 +1,7 @@
 """A set of scenes on disk: a folder with the roads, one file for each log and a record of how it was made.
 
 <folder>/generation.json        versions, seed and settings (`envs.driving.collect`, `envs.driving.navsim_export`)
-<folder>/road_<family>.npz      raster, intersection, origin, resolution
+<folder>/road_<family>.npz      the fields of a `Road`, or of a `PolygonRoad` for a scene of NAVSIM
 <folder>/log_<index>.npz        the scenes of one log, possibly none; arrays of LogRecord
 
 Scenes of one log overlap in time, so they are split by log: `split_of`.
@@ -12,18 +12,18 @@ import zipfile
 import zlib
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Optional
+from typing import Optional, Union
 
 import numpy as np
 
 from common.errors import UserError
 from common.files import replacing
+from envs.driving.polygons import PolygonRoad
 from envs.driving.scene import Road, Scene
 
 SPLITS = ("train", "validation", "test")
 # Split of the log pairs (one of each family), repeated: 70 % train, 10 % validation, 20 % test, early ones of each.
 CYCLE = ("train", "validation", "test", "train", "train", "train", "test", "train", "train", "train")
-ROAD_FIELDS = tuple(field.name for field in fields(Road))
 SCORE_NAMES = ("no_collision", "drivable_area", "time_to_collision", "comfort", "progress", "pdms")
 
 
@@ -36,7 +36,8 @@ class LogRecord:
     reference_plan [S, 8, 3]: what the logging driver did, what the rule-based planner chose
 
     Scenes exported from NAVSIM share neither road, route nor limit: family [S] is their tokens, centreline [S, m, 2]
-    ends with NaN where a scene's is shorter, speed_limit [S]; collided [S, N], lateral [S, 2]: of exported ones only
+    ends with NaN where it is shorter, speed_limit [S]; collided and annotated [S, N], lateral [S, 2]: of exported
+    ones only
     """
 
     family: np.ndarray
@@ -55,6 +56,7 @@ class LogRecord:
     reference_plan: np.ndarray
     collided: Optional[np.ndarray] = None
     lateral: Optional[np.ndarray] = None
+    annotated: Optional[np.ndarray] = None
 
     def family_of(self, index: int) -> str:
         """Which road scene number `index` is on."""
@@ -68,6 +70,9 @@ class LogRecord:
         """Scene number `index`, with the agents that it has."""
         present = ~np.isnan(self.agents[index, :, :, 0]).all(axis=0)
         centreline = self.centreline if self.centreline.ndim == 2 else self.centreline[index]
+        collided, annotated = (
+            None if each is None else each[index][present] for each in (self.collided, self.annotated)
+        )
         return Scene(
             road=road,
             ego=self.ego[index],
@@ -78,8 +83,9 @@ class LogRecord:
             centreline=centreline[~np.isnan(centreline[:, 0])],
             speed_limit=float(self.speed_limit[index] if self.speed_limit.ndim else self.speed_limit),
             reference_progress=float(self.reference_progress[index]),
-            collided=None if self.collided is None else self.collided[index][present],
+            collided=collided,
             lateral=None if self.lateral is None else self.lateral[index],
+            annotated=annotated,
         )
 
 
@@ -127,25 +133,27 @@ def road_path(folder: Path, family: str) -> Path:
     return folder / f"road_{family}.npz"
 
 
-def write_road(path: Path, road: Road) -> None:
+def write_road(path: Path, road: Union[Road, PolygonRoad]) -> None:
     write_arrays(path, {field.name: np.asarray(getattr(road, field.name)) for field in fields(road)})
 
 
 @functools.lru_cache(maxsize=8)
-def read_road(path: Path) -> Road:
+def read_road(path: Path) -> Union[Road, PolygonRoad]:
     """The road of a file, read once in a process while few are in use. Raises UserError."""
     arrays = read_arrays(path)
+    if "kinds" in arrays:
+        return PolygonRoad(**arrays)
     return Road(arrays["raster"], arrays["intersection"], arrays["origin"], float(arrays["resolution"]))
 
 
-class StoredRoad(Road):
-    """A road that stays in its file until it is looked at: each exported scene has its own, of megabytes."""
+class StoredRoad:
+    """A road that stays in its file until it is asked: each exported scene has its own."""
 
     def __init__(self, path: Path):
-        object.__setattr__(self, "path", path)
+        self.path = path
 
     def __getattr__(self, name: str) -> object:
-        if name not in ROAD_FIELDS:
+        if name.startswith("__") or name == "path":  # asked for while it is unpickled
             raise AttributeError(name)
         return getattr(read_road(self.path), name)
 

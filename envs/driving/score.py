@@ -7,12 +7,13 @@ Every score is in [0, 1].
 """
 
 from dataclasses import dataclass
+from typing import Mapping
 
 import numpy as np
 
 from envs.driving.boxes import corners, overlap
 from envs.driving.comfort import comfort_verdicts
-from envs.driving.scene import DRIVABLE, Scene, project
+from envs.driving.scene import Scene, project
 from envs.driving.vehicle import (
     A_Y,
     DT,
@@ -37,6 +38,14 @@ TTC_STOPPED_SPEED = 0.005  # m/s
 TTC_LAST_STEP = {1: 40, 2: 31}  # by NAVSIM's version
 PROGRESS_THRESHOLD = 5.0  # metres; where the better of the pair made no more, progress is full
 PROGRESS_WEIGHT, TTC_WEIGHT, COMFORT_WEIGHT = 5.0, 5.0, 2.0
+MULTIPLIERS = (  # of EPDMS, by the columns of NAVSIM's result files
+    "no_at_fault_collisions",
+    "drivable_area_compliance",
+    "driving_direction_compliance",
+    "traffic_light_compliance",
+)
+WEIGHTS = {"ego_progress": 5.0, "time_to_collision_within_bound": 5.0, "lane_keeping": 2.0, "history_comfort": 2.0}
+TWO_FRAMES, TWO_FRAMES_WEIGHT = "two_frame_extended_comfort", 2.0
 LANE_KEEPING_DISTANCE, LANE_KEEPING_STEPS = 0.5, 20  # metres from the centreline for 2 s in a row
 EGO_SIZE = np.array([LENGTH, WIDTH])
 NEVER = -1  # instead of a step
@@ -113,11 +122,24 @@ def relative_progress(raw: np.ndarray, multiplier: np.ndarray, reference: float)
     return np.where(best > PROGRESS_THRESHOLD, own / np.maximum(best, PROGRESS_THRESHOLD), near)
 
 
+def epdms(terms: Mapping[str, np.ndarray]) -> np.ndarray:
+    """EPDMS [...] in [0, 1] of its terms [...] by the names of NAVSIM's columns; further ones are ignored.
+
+    NC DAC DDC TLC (5 EP + 5 TTC + 2 LK + 2 HC) / 14, as version 2 scores one frame; with TWO_FRAMES among the terms
+    (... + 2 EC) / 16, as its scripts do in the end. Raises KeyError where a term is missing. The human filter sets
+    terms to 1 before: where the human driver's are 0.
+    """
+    weights = {**WEIGHTS, TWO_FRAMES: TWO_FRAMES_WEIGHT} if TWO_FRAMES in terms else WEIGHTS
+    multiplier = np.prod([terms[name] for name in MULTIPLIERS], axis=0)
+    weighted = sum(weight * np.asarray(terms[name]) for name, weight in weights.items())
+    return multiplier * weighted / sum(weights.values())
+
+
 def extended_scores(scene: Scene, states: np.ndarray) -> dict[str, np.ndarray]:
     """Terms of EPDMS for simulated states [B, 41, 11], each [B]: time to collision, comfort and lane keeping.
 
-    Comfort sees the simulated states only, where NAVSIM's version 2 puts 1.5 s of driven history before them. There is
-    no EPDMS from them: traffic lights, driving direction and the previous frame's plan are not in a scene.
+    Comfort sees the simulated states only, where NAVSIM's version 2 puts 1.5 s of driven history before them. They are
+    not enough for `epdms`: traffic lights, driving direction and the previous frame's plan are not in a scene.
     """
     motion = Motion(scene, states)
     return {
@@ -137,13 +159,8 @@ class Motion:
         heading = states[..., HEADING]
         self.forward = np.stack([np.cos(heading), np.sin(heading)], axis=-1)  # [B, 41, 2]
         self.centre = self._ahead(np.float64(REAR_AXLE_TO_CENTRE))
-        lanes = scene.road.lanes_at(corners(self.centre, LENGTH, WIDTH))  # [B, 41, 4]
-        self.off_road = ((lanes & DRIVABLE) == 0).any(axis=-1)
-        lanes = lanes & ~DRIVABLE
-        touched, shared = np.bitwise_or.reduce(lanes, axis=-1), np.bitwise_and.reduce(lanes, axis=-1)
-        several = (touched & (touched - np.uint32(1))) != 0  # two bits at least
-        self.multi_lane = several & (shared == 0)
-        self.area = self.off_road | self.multi_lane  # [B, 41]
+        self.corners = corners(self.centre, LENGTH, WIDTH)  # [B, 41, 4, 2]
+        self.off_road = ~scene.road.drivable_at(self.corners).all(axis=-1)
         self.ignored = scene.collided  # [n]
         if self.ignored is None:  # all plans start in the same place
             overlapping = overlap(self.centre[:, :1], EGO_SIZE, scene.agents[0, :, :3], scene.size)
@@ -154,6 +171,10 @@ class Motion:
         moved = self.axle.copy()
         moved[..., :2] += distance[..., None] * self.forward
         return moved
+
+    def _wide(self, plan: np.ndarray, step: np.ndarray) -> np.ndarray:
+        """Whether the ego is in several lanes or off the road in these plans and steps [E]."""
+        return self.off_road[plan, step] | self.scene.road.several_lanes(self.corners[plan, step])
 
     def _bearing(self, plan: np.ndarray, step: np.ndarray, points: np.ndarray) -> np.ndarray:
         """Angles [...] in [0, pi] between the ego's heading and the direction from its rear axle to points [..., 2]."""
@@ -189,7 +210,7 @@ class Motion:
         poses = scene.agents[step, agent, :3]
         front_hits = overlap(front, EGO_SIZE * [0.0, 1.0], poses, scene.size[agent])
         behind = self._bearing(plan, step, poses) > BEHIND
-        at_fault = stopped[agent] | (~behind & (front_hits | self.area[plan, step]))
+        at_fault = stopped[agent] | (~behind & (front_hits | self._wide(plan, step)))
         at_fault &= self.speed[plan, step] > STOPPED_SPEED
         plan, agent, step = plan[at_fault], agent[at_fault], step[at_fault]
         result = np.ones(len(self.axle))
@@ -214,7 +235,7 @@ class Motion:
         event = contacts[plan, :, agent].argmax(axis=-1)
         step = steps[event]
         bearing = self._bearing(plan, step, scene.agents[step + offsets[event], agent, :2])
-        wide = self.area[plan, step] | scene.road.intersection_at(self.axle[plan, step, :2])
+        wide = self._wide(plan, step) | scene.road.intersection_at(self.axle[plan, step, :2])
         fails = (bearing < AHEAD) | (wide & (bearing <= BEHIND))
         result = np.ones(len(self.axle))
         result[plan[fails]] = 0.0

@@ -20,7 +20,7 @@ from envs.dataset import Dataset
 from envs.driving.bandit import DrivingBandit, load_data
 from envs.driving.closed_loop import DrivingClosedLoop
 from envs.driving.collect import collect, collect_command, data_folder, missing_logs, read_sidecar
-from envs.driving.observation import OBSERVATION_DIM
+from envs.driving.navsim_export import EXPORTER_VERSION
 from envs.task import Task
 
 CLOSED_LOOP = "closed loop"
@@ -30,10 +30,10 @@ TASKS = {  # name: (kind of the encoding, split of the evaluation)
     "bandit-validation": ("basis", "validation"),
     "bandit-zscore-validation": ("zscore", "validation"),
     "closed_loop": ("basis", CLOSED_LOOP),
-    "navsim": ("basis", "test"),
-    "navsim-zscore": ("zscore", "test"),
-    "navsim-validation": ("basis", "validation"),
-    "navsim-zscore-validation": ("zscore", "validation"),
+    "navsim": ("navsim-basis", "test"),
+    "navsim-zscore": ("navsim-zscore", "test"),
+    "navsim-validation": ("navsim-basis", "validation"),
+    "navsim-zscore-validation": ("navsim-zscore", "validation"),
 }
 EXPORT_COMMAND = "python -m envs.driving.navsim_export"
 EXPORTED_DATA_DIR = "~/.driving/navsim"
@@ -74,8 +74,10 @@ def load(name: str, data_dir: Optional[str] = None, collect_episodes: int = 0) -
         "generation": sidecar,
     }
     if split == CLOSED_LOOP:
+        different = None
         make_env = functools.partial(DrivingClosedLoop, folder, kind)
     else:
+        different = scenes[split]
         make_env = functools.partial(DrivingBandit, folder, kind, split)
         identity["episode_return_mean"] = float(rewards["train"].mean())
     sets = {
@@ -87,10 +89,11 @@ def load(name: str, data_dir: Optional[str] = None, collect_episodes: int = 0) -
         dataset=sets["train"],
         validation=sets["validation"],
         make_env=make_env,
-        observation_dim=OBSERVATION_DIM,
+        observation_dim=data.observations["train"].shape[1],
         action_dim=data.encoding.action_dim,
         score_name="return",
         identity=identity,
+        different_episodes=different,
     )
 
 
@@ -106,11 +109,13 @@ def _exported(name: str, folder: Path, collect_episodes: int) -> dict:
     if not folder.exists():
         raise UserError(
             f"no scenes from NAVSIM in {folder}: export them with `{EXPORT_COMMAND} --out {folder}` in NAVSIM's own "
-            "environment (docs/driving.md), or set data_dir"
+            "environment (docs/navsim.md), or set data_dir"
         )
     sidecar = read_sidecar(folder)
     if "metric" not in sidecar:
         raise UserError(f"{folder}: its scenes are not NAVSIM's, use task driving/{name.replace('navsim', 'bandit')}")
+    if sidecar["generator_version"] != EXPORTER_VERSION:
+        raise UserError(f"{folder}: exported by an older version, which let a policy see the future: export it again")
     missing = missing_logs(folder, sidecar["logs"])
     if missing:
         raise UserError(

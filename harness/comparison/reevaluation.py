@@ -1,21 +1,34 @@
-"""A planned run's reevaluation.csv: its final checkpoint evaluated at other act options, a line for each."""
+"""Evaluates a finished run's agent at cells of act options: the second half of a comparison's run.
+
+    python -m harness.comparison.reevaluation RUN_DIR --act greediness=0.0,num_candidates=1 --act greediness=1.0
+
+writes a line for each --act into the run's reevaluation.csv (options that are left out are the run's own), and the
+single episodes into episodes.csv. Cells that are there are left alone, unless the checkpoint is newer.
+"""
 
 import csv
+import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Optional
+from typing import Any
 
 from tqdm import tqdm
 
-from common.files import write_rows_csv
+from common.errors import CommandParser, exit_on_user_error
+from common.files import locked, write_rows_csv
 from envs.task import Task
 from harness import run_files
-from harness.comparison.matrix import PlannedRun
-from harness.devices import choose_device
+from harness.agent_tools import network_evaluations
+from harness.devices import choose_device, set_up_torch
+from harness.episodes import add_episodes
+from harness.evaluate import parse_grid
 from harness.evaluation import EVALUATION_SEED, Evaluator
-from harness.run_folder import RunFolder, is_finished, load_agent
+from harness.run_folder import is_finished, load_agent, load_run, load_trained_task
+
+Cell = dict[str, Any]  # act options with their values
 
 
-def read_reevaluation(folder: Path) -> List[Dict[str, str]]:
+def read_reevaluation(folder: Path) -> list[dict[str, str]]:
     """The lines of a run's reevaluation.csv as text by column; empty where there is none yet."""
     path = folder / run_files.REEVALUATION
     if not path.exists():
@@ -24,13 +37,13 @@ def read_reevaluation(folder: Path) -> List[Dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def find_cell(lines: Iterable[Dict[str, str]], cell: Dict[str, Any]) -> Optional[Dict[str, str]]:
+def find_cell(lines: Iterable[dict[str, str]], cell: Cell) -> dict[str, str] | None:
     """The line of reevaluation.csv that was evaluated with exactly these act options, None where there is none."""
     wanted = {name: str(value) for name, value in cell.items()}
     return next((line for line in lines if wanted.items() <= line.items()), None)
 
 
-def current_lines(folder: Path) -> List[Dict[str, Any]]:
+def current_lines(folder: Path) -> list[dict[str, Any]]:
     """The lines of reevaluation.csv, none where they are of an older checkpoint."""
     path, checkpoint = folder / run_files.REEVALUATION, folder / run_files.CHECKPOINT
     if path.exists() and checkpoint.exists() and path.stat().st_mtime_ns < checkpoint.stat().st_mtime_ns:
@@ -38,44 +51,63 @@ def current_lines(folder: Path) -> List[Dict[str, Any]]:
     return read_reevaluation(folder)
 
 
-def missing_cells(folder: Path, cells: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
+def missing_cells(folder: Path, cells: list[Cell]) -> list[Cell]:
     """The cells that reevaluation.csv does not hold; all of them where the checkpoint is newer than that file."""
     lines = current_lines(folder)
     return [cell for cell in cells if find_cell(lines, cell) is None]
 
 
-def is_complete(planned: PlannedRun, cells: List[Dict[str, Any]]) -> bool:
-    return is_finished(planned.folder) and not missing_cells(planned.folder, cells)
+def is_complete(folder: Path, cells: list[Cell]) -> bool:
+    return is_finished(folder) and not missing_cells(folder, cells)
 
 
-def reevaluate(planned: PlannedRun, cells: List[Dict[str, Any]], task: Task) -> None:
+def reevaluate(folder: Path, cells: list[Cell], task: Task | None = None) -> None:
     """Evaluates the final checkpoint at the missing cells, on the episodes of training's own evaluations.
 
-    So the cell of the run's own options repeats the run's last evaluation, and the difference between two cells is not
-    one of episodes. Each line is written at once. A score has the nine digits that it has in eval.csv.
+    So the cell of the run's own options repeats the run's last evaluation, and two cells differ by their options, not
+    by their episodes. Each line is written at once; a score has the nine digits that it has in eval.csv. Raises
+    UserError for a folder without a run, and where the data are other ones by now.
     """
-    config, folder = planned.config, planned.folder
-    with RunFolder(config, task.identity).lock():
-        missing = missing_cells(folder, cells)
-        if not missing:
-            return
+    algorithm, run, config = load_run(folder)
+    cells = missing_cells(folder, cells)
+    if not cells:
+        print(f"{folder}: every cell is evaluated")
+        return
+    set_up_torch(run)
+    task = task or load_trained_task(folder, run)
+    with locked(folder / run_files.LOCK, f"{folder}: another process is running this; wait for it or stop it"):
         lines = current_lines(folder)
-        agent_class, algorithm = planned.variant.load().agent_class, planned.variant.algorithm
-        agent = load_agent(agent_class, folder, algorithm).to(choose_device(config.device))
-        environments = min(config.eval_environments, config.eval_episodes)
-        with Evaluator(task.make_env, environments, config.eval_workers) as evaluator:
-            for cell in tqdm(missing, desc="re-evaluation", unit="cell", disable=None):
-                scores = evaluator.evaluate(agent, config.eval_episodes, EVALUATION_SEED, **cell).scores(
-                    task.score_name
-                )
-                line = {
-                    **cell,
-                    "score": f"{scores.mean():.9g}",
-                    "score_std": f"{scores.std():.9g}",
-                    "episodes": config.eval_episodes,
-                    "network_evaluations": agent.network_evaluations(**cell),
-                }
+        agent = load_agent(algorithm.agent_class, folder, algorithm.name).to(choose_device(run.device))
+        episodes = task.episodes(run.eval_episodes)
+        environments = min(run.eval_environments, episodes)
+        with Evaluator(task.make_env, environments, run.eval_workers) as evaluator:
+            for cell in tqdm(cells, desc="re-evaluation", unit="cell", disable=None):
+                result = evaluator.evaluate(agent, episodes, EVALUATION_SEED, **cell)
+                scores = result.scores(task.score_name)
+                line = cell | {"score": f"{scores.mean():.9g}", "score_std": f"{scores.std():.9g}"}
+                line |= {"episodes": episodes}
+                line["network_evaluations"] = network_evaluations(agent, **cell)
                 lines.append(line)
+                add_episodes(folder, cell, result, EVALUATION_SEED)
                 write_rows_csv(lines, folder / run_files.REEVALUATION)
                 options = ", ".join(f"{name} {value}" for name, value in cell.items())
                 print(f"{folder}: {task.score_name} {line['score']} with {options or 'no act options'}", flush=True)
+
+
+def main() -> None:
+    parser = CommandParser("python -m harness.comparison.reevaluation", __doc__)
+    parser.add_argument("run_dir", metavar="RUN_DIR", type=Path)
+    parser.add_argument("--act", action="append", metavar="OPTION=VALUE,...", required=True, help="a cell, repeatable")
+    with exit_on_user_error():
+        options = parser.parse_args(sys.argv[1:])
+        algorithm, _, config = load_run(options.run_dir)
+        own = {name: getattr(config, name) for name in algorithm.agent_class.act_options}
+        cells = []
+        for text in options.act:
+            grid = parse_grid([part for part in text.split(",") if part], algorithm.agent_class, config)
+            cells.append(own | {name: values[0] for name, values in grid.items()})
+        reevaluate(options.run_dir, cells)
+
+
+if __name__ == "__main__":
+    main()

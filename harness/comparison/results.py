@@ -1,26 +1,31 @@
-"""The results of a comparison's runs, read from their folders: scores by row, task and seed, and their scales.
+"""The results of a comparison's runs, read from their folders: one table of scores that the whole report is made of.
 
-A run that failed or is not finished has no score: its status and error are kept instead.
+`Results.scores` has a line for each policy (a row of the report), task and seed; it is what scores.csv holds, and
+`load_scores` reads it back. A run that failed or is not finished has no score: its status and error are kept instead.
 """
 
-import collections
 import dataclasses
 import functools
+import itertools
 import json
+import math
 import statistics
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from pathlib import Path
+from typing import Any
 
-import numpy as np
+import pandas as pd
 
 from harness import run_files
-from harness.comparison.matrix import Comparison, PlannedRun, Row
+from harness.comparison.matrix import CROSSED_OPTION, Cell, Comparison, PlannedRun, Row
 from harness.comparison.reevaluation import find_cell, read_reevaluation
-from harness.config_file import load_config
-from harness.csv_log import read_rows
+from harness.config import RunConfig, stored_config
+from harness.episodes import read_episodes, scores_by_episode
+from harness.loggers import read_rows
 from harness.run_folder import FIRST_HARNESS_VERSION, read_json
 
-FINAL, LAST = "final", "last"  # the two scores: of the finished policy; mean of the last evaluations during training
+FINAL, LAST = KINDS = ("final", "last_evaluations")  # columns: of the finished policy; mean of training's last ones
 SUCCESS, D4RL, RETURN = "success, %", "D4RL score", "return"  # units in which scores are shown
+PERCENT = (SUCCESS, D4RL)  # shown as 100 times the normalised score
 
 
 # ---- Scales ----
@@ -28,23 +33,17 @@ SUCCESS, D4RL, RETURN = "success, %", "D4RL score", "return"  # units in which s
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """How a score is shown, `factor` * score + `offset`, and normalised, (score - low) / (high - low)."""
+    """The unit in which a score is shown, and the suite's lowest and highest score, NaN where it gives none."""
 
-    unit: str
-    factor: float = 1.0
-    offset: float = 0.0
-    low: float = float("nan")  # NaN where the suite gives no range
-    high: float = float("nan")
-
-    def shown(self, scores: Any) -> Any:
-        return self.factor * scores + self.offset
+    unit: str = ""
+    low: float = math.nan
+    high: float = math.nan
 
     def normalised(self, scores: Any) -> Any:
         return (scores - self.low) / (self.high - self.low)
 
-    @property
-    def can_normalise(self) -> bool:
-        return bool(np.isfinite(self.high - self.low))
+    def shown(self, scores: Any) -> Any:
+        return 100 * self.normalised(scores) if self.unit in PERCENT else scores
 
 
 def scale_of(score_name: str, identity: dict) -> Scale:
@@ -54,12 +53,10 @@ def scale_of(score_name: str, identity: dict) -> Scale:
     range that the suite gives (ExORL: 0 to the steps of an episode), where it gives one.
     """
     if score_name == "success":
-        return Scale(SUCCESS, factor=100.0, low=0.0, high=1.0)
+        return Scale(SUCCESS, 0.0, 1.0)
     if "reference_returns" in identity:
-        low, high = identity["reference_returns"]["min"], identity["reference_returns"]["max"]
-        return Scale(D4RL, 100.0 / (high - low), -100.0 * low / (high - low), low, high)
-    low, high = identity.get("score_range", (float("nan"), float("nan")))
-    return Scale(RETURN, low=low, high=high)
+        return Scale(D4RL, identity["reference_returns"]["min"], identity["reference_returns"]["max"])
+    return Scale(RETURN, *identity.get("score_range", ()))
 
 
 # ---- One run ----
@@ -72,12 +69,13 @@ class RunResult:
     planned: PlannedRun
     status: str  # "finished" | "failed" | "not finished" | "not begun"
     error: str
-    config: Any  # the stored one; the planned one where the run has not begun
+    run: RunConfig  # this and the method's config: the stored ones; the planned ones where the run has not begun
+    config: Any
     environment: dict
     result: dict  # empty unless finished
-    evaluations: Tuple[Dict[str, str], ...]
+    evaluations: list[dict[str, str]]  # rows of eval.csv
     updates_per_second: float  # median of train.csv's; NaN without
-    cells: Tuple[Dict[str, str], ...]  # lines of reevaluation.csv
+    cells: list[dict[str, str]]  # lines of reevaluation.csv
 
     @property
     def finished(self) -> bool:
@@ -95,6 +93,11 @@ class RunResult:
     def scale(self) -> Scale:
         return scale_of(self.result["score_name"], self.identity)
 
+    def episode_scores(self, options: Cell) -> pd.Series:
+        """The shown scores of single episodes at these act options, by the episodes' seeds; empty without any."""
+        scores = scores_by_episode(read_episodes(self.planned.folder), options, self.result["score_name"])
+        return self.scale.shown(scores)
+
 
 def read_run(planned: PlannedRun) -> RunResult:
     """Reads a run's folder as it is. Raises UserError for a damaged file."""
@@ -105,146 +108,121 @@ def read_run(planned: PlannedRun) -> RunResult:
     error_path = folder / run_files.ERROR
     error = error_path.read_text(encoding="utf-8").strip() if error_path.exists() else ""
     speeds = [float(row["updates_per_second"]) for row in read_rows(folder / run_files.TRAIN_LOG)]
+    run, config = planned.run, planned.config
+    if begun:
+        run, config = stored_config(config_path, type(planned.config))
     return RunResult(
         planned=planned,
         status="finished" if finished else "failed" if error else "not finished" if begun else "not begun",
         error="" if finished else error,
-        config=load_config(type(planned.config), config_path) if begun else planned.config,
+        run=run,
+        config=config,
         environment=read_json(environment_path, needed=("data", "versions")) if begun else {},
         result=read_json(folder / run_files.RESULT, needed=("score", "score_name", "step")) if finished else {},
-        evaluations=tuple(read_rows(folder / run_files.EVAL_LOG)),
-        updates_per_second=statistics.median(speeds) if speeds else float("nan"),
-        cells=tuple(read_reevaluation(folder)),
+        evaluations=read_rows(folder / run_files.EVAL_LOG),
+        updates_per_second=statistics.median(speeds) if speeds else math.nan,
+        cells=read_reevaluation(folder),
     )
 
 
-# ---- Scores ----
+# ---- The table of scores ----
 
 
-@dataclasses.dataclass(frozen=True)
-class Score:
-    """The result of one run in one row of the report. Scores are raw; NaN where there is none."""
+def score_line(row: Row, run: RunResult) -> dict[str, Any]:
+    """A run's line in the table for one row of the report; scores are raw, None where there is none.
 
-    row: Row
-    run: RunResult
-    options: Dict[str, Any]  # all act options
-    final: float
-    last: float  # only where the row acts as the evaluations during training did
-    episodes: Optional[int]  # of the final score
-    network_evaluations: float  # per action
-
-
-def score_of(row: Row, run: RunResult) -> Score:
-    """A run's score in a row: the final one from its line of reevaluation.csv, else, for its own options, result.json.
-
-    The two agree: the re-evaluation of the run's own act options repeats training's last evaluation. The mean of the
-    last evaluations was taken during training and so exists for the run's own options only.
+    The final score is that of the row's line in reevaluation.csv, else, for the run's own act options, of result.json.
+    The two agree: the re-evaluation of the own options repeats training's last evaluation. The mean of the last
+    evaluations was taken during training and so exists for the run's own options only.
     """
-    options = row.cell(run.planned)
-    own = run.finished and options == run.planned.own_cell()
-    last = float(run.result["score_last_evaluations"]) if own else float("nan")
-    line = find_cell(run.cells, options)
-    if run.finished and line is not None:
-        return Score(
-            row, run, options, float(line["score"]), last, int(line["episodes"]), float(line["network_evaluations"])
-        )
-    final = float(run.result["score"]) if own else float("nan")
-    return Score(row, run, options, final, last, int(run.result["episodes"]) if own else None, float("nan"))
-
-
-class Results:
-    """All scores of a comparison, by row, task and seed."""
-
-    def __init__(self, comparison: Comparison):
-        self.comparison = comparison
-        self.rows = comparison.rows
-        self.runs = [read_run(planned) for planned in comparison.runs]
-        self.tasks: Dict[str, str] = {run.planned.task: run.planned.category for run in self.runs}  # with category
-        by_variant = collections.defaultdict(list)
-        for run in self.runs:
-            by_variant[run.planned.variant.label].append(run)
-        self.scores = [score_of(row, run) for row in self.rows for run in by_variant[row.variant.label]]
-        self._by_place = collections.defaultdict(list)
-        for score in self.scores:
-            self._by_place[score.row.title, score.run.planned.task].append(score)
-
-    def of(self, row: Row, task: str) -> List[Score]:
-        """One score for each planned run, missing ones among them, in the order of the seeds."""
-        return sorted(self._by_place[row.title, task], key=lambda score: score.run.planned.seed)
-
-    def by_seed(self, row: Row, task: str, kind: str) -> Dict[int, float]:
-        """The raw scores that exist, by seed; kind: FINAL | LAST."""
-        scores = {score.run.planned.seed: getattr(score, kind) for score in self.of(row, task)}
-        return {seed: value for seed, value in scores.items() if np.isfinite(value)}
-
-    def values(self, row: Row, task: str, kind: str) -> np.ndarray:
-        """The raw scores that exist [n seeds]."""
-        return np.array(list(self.by_seed(row, task, kind).values()), dtype=np.float64)
-
-    def normalised(self, row: Row, task: str, kind: str) -> np.ndarray:
-        return self.scale(task).normalised(self.values(row, task, kind))
-
-    def scale(self, task: str) -> Scale:
-        """The task's scale; of a task without a finished run, one that shows scores as they are."""
-        run = next((run for run in self.runs if run.planned.task == task and run.finished), None)
-        return Scale("score") if run is None else run.scale
-
-    def runs_on(self, task: str) -> List[RunResult]:
-        return [run for run in self.runs if run.planned.task == task]
-
-    def identity(self, task: str) -> dict:
-        """The identity of the task's data set, empty before its first run has begun."""
-        return next((run.identity for run in self.runs_on(task) if run.identity), {})
-
-    def categories(self) -> Dict[str, List[str]]:
-        """Tasks by category, in the order of the matrix."""
-        categories = collections.defaultdict(list)
-        for task, category in self.tasks.items():
-            categories[category].append(task)
-        return dict(categories)
-
-
-# ---- The raw data ----
-
-
-def csv_rows(results: Results) -> List[Dict[str, Any]]:
-    """One line for each row label, task, seed and act options: everything that the report is made of."""
-    names = list(dict.fromkeys(name for score in results.scores for name in score.options))
-    return [_csv_row(score, names, results.tasks) for score in results.scores]
-
-
-def _csv_row(score: Score, option_names: Sequence[str], categories: Dict[str, str]) -> Dict[str, Any]:
-    run, planned = score.run, score.run.planned
-    scale = run.scale if run.finished else Scale("")
+    planned, result, options = run.planned, run.result, row.cell(run.planned)
+    own = run.finished and options == planned.own_cell()
+    cell = (run.finished and find_cell(run.cells, options)) or {}
+    final = float(cell["score"]) if cell else result["score"] if own else None
+    last = result["score_last_evaluations"] if own else None
+    scale = run.scale if run.finished else Scale()
     return {
-        "label": score.row.label,
+        "policy": row.policy,
+        "label": row.label,
+        "name": row.shown_name,
         "variant": planned.variant.label,
         "algorithm": planned.variant.algorithm,
         "category": planned.category,
         "task": planned.task,
         "seed": planned.seed,
-        **{name: score.options.get(name, "") for name in option_names},
+        **options,
         "status": run.status,
-        "score_name": run.result.get("score_name", ""),
-        "final": _number(score.final),
-        "final_episodes": _number(score.episodes),
-        "last_evaluations": _number(score.last),
-        "last_evaluations_averaged": run.result.get("evaluations_averaged", ""),
-        "final_normalised": _number(scale.normalised(score.final)),
-        "last_evaluations_normalised": _number(scale.normalised(score.last)),
-        "network_evaluations": _number(score.network_evaluations),
-        "updates": run.result.get("step", ""),
-        "seconds": _number(run.result.get("seconds")),
-        "updates_per_second": _number(run.updates_per_second),
-        "parameters": run.environment.get("parameters", ""),
-        "data_source": run.identity.get("source", ""),
-        "data_sha256": run.identity.get("sha256", ""),
+        "score_name": result.get("score_name"),
+        **dataclasses.asdict(scale),
+        "final": final,
+        "final_episodes": int(cell["episodes"]) if cell else result["episodes"] if own else None,
+        "last_evaluations": last,
+        "last_evaluations_averaged": result.get("evaluations_averaged"),
+        "final_normalised": None if final is None else scale.normalised(final),
+        "last_evaluations_normalised": None if last is None else scale.normalised(last),
+        "network_evaluations": float(cell["network_evaluations"]) if cell else None,
+        "updates": result.get("step"),
+        "seconds": result.get("seconds"),
+        "updates_per_second": run.updates_per_second,
+        "parameters": run.environment.get("parameters"),
+        "data_source": run.identity.get("source"),
+        "data_sha256": run.identity.get("sha256"),
         "run": planned.name,
         "overrides": json.dumps(planned.variant.overrides),
-        "error": run.error.splitlines()[-1] if run.error else "",
+        "error": run.error.splitlines()[-1] if run.error else None,
     }
 
 
-def _number(value: Optional[float]) -> str:
-    """A number with the digits that give it back; empty for None and NaN."""
-    return "" if value is None or value != value else repr(value) if isinstance(value, int) else f"{value:.9g}"
+class Results:
+    """What the runs of a comparison gave: each run by itself, and the table of scores."""
+
+    def __init__(self, comparison: Comparison):
+        self.comparison = comparison
+        self.runs = [read_run(planned) for planned in comparison.runs]
+        lines = [
+            score_line(row, run)
+            for row, run in itertools.product(comparison.rows, self.runs)
+            if run.planned.variant.label == row.variant.label
+        ]
+        self.scores = with_candidates(pd.DataFrame(lines))
+
+    def runs_on(self, task: str) -> list[RunResult]:
+        return [run for run in self.runs if run.planned.task == task]
+
+    def runs_of(self, label: str) -> list[RunResult]:
+        return [run for run in self.runs if run.planned.variant.label == label]
+
+    def identity(self, task: str) -> dict:
+        """The identity of the task's data set, empty before its first run has begun."""
+        return next((run.identity for run in self.runs_on(task) if run.identity), {})
+
+
+def load_scores(path: Path) -> pd.DataFrame:
+    """The table of a scores.csv, of older ones too, which name no unit."""
+    scores = pd.read_csv(path)
+    if "unit" not in scores:
+        scores["unit"] = scores["score_name"].map({"success": SUCCESS}).fillna(RETURN)
+        scores["low"] = scores["high"] = math.nan
+    scores = with_candidates(scores)
+    if "policy" not in scores:
+        scores["name"] = scores["label"]
+        count = scores[CROSSED_OPTION].map(lambda value: "" if math.isnan(value) else f", N = {value:g}")
+        scores["policy"] = scores["label"] + count
+    return scores
+
+
+def with_candidates(scores: pd.DataFrame) -> pd.DataFrame:
+    """The table with the column of N, also where no agent of it chooses among candidates."""
+    if CROSSED_OPTION not in scores:
+        scores[CROSSED_OPTION] = math.nan
+    numbers = [*KINDS, *(f"{kind}_normalised" for kind in KINDS), "low", "high", "network_evaluations", CROSSED_OPTION]
+    return scores.astype(dict.fromkeys(numbers, "float64"))
+
+
+def shown(scores: pd.DataFrame, kind: str) -> pd.Series:
+    """The scores of a kind in their units."""
+    return scores[kind].mask(scores["unit"].isin(PERCENT), 100 * scores[f"{kind}_normalised"])
+
+
+def to_csv(scores: pd.DataFrame) -> str:
+    return scores.to_csv(index=False, float_format="%.9g", lineterminator="\n")

@@ -1,69 +1,81 @@
 """Runs of a comparison as processes of this machine: one run each, with its own share of the cores and GPUs.
 
-A process that crashes or is killed ends its own run only. What it prints goes to the run's log.txt; where it fails, the
-last lines of that stand in error.txt until a later attempt succeeds.
+A run is its two command lines, one after the other. A process that crashes or is killed ends its own run only. What it
+prints goes to the run's log.txt; where it fails, the last lines of that stand in error.txt until a later attempt
+succeeds.
 """
 
+import ctypes
 import datetime
 import os
-import pickle
 import signal
 import subprocess
 import sys
 import time
 from collections import deque
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
+import torch
+
+from common.errors import UserError
 from common.files import make_folder, write_text
 from harness import run_files
 from harness.algorithms import ROOT
 from harness.comparison.matrix import Comparison, PlannedRun
-from harness.comparison.slots import Slot
 
 ERROR_LINES = 30
 POLL_SECONDS = 0.5
 WAITING, RUNNING, FINISHED, FAILED, STOPPED = STATES = ("waiting", "running", "finished", "failed", "stopped")
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
+LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+Slot = dict[str, str]  # environment variables of the processes that take a place one after another
 
 
 class Attempt:
-    """One process that works on a run, from wherever its folder stands."""
+    """Works on a run, from wherever its folder stands, until its last command has ended or one has failed."""
 
-    def __init__(self, run: PlannedRun, cells: List[Dict[str, Any]], environment: Mapping[str, str]):
-        """Starts it with these environment variables beside the caller's."""
-        self.run, self.asked_to_stop = run, False
-        make_folder(run.folder, "run_dir")
-        command = [sys.executable, "-m", "harness.comparison.planned_run", run.name]
-        with open(run.folder / run_files.LOG, "a", encoding="utf-8") as log:
-            log.write(f"==== {datetime.datetime.now():%Y-%m-%d %H:%M:%S} {run.name}\n")
+    def __init__(self, name: str, folder: Path, commands: Sequence[Sequence[str]], environment: Mapping[str, str]):
+        """Starts the first command with these environment variables beside the caller's."""
+        self.name, self.folder, self.environment, self.asked_to_stop = name, folder, environment, False
+        self.commands = deque(commands)
+        make_folder(folder, "run_dir")
+        log = folder / run_files.LOG
+        self.log_start = log.stat().st_size if log.exists() else 0
+        self.start_next(f"==== {datetime.datetime.now():%Y-%m-%d %H:%M:%S} {name}\n")
+
+    def start_next(self, heading: str = "") -> None:
+        with open(self.folder / run_files.LOG, "a", encoding="utf-8") as log:
+            log.write(heading)
             log.flush()
-            self.log_start = log.tell()
             # A session of its own: Ctrl-C in the terminal reaches the starter only, which then stops the run once.
             self.process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
+                self.commands.popleft(),
+                stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **environment, "PYTHONUNBUFFERED": "1", "PYTHONPATH": _import_path()},
+                env=os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONPATH": import_path()} | self.environment,
                 start_new_session=True,
+                preexec_fn=stop_with_parent,
             )
-        self.process.stdin.write(pickle.dumps((run, cells)))
-        self.process.stdin.flush()  # stays open: its end is the sign that this process is gone
 
     def poll(self) -> str:
         """RUNNING, or how it ended; then error.txt is written or removed."""
         code = self.process.poll()
+        if code == 0 and self.commands and not self.asked_to_stop:
+            self.start_next()
+            return RUNNING
         if code is None:
             return RUNNING
-        self.process.stdin.close()
-        error = self.run.folder / run_files.ERROR
-        if code == 0:
+        error = self.folder / run_files.ERROR
+        if code == 0 and not self.commands:
             error.unlink(missing_ok=True)
             return FINISHED
         if self.asked_to_stop:
             return STOPPED
         # Summaries show the last line: what the run itself said, or which signal ended it before it could say anything.
-        parts = [f"{_ended(code)}; the last lines of {run_files.LOG}:", self._last_lines()]
-        write_text(error, "\n\n".join(parts if code > 0 else [*parts, _ended(code)]) + "\n")
+        parts = [f"{ended(code)}; the last lines of {run_files.LOG}:", self.last_lines()]
+        write_text(error, "\n\n".join(parts if code > 0 else [*parts, ended(code)]) + "\n")
         return FAILED
 
     def stop(self) -> None:
@@ -75,41 +87,40 @@ class Attempt:
         self.asked_to_stop = True
         self.process.kill()
 
-    def _last_lines(self) -> str:
-        with open(self.run.folder / run_files.LOG, encoding="utf-8", errors="replace") as log:
+    def last_lines(self) -> str:
+        with open(self.folder / run_files.LOG, encoding="utf-8", errors="replace") as log:
             log.seek(self.log_start)
             lines = deque((line.rstrip() for line in log), maxlen=ERROR_LINES)
         return "\n".join(line for line in lines if line)
 
 
-def _import_path() -> str:
+def stop_with_parent() -> None:
+    """In a new process: Linux sends it SIGTERM, at which a run writes a checkpoint, when its parent is gone."""
+    if LIBC is not None:
+        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def import_path() -> str:
     """PYTHONPATH with this repository first; the folder that the command was given in stays the run's."""
     return os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 
 
-def _ended(code: int) -> str:
+def ended(code: int) -> str:
     if code >= 0:
         return f"the process ended with exit code {code}"
     hint = " (often: out of memory)" if -code == signal.SIGKILL else ""
     return f"the process was ended by signal {signal.Signals(-code).name}{hint}"
 
 
-def environment_of(comparison: Comparison) -> Dict[str, str]:
-    """Environment variables of all runs of a comparison, wherever they run."""
-    return {"WANDB_RUN_GROUP": comparison.name}
-
-
 class Stopping:
     """Notes SIGINT and SIGTERM while runs are at work."""
 
     def __init__(self) -> None:
-        self.received: List[int] = []
+        self.received: list[int] = []
 
     def __enter__(self) -> "Stopping":
-        self.previous = {
-            number: signal.signal(number, lambda number, frame: self.received.append(number))
-            for number in (signal.SIGINT, signal.SIGTERM)
-        }
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        self.previous = {number: signal.signal(number, lambda n, frame: self.received.append(n)) for number in numbers}
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -118,41 +129,75 @@ class Stopping:
 
 
 def run_locally(
-    comparison: Comparison,
-    runs: Sequence[PlannedRun],
-    slots: Sequence[Slot],
-    show: Callable[[Dict[str, str]], None],
-) -> Tuple[Dict[str, str], int]:
+    comparison: Comparison, runs: Sequence[PlannedRun], slots: Sequence[Slot], show: Callable[[dict[str, str]], None]
+) -> tuple[dict[str, str], int]:
     """Works on the runs, in their order, until all ended or a signal came; returns their states and that signal (0).
 
     `show` is called with the states by name about twice a second. At SIGINT or SIGTERM the runs write checkpoints; a
     second one kills them.
     """
     states = {run.name: WAITING for run in runs}
-    waiting = deque(runs)
-    attempts: List[Optional[Attempt]] = [None] * len(slots)
+    waiting, free, attempts = deque(runs), deque(slots), []
     with Stopping() as stopping:
         while True:
-            for index, attempt in enumerate(attempts):
-                if attempt is not None:
-                    states[attempt.run.name] = attempt.poll()
-                    if states[attempt.run.name] != RUNNING:
-                        attempts[index] = attempt = None
-                if attempt is None and waiting and not stopping.received:
-                    run = waiting.popleft()
-                    attempts[index] = Attempt(run, comparison.cells(run), environment_of(comparison) | slots[index])
-                    states[run.name] = RUNNING
-            _pass_on(stopping.received, [attempt for attempt in attempts if attempt is not None])
+            while waiting and free and not stopping.received:
+                run, slot = waiting.popleft(), free.popleft()
+                environment = environment_of(comparison) | slot
+                attempt = Attempt(run.name, run.folder, run.commands(comparison.cells(run)), environment)
+                attempts.append((attempt, slot))
+            for attempt, slot in list(attempts):
+                states[attempt.name] = attempt.poll()
+                if states[attempt.name] != RUNNING:
+                    attempts.remove((attempt, slot))
+                    free.append(slot)
+                elif len(stopping.received) > 1:
+                    attempt.kill()
+                elif stopping.received and not attempt.asked_to_stop:
+                    attempt.stop()
             show(states)
-            if not any(attempts):
-                break
+            if not attempts and (stopping.received or not waiting):
+                return states, next(iter(stopping.received), 0)
             time.sleep(POLL_SECONDS)
-    return states, stopping.received[0] if stopping.received else 0
 
 
-def _pass_on(received: Sequence[int], attempts: Sequence[Attempt]) -> None:
-    for attempt in attempts:
-        if len(received) > 1:
-            attempt.kill()
-        elif received and not attempt.asked_to_stop:
-            attempt.stop()
+def environment_of(comparison: Comparison) -> dict[str, str]:
+    """Environment variables of all runs of a comparison, wherever they run."""
+    return {"WANDB_RUN_GROUP": comparison.name}
+
+
+# ---- Places on this machine ----
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def cpu_slots(workers: int, available: int | None = None) -> list[Slot]:
+    """A place per worker, each with its share of the cores."""
+    threads = max(1, (available or cores()) // workers)
+    return [{"OMP_NUM_THREADS": str(threads)} for _ in range(workers)]
+
+
+def gpu_slots(workers: int, gpus: Sequence[tuple[str, float]], gigabytes_per_run: float | None) -> list[Slot]:
+    """At most `workers` places on GPUs (identifier, gigabytes), dealt round robin; one per GPU without a budget.
+
+    Raises UserError where no GPU holds one run.
+    """
+    room = {name: 1 if gigabytes_per_run is None else int(size // gigabytes_per_run) for name, size in gpus}
+    if not any(room.values()):
+        largest = max(size for _, size in gpus)
+        raise UserError(
+            f"command line: --gpu_memory_per_run is {gigabytes_per_run:g}, and the largest GPU has {largest:.1f} GB"
+        )
+    rounds = range(max(room.values()))
+    places = [name for turn in rounds for name in room if turn < room[name]][:workers]
+    return [slot | {"CUDA_VISIBLE_DEVICES": name} for slot, name in zip(cpu_slots(len(places)), places, strict=True)]
+
+
+def visible_gpus() -> list[tuple[str, float]]:
+    """(identifier for CUDA_VISIBLE_DEVICES, gigabytes) of the GPUs that this process may use."""
+    sizes = [torch.cuda.get_device_properties(i).total_memory / 1e9 for i in range(torch.cuda.device_count())]
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = listed.split(",") if listed else [str(index) for index in range(len(sizes))]
+    return list(zip(names[: len(sizes)], sizes, strict=True))

@@ -11,26 +11,28 @@ from envs.driving.bandit import BanditData, SceneSet, load_data, read_split
 from envs.driving.collect import read_sidecar
 from envs.driving.planner import along_route
 from envs.driving.tasks import TASKS, is_exported
-from harness import run_files
-from harness.run_folder import load_agent, load_run, read_json
+from harness.run_folder import load_agent, load_run, read_environment
 
 
 class Policy:
     """The agent of a run folder and the encoding of its task. Raises UserError where the folder holds no such run."""
 
     def __init__(self, run_dir: Path):
-        self.algorithm, self.config = load_run(run_dir)
-        self.data_identity = read_json(run_dir / run_files.ENVIRONMENT, needed=("data",))["data"]
-        suite, _, name = self.config.task.partition("/")
+        self.algorithm, self.run, _ = load_run(run_dir)
+        self.data_identity = read_environment(run_dir)["data"]
+        suite, _, name = self.run.task.partition("/")
         if suite != "driving" or name not in TASKS:
-            raise UserError(f"{run_dir}: its task is {self.config.task}; give a run of a driving task")
+            raise UserError(f"{run_dir}: its task is {self.run.task}; give a run of a driving task")
         self.run_dir, self.kind = run_dir, TASKS[name][0]
+        trained = self.data_identity.get("encoding", self.kind)
+        if trained != self.kind:
+            raise UserError(f"{run_dir}: was trained with the encoding {trained}, {name} has {self.kind}: train anew")
         self.agent = load_agent(self.algorithm.agent_class, run_dir, self.algorithm.name)
 
     def check_scenes(self, folder: Path) -> None:
         """Raises UserError where the set in `folder` is of another source: embedded scenes or those of NAVSIM."""
-        if is_exported(self.config.task.partition("/")[2]) != ("metric" in read_sidecar(folder)):
-            raise UserError(f"{self.run_dir}: its task is {self.config.task}, which the scenes in {folder} are not of")
+        if is_exported(self.run.task.partition("/")[2]) != ("metric" in read_sidecar(folder)):
+            raise UserError(f"{self.run_dir}: its task is {self.run.task}, which the scenes in {folder} are not of")
 
     def plans(self, data: BanditData, observations: np.ndarray, bases: np.ndarray, **options: Any) -> np.ndarray:
         """A plan [N, 8, 3] for each of observations [N, O] with base plans [N, 8, 3]; options are act's."""

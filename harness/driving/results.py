@@ -22,8 +22,7 @@ from common.files import make_folder, write_text
 from envs.driving.bandit import BanditData, SceneSet, fingerprint, load_data, read_split
 from envs.driving.collect import data_folder, read_sidecar
 from envs.driving.scene_files import SCORE_NAMES
-from harness.comparison.matrix import Comparison, PlannedRun, Row
-from harness.comparison.matrix_file import load_comparison
+from harness.comparison.matrix import Comparison, PlannedRun, Row, load_comparison
 from harness.comparison.protocol import check_protocol
 from harness.comparison.results import Results
 from harness.driving.policies import Policy, plans_in
@@ -77,7 +76,7 @@ def finished_of(results: Results, row: Row) -> List[PlannedRun]:
 def checked_folder(results: Results) -> Path:
     """The folder of the scenes that all runs learned from. Raises UserError where it holds others by now."""
     first = next(run for run in results.runs if run.finished)
-    folder = data_folder(first.config.data_dir)
+    folder = data_folder(first.run.data_dir)
     read_sidecar(folder)
     trained, found = first.identity.get("sha256"), fingerprint(folder)
     if trained != found:
@@ -253,13 +252,13 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
         folder = checked_folder(results)
         make_folder(options.out, "--out")
         scenes = {split: read_split(folder, split) for split in (CHOOSES, REPORTED)}
-        rows = [row for row in results.rows if finished_of(results, row)]
+        rows = [row for row in results.comparison.rows if finished_of(results, row)]
         data = load_data(folder, KIND)
         entries = [*planners(scenes), *(learned(results, row, data, scenes, options.samples) for row in rows)]
         counts = " and ".join(f"{len(part.scenes)} {split} scenes" for split, part in scenes.items())
         heading = (
             f"Scores times 100, {counts} (set {data.sha256[:12]}), {options.samples} plans per scene, "
-            f"{results.runs[0].planned.config.offline_steps:,} updates."
+            f"{results.runs[0].planned.run.offline_steps:,} updates."
         )
         paths = write(entries, options.out, heading)
         print((options.out / "table.md").read_text(encoding="utf-8"), *(f"written: {path}" for path in paths), sep="\n")

@@ -24,10 +24,11 @@ from envs.driving.boxes import corners
 from envs.driving.collect import data_folder, read_sidecar
 from envs.driving.curate import score_matrix
 from envs.driving.planner import along_route
-from envs.driving.scene import DRIVABLE, Scene
+from envs.driving.scene import Scene
 from envs.driving.scene_files import SPLITS
 from envs.driving.score import Scores, score
 from envs.driving.vehicle import LENGTH, REAR_AXLE_TO_CENTRE, WIDTH, X, Y
+from harness.driving.policies import Policy
 from harness.driving.table import TITLES
 
 MARGIN = 10.0  # metres of road around the plans
@@ -35,6 +36,7 @@ SMALLEST = 50.0  # metres that a picture shows at least
 COLOURS = matplotlib.colormaps["RdYlGn"]  # of a score between 0 and 1
 GROUND = ("#f3f3ee", "#b5b5b5", "#dcdcdc")  # off the road, drivable without a lane, lane
 CANDIDATES = 16
+PIXEL = 0.2  # metres
 EVERY = 10  # steps between the drawn places of the others: a second
 
 
@@ -113,16 +115,12 @@ def corners_of_agents(scene: Scene, step: int) -> list[np.ndarray]:
 
 def _draw_road(axes: Axes, scene: Scene, low: np.ndarray, high: np.ndarray) -> None:
     """Draws the road between two corners, which become the limits of the axes."""
-    road = scene.road
-    cells = ((np.stack([low, high]) - road.origin) / road.resolution).round().astype(int).clip(0, road.raster.shape)
-    part = road.raster[cells[0, 0] : cells[1, 0], cells[0, 1] : cells[1, 1]]
-    first = road.origin + road.resolution * (cells[0] - 0.5)
-    last = first + road.resolution * np.array(part.shape)
-    kinds = ((part & DRIVABLE) > 0).astype(int) + ((part & ~DRIVABLE) > 0)
-    if part.size:
-        extent = (first[0], last[0], first[1], last[1])
-        palette = ListedColormap(GROUND)
-        axes.imshow(kinds.T, origin="lower", extent=extent, cmap=palette, vmin=0, vmax=2, interpolation="nearest")
+    x, y = (np.arange(low[axis], high[axis], PIXEL) + PIXEL / 2 for axis in (0, 1))
+    rows = np.stack(np.meshgrid(x, y), axis=-1)
+    kinds = np.stack([scene.road.drivable_at(row).astype(int) + scene.road.lane_at(row) for row in rows])
+    extent = (low[0], low[0] + PIXEL * len(x), low[1], low[1] + PIXEL * len(y))
+    palette = ListedColormap(GROUND)
+    axes.imshow(kinds, origin="lower", extent=extent, cmap=palette, vmin=0, vmax=2, interpolation="nearest")
     axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal", facecolor=GROUND[0])
 
 
@@ -133,8 +131,6 @@ def plans_to_show(folder: Path, name: str, run: Optional[Path], candidates: int)
     if run is None:
         chosen = scenes.reference_plans[index]
         return scene, np.concatenate([scenes.plans[index][:candidates], chosen[None]]), f"{title}, rule-based planner"
-    from harness.driving.policies import Policy  # here: torch and the harness are not needed without a run
-
     policy = Policy(run)
     policy.check_scenes(folder)
     data = load_data(folder, policy.kind)

@@ -7,7 +7,6 @@ the best of these by their own scores, which no driver has: the most that choosi
 PDM-style scores of this repository's own scenes, not NAVSIM's; choose settings by --split validation.
 """
 
-import inspect
 from pathlib import Path
 from typing import Callable, Iterable, Optional, Sequence
 
@@ -21,6 +20,7 @@ from envs.driving.curate import score_matrix
 from envs.driving.planner import constant_velocity
 from envs.driving.scene_files import SCORE_NAMES, SPLITS
 from envs.driving.score import score
+from harness.driving.policies import Policy, sample_plans
 
 TITLES = ("NC", "DAC", "TTC", "C", "EP", "PDMS")  # of SCORE_NAMES
 BASELINES: dict[str, Callable[[SceneSet], np.ndarray]] = {
@@ -52,12 +52,10 @@ def rows(
         scores = scores_of(scenes, plans(scenes), label)
         yield label, scores.mean(axis=(0, 1))
     yield f"data: best of {scores.shape[1]}", best_of(scores).mean(axis=(0, 1))
-    from harness.driving.policies import Policy, sample_plans  # here: torch is not needed for the rows above
-
     for run in runs:
         policy = Policy(run)
         settings: list[dict] = [{}]
-        if greediness and "greediness" in inspect.signature(policy.agent.act).parameters:
+        if greediness and "greediness" in policy.agent.act_options:
             settings = [{"greediness": value} for value in greediness]
         for options in settings:
             suffix = "".join(f", {name} {value:g}" for name, value in options.items())

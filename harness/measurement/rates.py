@@ -1,11 +1,12 @@
 """How often work is done per second on a CPU or a GPU: any work, updates, matrix products."""
 
 import time
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
-from harness.training.updates import UPDATES_PER_REPLAY, Updates
+from harness.updates import UPDATES_PER_REPLAY, Updates
 
 MIN_CALLS = 3  # between two looks at the clock, so that a GPU is not waited for after each
 PRODUCTS = 100  # matrix products in one call of what measures their rate
@@ -45,9 +46,9 @@ def waiting_for(device: torch.device) -> Callable[[], Any]:
 def update_rate(
     updates: Updates, seconds: float, wait: Callable[[], Any], clock: Callable[[], float] = time.perf_counter
 ) -> float:
-    """Updates per second of all agents together."""
+    """Updates per second."""
     per_call = UPDATES_PER_REPLAY if updates.captured else 1
-    return rate(lambda: updates.advance(per_call), seconds, wait, clock) * per_call * len(updates.agents)
+    return rate(lambda: updates.advance(per_call), seconds, wait, clock) * per_call
 
 
 def product_work(left: torch.Tensor, right: torch.Tensor) -> Callable[[], Any]:

@@ -1,21 +1,21 @@
 """Tables of measurements: rows as Markdown, the spread of a column, and the machine that they are from."""
 
 import statistics
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Callable, Dict, List, Sequence
 
 import torch
 
 
-def format_rows(rows: List[dict]) -> str:
+def format_rows(rows: list[dict]) -> str:
     """The rows as a Markdown table."""
     lines = [list(rows[0]), ["---"] * len(rows[0]), *([str(value) for value in line.values()] for line in rows)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def spread(name: str, values: Sequence[float]) -> Dict[str, float]:
+def spread(name: str, values: Sequence[float]) -> dict[str, float]:
     """The smallest, the median and the largest of the values, as columns of a table."""
-    parts: Dict[str, Callable] = {"min": min, "median": statistics.median, "max": max}
+    parts: dict[str, Callable] = {"min": min, "median": statistics.median, "max": max}
     return {f"{name}_{part}": round(function(values), 3) for part, function in parts.items()}
 
 

@@ -8,7 +8,7 @@ agent's networks does, and each backward operation belongs to the part of the fo
 import contextlib
 import math
 from collections import defaultdict
-from typing import Callable, Dict, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch.autograd.profiler_util import FunctionEvent
@@ -19,7 +19,7 @@ PREFIX = "part: "
 WARM_UP = 3
 
 
-def time_split(agent: torch.nn.Module, sample: Callable[[], dict], updates: int) -> Dict[str, float]:
+def time_split(agent: torch.nn.Module, sample: Callable[[], dict], updates: int) -> dict[str, float]:
     """Shares of the time of `agent.update(sample())` by part, summing to 1, over so many updates.
 
     target actions: policies evaluated without gradient; critics: critics and values with their targets, forward and
@@ -67,7 +67,7 @@ def _marked(agent: torch.nn.Module) -> Iterator[None]:
             handle.remove()
 
 
-def _times(events: Iterable[FunctionEvent], on_gpu: bool) -> Dict[str, float]:
+def _times(events: Iterable[FunctionEvent], on_gpu: bool) -> dict[str, float]:
     """Microseconds by part."""
     outermost = [event for event in events if event.cpu_parent is None and event.device_type.name == "CPU"]
     part_of_sequence = {
@@ -77,7 +77,7 @@ def _times(events: Iterable[FunctionEvent], on_gpu: bool) -> Dict[str, float]:
         for below in _below(event)
         if below.sequence_nr >= 0
     }
-    times: Dict[str, float] = defaultdict(float)
+    times: dict[str, float] = defaultdict(float)
     for event in outermost:
         if event.name.startswith(PREFIX):
             part = event.name.removeprefix(PREFIX)

@@ -1,15 +1,14 @@
-"""Updates whose cost is measured: agents of an algorithm at a benchmark's size, on random rows in place of data."""
+"""Updates whose cost is measured: an agent at a benchmark's size, on random rows in place of data."""
 
 import dataclasses
-from typing import Optional
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from envs.dataset import Dataset
-from harness.algorithms import ROOT, Algorithm, load_algorithm
-from harness.config_file import load_config
-from harness.training.updates import WARM_UP_UPDATES, Updates
+from harness.algorithms import Algorithm, load_algorithm
+from harness.config import load_settings
+from harness.updates import WARM_UP_UPDATES, Updates
 
 ROWS = 100_000  # of the data that minibatches are sampled from
 
@@ -24,7 +23,7 @@ class Size:
 
     observation_dim: int
     action_dim: int
-    hidden_dims: Optional[tuple]
+    hidden_dims: tuple | None
     batch_size: int
     width: int
 
@@ -32,18 +31,18 @@ class Size:
 SIZES = {
     "published": Size(28, 5, (512, 512, 512, 512), 256, 512),  # cube-single with FQL's networks
     "released": Size(28, 5, (512, 512, 512), 256, 512),  # the same with the networks of DIPOLE's released code
-    "quickstart": Size(5, 1, None, 256, 128),  # cartpole with configs/<algorithm>/quickstart.yaml
+    "quickstart": Size(5, 1, None, 256, 128),  # cartpole with the quick start's settings
 }
 
 
 def build_agent(algorithm: Algorithm, size: Size, device: torch.device) -> torch.nn.Module:
-    """The algorithm at that size: its default options and the size's networks, or its quick-start config."""
+    """The algorithm at that size: its default options and the size's networks, or the quick start's settings."""
     if size.hidden_dims is None:
-        config = load_config(algorithm.config_class, ROOT / "configs" / algorithm.name / "quickstart.yaml")
+        config = load_settings(algorithm.config_class, {"task": "exorl/local_sticky_random/cartpole_swingup"}).config
     else:
         fields = {field.name for field in dataclasses.fields(algorithm.config_class)}
         dims = {field: size.hidden_dims for field in ("actor_hidden_dims", "value_hidden_dims") if field in fields}
-        config = dataclasses.replace(algorithm.config_class(), **dims, batch_size=size.batch_size)
+        config = algorithm.config_class(**dims)
     return algorithm.agent_class(config, size.observation_dim, size.action_dim).to(device)
 
 
@@ -58,18 +57,16 @@ def random_dataset(size: Size, device: torch.device) -> Dataset:
     ).to(device)
 
 
-def build_updates(name: str, size: Size, dataset: Dataset, captured: bool, seeds: int) -> Updates:
-    """Updates of so many agents of the algorithm, with minibatches of their own from `dataset`, on its device."""
+def build_updates(name: str, size: Size, dataset: Dataset, captured: bool) -> Updates:
+    """Updates of an agent of the algorithm, with minibatches from `dataset`, on its device."""
     device = dataset.observations.device
-    algorithm = load_algorithm(name)
-    agents = [build_agent(algorithm, size, device) for _ in range(seeds)]
-    batches = [torch.Generator(device).manual_seed(seed) for seed in range(seeds)]
-    samplers = [
-        lambda agent=agent, generator=generator: dataset.sample(size.batch_size, generator, agent.batch_fields)
-        for agent, generator in zip(agents, batches, strict=True)
-    ]
-    generators = [[agent.noise.generator, generator] for agent, generator in zip(agents, batches, strict=True)]
-    return Updates(agents, samplers, generators, captured)
+    agent = build_agent(load_algorithm(name), size, device)
+    batches = torch.Generator(device).manual_seed(0)
+
+    def next_batch() -> dict:
+        return dataset.sample(size.batch_size, batches, agent.batch_fields)
+
+    return Updates(agent, next_batch, [agent.noise.generator, batches], captured)
 
 
 def warm_up(updates: Updates) -> Updates:

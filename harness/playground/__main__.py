@@ -14,15 +14,14 @@ import signal
 import socket
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Optional, Sequence
 
 from common.errors import CommandParser, UserError, exit_on_user_error
-from envs import load_task
 from harness.devices import choose_device
 from harness.graphics import NoPictures, check_graphics, choose_graphics
 from harness.playground.session import LoadedRun, Session
-from harness.run_folder import load_agent, load_run
+from harness.run_folder import load_agent, load_run, load_trained_task
 
 PORT = 8090
 LARGEST_PORT = 65535
@@ -60,17 +59,18 @@ def require_free_port(port: int) -> None:
             raise UserError(f"command line: --port {port}: {reason}; give another") from error
 
 
-def open_run(run_dir: Path, device: str, data_dir: Optional[str]) -> tuple[LoadedRun, Optional[str]]:
-    """The run, and why nothing can be drawn (None where it can). Raises UserError."""
-    algorithm, config = load_run(run_dir)
+def open_run(run_dir: Path, device: str, data_dir: str | None) -> tuple[LoadedRun, str | None]:
+    """The run, and why nothing can be drawn (None if it can). Raises UserError."""
+    algorithm, run, config = load_run(run_dir)
     agent = load_agent(algorithm.agent_class, run_dir, algorithm.name).to(choose_device(device))
     choose_graphics()  # before the task imports MuJoCo, which reads the choice then
-    task = load_task(config.task, data_dir or config.data_dir, 0, config.in_memory, draws=True)
+    task = load_trained_task(run_dir, run, data_dir, draws=True)
+    no_pictures = None
     try:
         check_graphics()
     except NoPictures as error:
-        return LoadedRun(run_dir, algorithm, config, agent, task), str(error)
-    return LoadedRun(run_dir, algorithm, config, agent, task), None
+        no_pictures = str(error)
+    return LoadedRun(run_dir, algorithm, run, config, agent, task), no_pictures
 
 
 def playground(argv: Sequence[str]) -> None:

@@ -1,56 +1,53 @@
-"""What the playground's page can set: a control for each option of the agent's `act`, within what the config allows."""
+"""What the playground's page can set: a control for each act option of the agent, within what the config allows."""
 
 import dataclasses
-from typing import Any, Optional
+from typing import Any
 
 from common.errors import UserError
-from harness.act_options import act_options, parse_grid
+from harness.config import RunConfig, check_values
+from harness.evaluate import parse_grid
 
-LOWEST_GREEDINESS, HIGHEST_GREEDINESS, STEPS_PER_UNIT = -1, 4, 10  # of the slider; the field beside it takes any number
+LOWEST, HIGHEST, STEPS_PER_UNIT = -1, 4, 10  # of a slider; the field beside it takes any number
 COUNTS = (1, 2, 4, 8, 16, 32, 64)  # offered for whole numbers such as num_candidates, beside the run's own
-LABELS = {"greediness": "greediness ω", "num_candidates": "num_candidates N"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Control:
-    """One act option: a slider over `bounds`, one of `choices`, or a plain number where both are None.
+    """One act option: a slider over `bounds`, one of `choices`, or a plain number if both are None.
 
-    value: the run's own. note: why the config leaves no choice, None where it does.
+    value: the run's own. note: why the config leaves no choice, None if it does.
     """
 
     name: str
-    label: str
     value: Any
-    bounds: Optional[tuple[float, float]] = None
-    choices: Optional[tuple[int, ...]] = None
-    note: Optional[str] = None
+    bounds: tuple[float, float] | None = None
+    choices: tuple[int, ...] | None = None
+    note: str | None = None
 
 
 def make_controls(agent_class: type, config: Any) -> list[Control]:
-    """The controls of a run, in the order of act's parameters; empty for an agent without act options."""
-    return [_control(name, config) for name in act_options(agent_class, config)]
+    """The controls of a run, in the order of the agent's act options."""
+    return [_control(name, config) for name in agent_class.act_options]
 
 
 def _control(name: str, config: Any) -> Control:
-    label, value = LABELS.get(name, name), getattr(config, name)
-    if name == "greediness":
-        steps = range(LOWEST_GREEDINESS * STEPS_PER_UNIT, HIGHEST_GREEDINESS * STEPS_PER_UNIT + 1)
-        offered = {step / STEPS_PER_UNIT for step in steps} | {value}
-        allowed = [number for number in offered if refusal(config, greediness=number) is None]
-        if len(allowed) > 1:
-            return Control(name, label, value, bounds=(min(allowed), max(allowed)))
-        return Control(name, label, value, note=refusal(config, greediness=HIGHEST_GREEDINESS))
+    value = getattr(config, name)
     if isinstance(value, int):
-        counts = sorted({*COUNTS, value})
-        return Control(name, label, value, choices=tuple(c for c in counts if refusal(config, **{name: c}) is None))
-    return Control(name, label, value)
+        choices = tuple(count for count in sorted({*COUNTS, value}) if refusal(config, **{name: count}) is None)
+        return Control(name, value, choices=choices)
+    steps = range(LOWEST * STEPS_PER_UNIT, HIGHEST * STEPS_PER_UNIT + 1)
+    offered = {step / STEPS_PER_UNIT for step in steps} | {value}
+    allowed = [number for number in offered if refusal(config, **{name: number}) is None]
+    if len(allowed) > 1:
+        return Control(name, value, bounds=(min(allowed), max(allowed)))
+    return Control(name, value, note=refusal(config, **{name: float(HIGHEST)}))
 
 
-def refusal(config: Any, **options: Any) -> Optional[str]:
-    """Why the config refuses these act options, None where it does not."""
+def refusal(config: Any, **options: Any) -> str | None:
+    """Why the config refuses these act options, None if it does not."""
     try:
-        dataclasses.replace(config, **options)
-    except ValueError as error:
+        check_values(RunConfig(), dataclasses.replace(config, **options))
+    except (ValueError, UserError) as error:
         return str(error)
     return None
 
@@ -64,8 +61,8 @@ def decode_options(values: dict[str, Any], agent_class: type, config: Any) -> di
     return {name: values[0] for name, values in grid.items()}
 
 
-def decode_count(label: str, value: Optional[float], smallest: int) -> int:
-    """A field's whole number. Raises UserError where it is none or below `smallest`."""
+def decode_count(label: str, value: float | None, smallest: int) -> int:
+    """A field's whole number. Raises UserError for another number, none, or one below `smallest`."""
     if value is None or value != int(value) or value < smallest:
         raise UserError(f"{label}: give a whole number from {smallest}")
     return int(value)

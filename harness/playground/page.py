@@ -102,13 +102,13 @@ def _settings(session: Session) -> Callable[[], None]:
 
 def _field(control: Control) -> Any:
     """The element whose value is the option's."""
-    ui.label(control.label).classes("text-sm font-bold -mb-3")
+    ui.label(control.name).classes("text-sm font-bold -mb-3")
     if control.choices:
         props = f'dense no-caps padding="2px 8px" data-testid={control.name}'
         return ui.toggle(list(control.choices), value=control.value).props(props)
     with ui.row().classes("w-full items-center no-wrap"):
         number = ui.number(value=control.value, step=1 / STEPS_PER_UNIT).classes("w-16 shrink-0")
-        number.props(f'dense data-testid={control.name} aria-label="{control.label}"')
+        number.props(f'dense data-testid={control.name} aria-label="{control.name}"')
         if control.bounds:
             low, high = control.bounds
             slider = ui.slider(min=low, max=high, step=1 / STEPS_PER_UNIT).classes("grow mx-2").bind_value(number)
@@ -128,7 +128,7 @@ def _latest(session: Session) -> None:
         with ui.row().classes("items-center no-wrap gap-6"):
             _text(show_number(last.row[score_name], score_name), "score", "text-4xl font-bold")
             with ui.column().classes("gap-1"):
-                ui.label(f"{score_name} at {show_options(last.options)}").classes("text-sm")
+                ui.label(f"{score_name} at {show_options(last.cell.options)}").classes("text-sm")
                 ui.label(show_score(last, score_name)).classes("text-sm")
         change = show_change(session.tried, score_name)
         if change:
@@ -156,7 +156,7 @@ def _picture(session: Session, last: Tried) -> None:
         _image(session, last.picture, "picture", "w-full")
     score_name = session.run.task.score_name
     score = show_number(last.drawn_score, score_name)
-    _text(f"the episode with seed {last.seed}: {score_name} {score}", "drawn_score", "text-sm")
+    _text(f"the episode with seed {last.cell.seed}: {score_name} {score}", "drawn_score", "text-sm")
 
 
 def _history(session: Session) -> None:

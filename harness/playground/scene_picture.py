@@ -1,7 +1,8 @@
 """The picture of a one-step driving episode: its scene from above with the plan, and with plans of other noise."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import gymnasium
 import numpy as np

@@ -8,19 +8,20 @@ import dataclasses
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 from common.errors import UserError
 from envs.task import Task
 from harness.algorithms import Algorithm
+from harness.config import RunConfig
 from harness.devices import set_up_torch
+from harness.evaluate import evaluate_cell
 from harness.evaluation import Evaluator
 from harness.graphics import NoPictures
 from harness.playground.controls import decode_count, decode_options, make_controls
-from harness.playground.results import Tried, draw_curve
+from harness.playground.results import Tried, draw_curve, tried_of
 from harness.playground.scene_picture import draw_scene
 from harness.playground.watch import Progress, watch
-from harness.sweep import result_row
 from harness.video import record
 
 ONE_STEP_DRIVING = "driving/bandit"  # begins the names of the tasks whose episode is one picture
@@ -32,28 +33,29 @@ class LoadedRun:
 
     folder: Path
     algorithm: Algorithm
+    run: RunConfig
     config: Any
     agent: Any
     task: Task
 
 
 class Session:
-    """Runs what the page asks for. media: folder for pictures; no_pictures: why there are none, None where there are.
+    """Runs what the page asks for. media: folder for pictures; no_pictures: why there are none, None if there are.
 
-    error: one sentence about the last press of Run, None where all went well. version: rises with everything new that
+    error: one sentence about the last press of Run, None if all went well. version: rises with everything new that
     there is to show.
     """
 
-    def __init__(self, run: LoadedRun, media: Path, no_pictures: Optional[str] = None):
+    def __init__(self, run: LoadedRun, media: Path, no_pictures: str | None = None):
         self.run, self.media, self.no_pictures = run, media, no_pictures
         self.controls = make_controls(run.algorithm.agent_class, run.config)
         self.progress = Progress()
         self.make_env = watch(run.task.make_env, self.progress)
-        self.evaluator = Evaluator(self.make_env, run.config.eval_environments)
+        self.evaluator = Evaluator(self.make_env, run.run.eval_environments)
         self.tried: list[Tried] = []
-        self.curve: Optional[Path] = None
+        self.curve: Path | None = None
         self.busy, self.error, self.version = False, None, 0
-        self.thread = ThreadPoolExecutor(1, "rollouts", initializer=set_up_torch, initargs=(run.config,))
+        self.thread = ThreadPoolExecutor(1, "rollouts", initializer=set_up_torch, initargs=(run.run,))
 
     @property
     def status(self) -> str:
@@ -62,7 +64,7 @@ class Session:
             return self.progress.text()
         return "ready" if self.tried else "choose a setting and press Run"
 
-    def start(self, values: dict[str, Any], seed: Optional[float], episodes: Optional[float]) -> None:
+    def start(self, values: dict[str, Any], seed: float | None, episodes: float | None) -> None:
         """Begins the rollouts of the page's fields; a field that is wrong only sets `error`."""
         if self.busy:
             return
@@ -104,9 +106,7 @@ class Session:
     def _evaluate(self, options: dict, seed: int, episodes: int) -> None:
         agent, task = self.run.agent, self.run.task
         self.progress.begin("evaluating", episodes)
-        result = self.evaluator.evaluate(agent, episodes, seed, **options)
-        row = result_row(agent, task, options, result)
-        self.tried.append(Tried(options, seed, row, result.scores(task.score_name)))
+        self.tried.append(tried_of(evaluate_cell(agent, self.evaluator, options, episodes, seed), task))
         if options:
             path = self.media / f"curve_{len(self.tried)}.png"  # a new name, so that the browser fetches it
             draw_curve(self.tried, path, task.score_name, task.reference_scores())
@@ -116,14 +116,15 @@ class Session:
     def _draw(self) -> None:
         """Draws the first episode of the last setting."""
         last, task = self.tried[-1], self.run.task
-        folder = self.media / f"run_{len(self.tried)}"
-        self.progress.begin(f"drawing the episode with seed {last.seed}", 1)
+        seed, options = last.cell.seed, last.cell.options
+        self.progress.begin(f"drawing the episode with seed {seed}", 1)
         try:
             if task.name.startswith(ONE_STEP_DRIVING):
                 path = self.media / f"scene_{len(self.tried)}.png"
-                result = draw_scene(self.run.agent, self.make_env, last.seed, path, **last.options)
+                result = draw_scene(self.run.agent, self.make_env, seed, path, **options)
             else:
-                (path,), result = record(self.run.agent, self.make_env, 1, folder, last.seed, **last.options)
+                folder = self.media / f"run_{len(self.tried)}"  # a new name, as of the curve
+                (path,), result = record(self.run.agent, self.make_env, 1, folder, seed, **options)
         except NoPictures as error:
             self.no_pictures = str(error)
             return

@@ -1,8 +1,8 @@
 """Published scores (published.yaml) and which of them may stand beside a comparison's rows."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence, Tuple
 
 import yaml
 
@@ -14,13 +14,13 @@ class Method:
     """A published method and the row of ours that it stands beside: none without an algorithm."""
 
     name: str
-    algorithm: Optional[str] = None
-    num_candidates: Tuple[int, ...] = ()  # empty: however many
+    algorithm: str | None = None
+    num_candidates: tuple[int, ...] = ()  # empty: however many
 
-    def is_row(self, algorithm: str, overrides: dict, num_candidates: Optional[int]) -> bool:
-        """Whether a row is this method: of its algorithm, without overrides, with as many candidates."""
+    def is_row(self, algorithm: str, changed: object, num_candidates: float) -> bool:
+        """Whether a row is this method: of its algorithm, with nothing changed, with as many candidates."""
         fits = not self.num_candidates or num_candidates in self.num_candidates
-        return algorithm == self.algorithm and not overrides and fits
+        return algorithm == self.algorithm and not changed and fits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +35,8 @@ class PublishedTable:
     seeds: int
     comparable: bool
     note: str
-    scores: Dict[str, Dict[str, str]]
-    before_after: Dict[str, Dict[str, str]]
+    scores: dict[str, dict[str, str]]
+    before_after: dict[str, dict[str, str]]
 
     def is_on(self, identity: dict) -> bool:
         """Whether it was measured on data of this identity: official, of the same suite and collector."""
@@ -53,7 +53,7 @@ class PublishedTable:
         return "; ".join([*parts, *([] if self.comparable else [f"NOT COMPARABLE: {self.note}"])])
 
 
-def load_published(path: Path = PUBLISHED) -> Tuple[Dict[str, Method], List[PublishedTable]]:
+def load_published(path: Path = PUBLISHED) -> tuple[dict[str, Method], list[PublishedTable]]:
     """The published methods by name, and the tables."""
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     methods = {
@@ -73,7 +73,7 @@ def _table(entry: dict) -> PublishedTable:
     return PublishedTable(**{field: entry[field] for field in fields}, note=entry.get("note", ""), **tables)
 
 
-def _by_method(names: Sequence[str], values: Sequence) -> Dict[str, str]:
+def _by_method(names: Sequence[str], values: Sequence) -> dict[str, str]:
     return {name: "" if value is None else str(value) for name, value in zip(names, values, strict=True)}
 
 
@@ -84,7 +84,7 @@ def task_key(identity: dict) -> str:
     return f"{identity.get('dataset')}/{identity.get('reward_task')}"
 
 
-def category_key(identities: Sequence[dict]) -> Optional[str]:
+def category_key(identities: Sequence[dict]) -> str | None:
     """The key of a category: its data set, where the tasks are the five of one OGBench data set; None otherwise."""
     datasets = {identity.get("dataset") for identity in identities}
     numbers = sorted(identity.get("reward_task", 0) for identity in identities)

@@ -1,4 +1,4 @@
-"""Writes the report of a comparison from its run folders: report.md, report.html, scores.csv and figures.
+"""Writes the report of a comparison from its run folders: report.md and .html, scores.csv, table.csv, .tex, figures.
 
 `harness.compare` calls `write_report`; `python -m harness.compare --config FILE --report_only` does nothing else.
 report.html is one file: it holds the figures and loads nothing. docs/statistics.md says how the numbers are made.
@@ -6,22 +6,23 @@ report.html is one file: it holds the figures and loads nothing. docs/statistics
 
 import base64
 import re
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import List, Sequence
 
 import jinja2
+import pandas as pd
 from markdown_it import MarkdownIt
 from markupsafe import Markup
 
-from common.files import make_folder, write_rows_csv, write_text
+from common.files import make_folder, write_text
 from harness.comparison.matrix import Comparison
 from harness.comparison.protocol import Mixture, check_protocol
-from harness.comparison.results import Results, csv_rows
+from harness.comparison.results import Results, to_csv
 from harness.report import plots, settings, tables
-from harness.report.blocks import Block, Bold
+from harness.report.blocks import Block, Bold, by_policy, near_best_of
 from harness.score_statistics import CONFIDENCE, FEWEST_SEEDS, RESAMPLES
 
-TEMPLATES = Path(__file__).with_name("templates")
+TEMPLATE = Path(__file__).with_name("report.html.jinja")
 FIGURES = "figures"  # the folder of the PNG files, beside report.md
 # Characters that Markdown would read as markup. An underscore within a word is none.
 MARKUP = re.compile(r"([\\`*\[\]<>|~]|(?<![^\W_])_|_(?![^\W_]))")
@@ -29,7 +30,7 @@ NUMERIC = re.compile(r"[-–\d.,%/ ]*|[\d.]+ .*to.*|\d+ of \d+|.*±.*")
 DIGIT = re.compile(r"\d")
 
 
-def write_report(comparison: Comparison, folder: Path, allow_mixed: bool = False) -> List[Path]:
+def write_report(comparison: Comparison, folder: Path, allow_mixed: bool = False) -> list[Path]:
     """Writes the report of the runs as they are into `folder`; returns the paths of its files.
 
     Raises UserError where runs of different protocols would stand in one table, unless allow_mixed marks them.
@@ -38,32 +39,45 @@ def write_report(comparison: Comparison, folder: Path, allow_mixed: bool = False
     found = check_protocol(results, allow_mixed)
     figures = folder / FIGURES
     make_folder(figures, "run_dir")
-    blocks = report_blocks(results, found, figures)
-    write_rows_csv(csv_rows(results), folder / "scores.csv")
-    write_text(folder / "report.md", to_markdown(blocks))
-    write_text(folder / "report.html", to_html(comparison.name, blocks, figures))
-    return [folder / name for name in ("report.md", "report.html", "scores.csv")]
+    odd_runs = {name for mixture in found for name in mixture.deviating}
+    marked = {name for name, lines in by_policy(results.scores).items() if not odd_runs.isdisjoint(lines["run"])}
+    summary = tables.summary(results, marked)
+    blocks = report_blocks(results, found, marked, summary, figures)
+    texts = {
+        "report.md": to_markdown(blocks),
+        "report.html": to_html(comparison.name, blocks, figures),
+        "scores.csv": to_csv(results.scores),
+    }
+    if len(summary):
+        texts |= {"table.csv": to_csv(summary), "table.tex": tables.to_latex(summary)}
+    for name, text in texts.items():
+        write_text(folder / name, text)
+    return [folder / name for name in texts]
 
 
 # ---- The parts ----
 
 
-def report_blocks(results: Results, found: Sequence[Mixture], figures: Path) -> List[Block]:
-    """The report's parts in order; their figures are written into `figures`."""
-    odd_runs = {name for mixture in found for name in mixture.deviating}
-    marked = {score.row.title for score in results.scores if score.run.planned.name in odd_runs}
-    rows, tasks, pairs = tables.improvement_matrix(results)
-    scores = Block("Scores", text=score_text(), figure=plots.plot_scores(results, figures))
-    aggregates = tables.aggregate_block(results, marked)
-    aggregates.figure = plots.plot_aggregates(results, figures)
-    improvement = tables.improvement_block(rows, tasks, pairs)
-    improvement.figure = plots.plot_improvement(rows, pairs, figures)
+def report_blocks(
+    results: Results, found: Sequence[Mixture], marked: Collection[str], summary: pd.DataFrame, figures: Path
+) -> list[Block]:
+    """The report's parts in order; their figures are written into `figures`. marked: policies with odd runs."""
+    scores = results.scores
+    aggregates = tables.aggregate_block(scores, marked)
+    if aggregates is not None:
+        aggregates.figure = plots.plot_aggregates(scores, figures)
+    titles, tasks, pairs = tables.improvement_matrix(scores)
+    improvement = tables.improvement_block(titles, tasks, pairs)
+    if improvement is not None:
+        improvement.figure = plots.plot_improvement(titles, pairs, figures)
     blocks = [
         introduction(results),
         settings.problem_block(results),
         settings.mixture_block(found),
-        scores,
+        Block("Scores", text=score_text(scores), figure=plots.plot_scores(scores, figures)),
+        tables.summary_block(summary) if len(summary) else None,
         *tables.score_blocks(results, marked),
+        tables.act_option_block(results),
         tables.online_block(results),
         aggregates,
         improvement,
@@ -76,52 +90,58 @@ def report_blocks(results: Results, found: Sequence[Mixture], figures: Path) -> 
         settings.time_block(results),
         settings.version_block(results),
     ]
-    return [block for block in blocks if block is not None]
+    return [block for block in blocks if block is not None and (block.text or block.rows or block.figure)]
 
 
 def introduction(results: Results) -> Block:
     comparison = results.comparison
     finished = sum(run.finished for run in results.runs)
+    tasks = results.scores["task"].nunique()
     counts = (
-        f"Policies: {len(comparison.rows)}. Tasks: {len(results.tasks)}. Seeds: {len(comparison.seeds)}. Finished "
-        f"runs: {finished} of {len(results.runs)}. scores.csv holds every number. The report is made again from the "
-        f"run folders by python -m harness.compare --config {comparison.path} --report_only."
+        f"Policies: {len(comparison.rows)}. Tasks: {tasks}. Seeds: {len(comparison.seeds)}. Finished runs: {finished} "
+        f"of {len(results.runs)}. scores.csv holds every number. The report is made again from the run folders by "
+        f"python -m harness.compare --config {comparison.path} --report_only."
     )
     return Block(comparison.name, level=1, text=[text for text in (comparison.description, counts) if text])
 
 
-def score_text() -> List[str]:
-    """How to read the score tables."""
-    return [
-        f"Means over seeds with {CONFIDENCE:.0%} percentile bootstrap intervals, from {RESAMPLES} resamples of the "
-        "seeds of each task, never of episodes. The standard deviation over seeds, std, stands beside them because "
-        "published ± are one. The final score and the mean of the last evaluations during training (last 3) are "
-        "different numbers, in columns of their own. Bold: within 95% of the best. With fewer than "
-        f"{FEWEST_SEEDS} seeds each seed's score is shown instead of an interval, and nothing is bold.",
-        "N is the number of action candidates among which the critic chooses. It decides much of a score: compare "
-        "policies of the same N. Network evaluations count each policy and each critic once.",
-    ]
+def score_text(scores: pd.DataFrame) -> list[str]:
+    """How to read the score tables: what they hold, and nothing else."""
+    found = [tables.estimates(scores, tasks, "final") for tasks in tables.categories_of(scores).values()]
+    ones = [one for each in found for one in each.values() if one.seeds]
+    text = ["The final score is that of the last agent; the mean of the last evaluations during training is another."]
+    if any(not one.few for one in ones):
+        text[0] += (
+            f" Intervals are {CONFIDENCE:.0%} percentile bootstrap intervals, from {RESAMPLES} resamples of the seeds "
+            "of each task, never of episodes; std is the standard deviation over seeds."
+        )
+    if any(one.few for one in ones):
+        text[0] += (
+            f" Fewer than {FEWEST_SEEDS} seeds give no interval: each seed's score is shown, and nothing is bold."
+        )
+    if any(near_best_of(each) for each in found):
+        text[0] += " Bold: within 95% of the best."
+    if scores["num_candidates"].notna().any():
+        text.append(
+            "N is the number of action candidates among which the critic chooses. It decides much of a score: compare "
+            "policies of the same N. Network evaluations count each policy and each critic once."
+        )
+    return text
 
 
-def profile_block(results: Results, figures: Path) -> Block:
-    name = plots.plot_profiles(results, figures)
+def profile_block(results: Results, figures: Path) -> Block | None:
+    name = plots.plot_profiles(results.scores, figures)
     text = "The share of runs whose normalised final score is above τ, averaged over tasks."
-    if name is None:
-        text = "Not given: there are fewer than two tasks with results of every policy and a range to normalise with."
-    return Block("Performance profiles", text=[text], figure=name)
+    return name and Block("Performance profiles", text=[text], figure=name)
 
 
-def curve_blocks(results: Results, figures: Path) -> List[Block]:
+def curve_blocks(results: Results, figures: Path) -> list[Block]:
     """A figure of learning curves for each category."""
-    text = (
-        "Evaluations during training, with the act options of training: mean over the finished seeds. Band: 95% "
-        f"bootstrap interval; with fewer than {FEWEST_SEEDS} seeds, from the lowest to the highest seed."
-    )
-    blocks = [Block("Learning curves", text=[text])]
-    for number, category in enumerate(results.categories(), start=1):
-        name = plots.plot_learning_curves(results, category, figures, f"learning_curves_{number}.png")
+    blocks = []
+    for place, (category, tasks) in enumerate(tables.categories_of(results.scores).items(), start=1):
+        name, text = plots.plot_learning_curves(results, tasks, figures, f"learning_curves_{place}.png")
         if name is not None:
-            blocks.append(Block(f"Learning curves: {category}", level=3, figure=name))
+            blocks.append(Block(f"Learning curves: {category}", text=[text], figure=name))
     return blocks
 
 
@@ -134,40 +154,36 @@ def escaped(text: str) -> str:
     return f"**{plain}**" if isinstance(text, Bold) else plain
 
 
-def numeric_columns(block: Block) -> List[bool]:
-    """Which columns hold numbers only: they are set to the right."""
-    columns = [[row[index] for row in block.rows] for index in range(len(block.header))]
-    return [all(map(NUMERIC.fullmatch, cells)) and any(map(DIGIT.search, cells)) for cells in columns]
-
-
 def to_markdown(blocks: Sequence[Block]) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-        autoescape=False,  # this is Markdown: `escaped` does what autoescape does for HTML
-    )
-    environment.filters |= {"escaped": escaped, "numeric": numeric_columns}
-    text = environment.get_template("report.md.jinja").render(blocks=blocks, figures=FIGURES)
-    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+    parts = []
+    for block in blocks:
+        parts += [f"{'#' * block.level} {escaped(block.title)}", *map(escaped, block.text)]
+        if block.figure:
+            parts.append(f"![{escaped(block.title)}]({FIGURES}/{block.figure})")
+        if block.rows:
+            columns = list(zip(*block.rows, strict=True))
+            rules = ["---:" if is_numeric(column) else "---" for column in columns]
+            lines = [map(escaped, block.header), rules, *(map(escaped, row) for row in block.rows)]
+            parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
+        parts += map(escaped, block.notes)
+    return "\n\n".join(parts) + "\n"
+
+
+def is_numeric(column: Sequence[str]) -> bool:
+    """Whether a column holds numbers only: it is set to the right."""
+    return all(map(NUMERIC.fullmatch, column)) and any(map(DIGIT.search, column))
 
 
 def to_html(title: str, blocks: Sequence[Block], figures: Path) -> str:
     """One HTML file: each block's Markdown, rendered with raw HTML switched off, and the figures as data URIs."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined
-    )
+    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(TEMPLATE.read_text())
     markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
     sections = []
-    for number, block in enumerate(blocks):
+    for place, block in enumerate(blocks):
         html = markdown.render(to_markdown([block]))
         html = html.replace("<table>", '<div class="wide"><table>').replace("</table>", "</table></div>")
         if block.figure:
-            html = html.replace(f'src="{FIGURES}/{block.figure}"', f'src="{data_uri(figures / block.figure)}"')
-        sections.append({"id": f"part-{number}", "title": block.title, "level": block.level, "html": Markup(html)})
-    return environment.get_template("report.html.jinja").render(title=title, sections=sections)
-
-
-def data_uri(path: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
+            content = base64.b64encode((figures / block.figure).read_bytes()).decode("ascii")
+            html = html.replace(f'src="{FIGURES}/{block.figure}"', f'src="data:image/png;base64,{content}"')
+        sections.append({"id": f"part-{place}", "title": block.title, "level": block.level, "html": Markup(html)})
+    return template.render(title=title, sections=sections)

@@ -1,19 +1,18 @@
 """The tables of a report that say how its numbers came about: policies, protocol, tuning, time, data, versions."""
 
 import collections
-import dataclasses
-import statistics
-from typing import Any, Dict, List, Optional, Sequence
+from collections.abc import Sequence
+
+import pandas as pd
 
 from harness.comparison.matrix import PlannedRun
 from harness.comparison.protocol import Mixture
 from harness.comparison.results import Results, RunResult
-from harness.report.blocks import NONE, Block, number, text_of
-from harness.run_fields import FREE_FIELDS
+from harness.config import MACHINE_OPTIONS, flat
+from harness.report.blocks import NONE, Block, joined, number, text_of
 from harness.tuning.record import tuning_record
 
-NOT_TUNED = "not tuned"
-PLACE_FIELDS = {*FREE_FIELDS, "task", "seed", "label", "final_report"}  # say where a run is, not what it does
+PLACE_FIELDS = {*MACHINE_OPTIONS, "task", "seed"}  # say where a run is, not what it does
 HASH_DIGITS = 16
 HOUR = 3600.0
 NAMES_SHOWN = 8  # of the runs of a variant that are missing for the same reason
@@ -22,30 +21,30 @@ NAMES_SHOWN = 8  # of the runs of a variant that are missing for the same reason
 # ---- What went wrong ----
 
 
-def problem_block(results: Results) -> Optional[Block]:
+def problem_block(results: Results) -> Block | None:
     """The runs that failed or are not finished, and finished ones that lack a row's score; None without any."""
-    names: Dict[tuple, List[str]] = collections.defaultdict(list)  # by variant, state and error
+    names: dict[tuple, list[str]] = collections.defaultdict(list)  # by variant, state and error
     for run in results.runs:
         if not run.finished or run.error:
             state = run.status if not run.finished else "finished, its re-evaluation failed"
             error = run.error.splitlines()[-1] if run.error else NONE
             names[run.planned.variant.label, state, error].append(run.planned.name)
-    for score in results.scores:
-        if score.run.finished and not score.run.error and score.final != score.final:
-            planned = score.run.planned
-            names[planned.variant.label, f"finished, not evaluated for {score.row.title}", NONE].append(planned.name)
+    scores = results.scores
+    for line in scores[(scores["status"] == "finished") & scores["error"].isna() & scores["final"].isna()].itertuples():
+        count = "" if line.num_candidates != line.num_candidates else f", N = {line.num_candidates:g}"
+        names[line.variant, f"finished, not evaluated for {line.name}{count}", NONE].append(line.run)
     if not names:
         return None
+    finished = sum(run.finished for run in results.runs)
     block = Block("Missing runs", header=["runs", "state", "error"])
+    block.text = [f"{finished} of {len(results.runs)} runs are finished. What is missing lowers the number of seeds."]
     for (_, state, error), group in names.items():
         more = f" and {len(group) - NAMES_SHOWN} more" if len(group) > NAMES_SHOWN else ""
         block.rows.append([", ".join(group[:NAMES_SHOWN]) + more, state, error])
-    finished = sum(run.finished for run in results.runs)
-    block.text = [f"{finished} of {len(results.runs)} runs are finished. What is missing lowers the number of seeds."]
     return block
 
 
-def mixture_block(found: Sequence[Mixture]) -> Optional[Block]:
+def mixture_block(found: Sequence[Mixture]) -> Block | None:
     """What differs between runs of one table; None where nothing does."""
     if not found:
         return None
@@ -67,125 +66,114 @@ def policy_block(results: Results) -> Block:
     """What was trained: algorithm, overrides, size, and where its settings come from."""
     block = Block("Policies and their tuning")
     block.text = [
-        "A policy's settings are those of its algorithm's YAML for the task, with the overrides. Trials and the task "
-        "tuned on are those of harness.tune's record beside that YAML. Without a record nothing was searched here: the "
-        "YAML's own comments say where its values are from."
+        "A policy's settings are those of configs/ for its algorithm and task, with the overrides. Without a record of "
+        "harness.tune nothing was searched here: the settings files' comments say where their values are from."
     ]
     block.header = ["variant", "algorithm", "overrides", "parameters", "tuning trials", "tuned on"]
     for variant in results.comparison.variants():
-        runs = [run for run in results.runs if run.planned.variant.label == variant.label]
-        parameters = _joined(f"{run.environment['parameters']:,}" for run in runs if "parameters" in run.environment)
+        runs = results.runs_of(variant.label)
+        parameters = joined(f"{run.environment['parameters']:,}" for run in runs if "parameters" in run.environment)
         overrides = ", ".join(f"{name} {text_of(value)}" for name, value in variant.overrides.items())
-        block.rows.append([variant.label, variant.algorithm, overrides or NONE, parameters, *tuning_cells(runs)])
+        trials, tasks = zip(*{tuning_of(run.planned) for run in runs}, strict=True)
+        cells = [variant.label, variant.algorithm, overrides or NONE, parameters, joined(trials), joined(tasks)]
+        block.rows.append(cells)
     return block
 
 
-def tuning_cells(runs: Sequence[RunResult]) -> List[str]:
-    """Trials and the task tuned on, of all the YAML files that the runs' configs were made from."""
-    found = {_tuning(run.planned) for run in runs}
-    return [_joined(trials for trials, _ in found), _joined(task for _, task in found)]
-
-
-def _tuning(planned: PlannedRun) -> tuple:
-    record = tuning_record(planned.config_path) if planned.config_path is not None else None
+def tuning_of(planned: PlannedRun) -> tuple[str, str]:
+    """(trials, task tuned on) of the settings file that the comparison names."""
+    path, _ = planned.variant.settings
+    record = tuning_record(path) if path is not None else None
     if record is None:
-        return NOT_TUNED, NONE
-    changed = [
-        name
-        for name, value in record["best_values"].items()
-        if text_of(getattr(planned.config, name)) != text_of(value)
-    ]
-    remark = f" ({', '.join(changed)} overridden since)" if changed else ""
-    return str(record["trials"]), record["task"] + remark
+        return "not tuned", NONE
+    best = record["best_values"].items()
+    changed = [name for name, value in best if text_of(getattr(planned.config, name)) != text_of(value)]
+    return str(record["trials"]), record["task"] + (f" ({', '.join(changed)} overridden since)" if changed else "")
 
 
 # ---- Protocol ----
 
 
+def fields_of(runs: Sequence[RunResult]) -> dict[str, set[str]]:
+    """The values as text of every field that all the runs have, but for those that say where a run is."""
+    configs = [flat(run.run, run.config) for run in runs]
+    names = [name for name in configs[0] if name not in PLACE_FIELDS and all(name in config for config in configs)]
+    return {name: {text_of(config[name]) for config in configs} for name in names}
+
+
+def shared_fields(results: Results) -> dict[str, str]:
+    return {name: values.pop() for name, values in fields_of(results.runs).items() if len(values) == 1}
+
+
 def protocol_block(results: Results) -> Block:
     """The fields that all runs share, with their values."""
-    configs = [dataclasses.asdict(run.config) for run in results.runs]
-    shared = _equal_fields(configs)
     block = Block("Protocol: what all runs share", header=["field", "value"])
     block.text = [
         "The final score is that of the agent after its last update, evaluated on the same episodes for every row; "
         "never the best over training. The other score is the mean of the last evaluations during training, which "
         "exists only for the policy that acts as it did in training."
     ]
-    block.rows = [[name, text_of(value)] for name, value in shared.items() if name not in PLACE_FIELDS]
+    block.rows = [[name, value] for name, value in shared_fields(results).items()]
     block.rows.append(["seeds", text_of(results.comparison.seeds)])
-    block.rows.append(["harness_version", _joined(run.harness_version for run in _begun(results))])
+    block.rows.append(["harness_version", joined(run.harness_version for run in begun(results))])
     return block
 
 
 def fields_block(results: Results) -> Block:
     """The other fields of every variant; a field that differs between its tasks has all values."""
-    shared = _equal_fields([dataclasses.asdict(run.config) for run in results.runs])
     block = Block("Protocol: what differs", header=["variant", "fields"])
     block.text = ["Each run's folder holds its complete config.yaml."]
+    shared = shared_fields(results)
     for variant in results.comparison.variants():
-        configs = [dataclasses.asdict(run.config) for run in results.runs if run.planned.variant.label == variant.label]
-        values = {
-            name: _joined(text_of(config[name]) for config in configs)
-            for name in configs[0]
-            if name not in shared and name not in PLACE_FIELDS
-        }
-        block.rows.append([variant.label, ", ".join(f"{name} {value}" for name, value in values.items())])
+        fields = fields_of(results.runs_of(variant.label)).items()
+        own = ", ".join(f"{name} {joined(values)}" for name, values in fields if name not in shared)
+        block.rows.append([variant.label, own])
     return block
-
-
-def _equal_fields(configs: Sequence[Dict[str, Any]]) -> Dict[str, Any]:
-    """Fields that all configs have with the same value."""
-    first = configs[0]
-    return {
-        name: value
-        for name, value in first.items()
-        if all(name in config and config[name] == value for config in configs)
-    }
 
 
 # ---- Time, data, versions ----
 
 
-def time_block(results: Results) -> Block:
+def time_block(results: Results) -> Block | None:
     """Updates per second and the hours of a run, evaluations included."""
+    finished = [run for run in results.runs if run.finished]
+    if not finished:
+        return None
     block = Block("Time")
     block.text = [
-        "Medians over the runs of a variant. Times depend on the machine and on what else ran on it: compare them only "
-        "where device and threads are the same and runs were alone."
+        "Medians over the runs of a variant. Times depend on the machine and on what else ran on it: compare them "
+        "only where device and threads are the same and runs were alone."
     ]
-    block.header = ["variant", "finished runs", "updates", "updates per second", "hours per run", "device", "threads"]
-    for variant in results.comparison.variants():
-        runs = [run for run in results.runs if run.planned.variant.label == variant.label and run.finished]
-        if not runs:
-            continue
-        block.rows.append(
-            [
-                variant.label,
-                str(len(runs)),
-                _joined(f"{run.result['step']:,}" for run in runs),
-                number(statistics.median(run.updates_per_second for run in runs)),
-                number(statistics.median(run.result["seconds"] for run in runs) / HOUR, 2),
-                _joined(str(run.environment["device"]) for run in runs),
-                _joined(str(run.environment["threads"]) for run in runs),
-            ]
-        )
+    lines = pd.DataFrame(
+        {
+            "variant": run.planned.variant.label,
+            "updates": f"{run.result['step']:,}",
+            "updates per second": run.updates_per_second,
+            "hours per run": run.result["seconds"] / HOUR,
+            "device": str(run.environment.get("device", NONE)),
+            "threads": str(run.environment.get("threads", NONE)),
+        }
+        for run in finished
+    )
+    block.header = ["variant", "finished runs", *lines.columns[1:]]
+    for label, group in lines.groupby("variant", sort=False):
+        medians = group[["updates per second", "hours per run"]].median()
+        cells = [label, str(len(group)), joined(group["updates"]), number(medians.iloc[0]), number(medians.iloc[1], 2)]
+        block.rows.append([*cells, joined(group["device"]), joined(group["threads"])])
     return block
 
 
 def data_block(results: Results) -> Block:
     """The identity of every data set."""
     block = Block("Data", header=["data set", "source", "transitions", "episodes", "sha256", "tasks"])
-    sets: Dict[tuple, List[str]] = collections.defaultdict(list)
-    for run in _begun(results):
+    sets: dict[tuple, list[str]] = collections.defaultdict(list)
+    for run in begun(results):
         identity = run.identity
         cells = [str(identity.get(key, NONE)) for key in ("path", "source", "transitions", "episodes", "sha256")]
-        name = "/".join(cells[0].split("/")[-3:])
-        digest = f"{cells[4][:HASH_DIGITS]} ({identity.get('sha256_of', 'whole file')})"
-        place = sets[name, cells[1], cells[2], cells[3], digest]
-        if run.planned.task not in place:
-            place.append(run.planned.task)
-    block.rows = [[*cells, ", ".join(tasks)] for cells, tasks in sets.items()]
+        cells[0] = "/".join(cells[0].split("/")[-3:])
+        cells[4] = f"{cells[4][:HASH_DIGITS]} ({identity.get('sha256_of', 'whole file')})"
+        sets[tuple(cells)].append(run.planned.task)
+    block.rows = [[*cells, ", ".join(dict.fromkeys(tasks))] for cells, tasks in sets.items()]
     if any(cells[1] != "official" for cells in sets):
         block.text = [
             "Data that are not marked official were made here or are of unknown origin: published numbers were "
@@ -197,18 +185,11 @@ def data_block(results: Results) -> Block:
 def version_block(results: Results) -> Block:
     """Versions of Python, packages and system; several where the runs differ."""
     block = Block("Versions", header=["of", "version"])
-    versions: Dict[str, set] = collections.defaultdict(set)
-    for run in _begun(results):
-        for name, version in {**run.environment["versions"], "platform": run.environment.get("platform")}.items():
-            versions[name].add(str(version))
-    block.rows = [[name, _joined(values)] for name, values in versions.items()]
+    environments = [run.environment for run in begun(results)]
+    versions = pd.DataFrame({**each["versions"], "platform": each.get("platform")} for each in environments)
+    block.rows = [[name, joined(versions[name].astype(str))] for name in versions]
     return block
 
 
-def _begun(results: Results) -> List[RunResult]:
+def begun(results: Results) -> list[RunResult]:
     return [run for run in results.runs if run.environment]
-
-
-def _joined(values: Any) -> str:
-    """The distinct values, in a fixed order."""
-    return " / ".join(sorted(set(values))) or NONE

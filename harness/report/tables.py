@@ -1,106 +1,113 @@
-"""The score tables of a comparison's report: by category and task, over all tasks, pairs of rows, online runs."""
+"""The score tables of a comparison's report, each a function of the table of scores (comparison/results.py)."""
 
 import itertools
-from typing import Dict, List, Optional, Sequence, Tuple
+import math
+from collections.abc import Collection, Sequence
 
 import numpy as np
+import pandas as pd
 
-from harness.comparison.matrix import Row
-from harness.comparison.results import FINAL, Results, RunResult
+from harness.comparison.results import FINAL, KINDS, SUCCESS, Results, shown
 from harness.report.blocks import (
-    KINDS,
+    KIND_NAMES,
+    MARK,
     NONE,
     Block,
     Bold,
     acting_cells,
-    bold_titles,
     bracket,
-    candidates_of,
-    common_scale,
+    by_policy,
     drop_empty,
     estimates,
+    near_best_of,
     number,
-    policy_name,
-    score_header,
-    short_title,
+    title_of,
+    unit_of,
 )
-from harness.report.published import Method, PublishedTable, category_key, load_published, task_key
-from harness.score_statistics import FEWEST_SEEDS, improvement, interquartile_mean, interval, optimality_gap
+from harness.report.published import Method, category_key, load_published, task_key
+from harness.score_statistics import (
+    FEWEST_SEEDS,
+    improvement,
+    interquartile_mean,
+    interval,
+    optimality_gap,
+    standard_deviation,
+)
 
-POLICY_HEADER = ["policy", "N", "network evaluations per action", "seeds"]
-REFERENCES = {"episode_return_mean": "mean episode", "episode_return_best": "best episode"}  # of the data sets
+POLICY_HEADER = ["policy", "N", "network evaluations per action"]
+LATEX_SYMBOLS = {"ω": r"$\omega$", "π": r"$\pi$", "β": r"$\beta$", MARK: r"$\dagger$"}
+DATA_SCORES = {"episode_return_mean": "mean episode", "episode_return_best": "best episode"}  # of a data set's identity
 
 
-# ---- Scores of one task or category ----
+def categories_of(scores: pd.DataFrame) -> dict[str, list[str]]:
+    """Tasks by category, in the order of the table."""
+    return {name: list(tasks) for name, tasks in scores.groupby("category", sort=False)["task"].unique().items()}
 
 
-def score_blocks(results: Results, marked: Sequence[str]) -> List[Block]:
-    """An overview of the categories, where there are several, then each category and its tasks."""
-    categories = results.categories()
-    blocks = [overview(results, marked)] if len(categories) > 1 else []
-    for category, tasks in categories.items():
+def policy_cells(policy: str, lines: pd.DataFrame, marked: Collection[str]) -> list[str]:
+    return [lines["name"].iloc[0] + (f" {MARK}" if policy in marked else ""), *acting_cells(lines)]
+
+
+# ---- One task or category ----
+
+
+def score_blocks(results: Results, marked: Collection[str]) -> list[Block]:
+    """Each category, the mean over its tasks and each task by itself."""
+    blocks = []
+    for category, tasks in categories_of(results.scores).items():
         if len(tasks) > 1:
             blocks.append(score_block(results, category, tasks, marked, level=3))
-        for task in tasks:
-            blocks.append(score_block(results, task, [task], marked, level=4 if len(tasks) > 1 else 3))
+        blocks += [score_block(results, task, [task], marked, level=4 if len(tasks) > 1 else 3) for task in tasks]
     return blocks
 
 
-def overview(results: Results, marked: Sequence[str]) -> Block:
-    """Final scores: a line for each policy, a column for each category."""
-    columns = {category: estimates(results, tasks, FINAL) for category, tasks in results.categories().items()}
-    bold = {category: bold_titles(found) for category, found in columns.items()}
-    block = Block("All categories: final score, mean over seeds and tasks", level=3)
-    units = {category: common_scale(results, tasks) for category, tasks in results.categories().items()}
-    block.header = [*POLICY_HEADER[:3], *(f"{name} ({units[name].unit if units[name] else NONE})" for name in columns)]
-    for row in results.rows:
-        cells = []
-        for category, found in columns.items():
-            text = number(found[row.title].mean)
-            cells.append(Bold(text) if row.title in bold[category] else text)
-        block.rows.append([policy_name(row, marked), *acting_cells(results, row, list(results.tasks)), *cells])
-    return block
-
-
-def score_block(results: Results, name: str, tasks: Sequence[str], marked: Sequence[str], level: int) -> Block:
+def score_block(results: Results, name: str, tasks: Sequence[str], marked: Collection[str], level: int) -> Block:
     """The table of one task, or of a category's mean over its tasks."""
     block = Block(f"{name}: mean over {len(tasks)} tasks" if len(tasks) > 1 else name, level=level)
-    scale = common_scale(results, tasks)
-    if scale is None:
+    scores = results.scores[results.scores["task"].isin(tasks)]
+    unit = unit_of(scores, tasks)
+    if unit is None:
         block.text.append("Its tasks have scores of different ranges, not all of them known: there is no mean over it.")
         return block
-    block.text.append(f"Score: {scale.unit}. {data_sentence(results, tasks)}")
-    found = {kind: estimates(results, tasks, kind) for kind in KINDS}
-    bold = {kind: bold_titles(ones) for kind, ones in found.items()}
-    titles, by_row, notes = published_columns(results, tasks)
-    averaged = {str(run.result.get("evaluations_averaged")) for run in finished_on(results, tasks)}
-    block.header = [*POLICY_HEADER, *score_header(found, "/".join(sorted(averaged))), *titles]
-    for row in results.rows:
-        cells = [cell for kind in KINDS for cell in found[kind][row.title].cells(row.title in bold[kind])]
-        block.rows.append(
-            [
-                policy_name(row, marked),
-                *acting_cells(results, row, tasks),
-                seeds_cell(results, row, tasks),
-                *cells,
-                *by_row[row.title],
-            ]
-        )
-    block.header, block.rows = drop_empty(block.header, block.rows)
-    block.notes = notes
+    block.text.append(f"Score: {unit}. {data_sentence(results, tasks)}")
+    block.header, block.rows = score_table(scores, tasks, marked)
+    titles, cells, block.notes = published_columns(results, tasks)
+    block.header += titles
+    for line, policy in zip(block.rows, by_policy(scores), strict=True):
+        line += cells[policy]
     return block
 
 
-def finished_on(results: Results, tasks: Sequence[str]) -> List[RunResult]:
-    return [run for task in tasks for run in results.runs_on(task) if run.finished]
+def score_table(
+    scores: pd.DataFrame, tasks: Sequence[str], marked: Collection[str] = ()
+) -> tuple[list[str], list[list[str]]]:
+    """(header, rows) of the mean over the tasks of each policy, for both kinds of score."""
+    found = {kind: estimates(scores, tasks, kind) for kind in KINDS}
+    bold = {kind: near_best_of(ones) for kind, ones in found.items()}
+    averaged = joined_numbers(scores["last_evaluations_averaged"])
+    header = [*POLICY_HEADER, "seeds"]
+    for kind, ones in found.items():
+        title = KIND_NAMES[FINAL] if kind == FINAL else f"last {averaged}"
+        few = {one.few for one in ones.values() if one.seeds}
+        spread = "each seed" if few == {True} else "95% interval, or each seed" if True in few else "95% interval"
+        header += [f"{title}: mean", f"{title}: {spread}", f"{title}: std"]
+    rows = []
+    for policy, lines in by_policy(scores).items():
+        cells = [cell for kind in KINDS for cell in found[kind][policy].cells(policy in bold[kind])]
+        rows.append([*policy_cells(policy, lines, marked), seeds_cell(lines), *cells])
+    return drop_empty(header, rows)
 
 
-def seeds_cell(results: Results, row: Row, tasks: Sequence[str]) -> str:
+def joined_numbers(column: pd.Series) -> str:
+    return "/".join(f"{value:g}" for value in sorted(column.dropna().unique()))
+
+
+def seeds_cell(lines: pd.DataFrame) -> str:
     """The number of final scores; with the number of planned runs where some are missing."""
-    counts = sorted({len(results.values(row, task, FINAL)) for task in tasks})
-    planned = len(results.of(row, tasks[0]))
-    text = "/".join(map(str, counts))
-    return text if counts == [planned] else f"{text} of {planned}"
+    counts = lines.groupby("task")[FINAL].count()
+    planned = lines["seed"].nunique()
+    text = "/".join(str(count) for count in sorted(counts.unique()))
+    return text if text == str(planned) else f"{text} of {planned}"
 
 
 def data_sentence(results: Results, tasks: Sequence[str]) -> str:
@@ -109,128 +116,202 @@ def data_sentence(results: Results, tasks: Sequence[str]) -> str:
     if not sources:
         return "No run has begun."
     text = f"Data: {' and '.join(sources)}."
-    identity = results.identity(tasks[0])
-    known = {label: identity[key] for key, label in REFERENCES.items() if key in identity}
-    if len(tasks) == 1 and known and results.scale(tasks[0]).unit != "success, %":
-        shown = results.scale(tasks[0]).shown
-        values = " and ".join(f"{label} {number(shown(value))}" for label, value in known.items())
-        text += f" Returns in the data: {values}."
+    own = data_scores(results, tasks[0]) if len(tasks) == 1 else {}
+    if own:
+        text += f" Returns in the data: {' and '.join(f'{label} {number(value)}' for label, value in own.items())}."
     return text
+
+
+def data_scores(results: Results, task: str) -> dict[str, float]:
+    """The shown scores of the data set's own episodes, where they are returns and known."""
+    run = next((run for run in results.runs_on(task) if run.finished), None)
+    if run is None or run.scale.unit == SUCCESS:
+        return {}
+    return {label: run.scale.shown(run.identity[key]) for key, label in DATA_SCORES.items() if key in run.identity}
+
+
+# ---- One table of everything ----
+
+
+def summary(results: Results, marked: Collection[str] = ()) -> pd.DataFrame:
+    """Final scores in long form: a line for each policy and column, which is a task or a category's mean.
+
+    Columns: policy, column, mean, std (over seeds), low and high (95% interval; NaN with few seeds), seeds, near_best.
+    The data's own mean episode is the first policy, where it is known.
+    """
+    lines = []
+    for category, tasks in categories_of(results.scores).items():
+        for name, group in [*((task, [task]) for task in tasks), *([(category, tasks)] if len(tasks) > 1 else [])]:
+            scores = results.scores[results.scores["task"].isin(group)]
+            unit = unit_of(scores, group)
+            if unit is None:
+                continue
+            column = f"{name.rpartition('/')[2]} ({unit})" if len(group) == 1 else f"{name}: mean ({unit})"
+            own = data_scores(results, name) if len(group) == 1 else {}
+            lines += [{"policy": f"data, {label}", "column": column, "mean": value} for label, value in own.items()]
+            found, policies = estimates(scores, group, FINAL), by_policy(scores)
+            best = near_best_of(found)
+            for policy, one in found.items():
+                if not one.seeds:
+                    continue
+                title = title_of(policies[policy]) + (f" {MARK}" if policy in marked else "")
+                low, high = one.interval
+                std = standard_deviation(one.seed_means)
+                numbers = {"mean": one.mean, "std": std, "low": low, "high": high, "seeds": one.seeds}
+                lines.append({"policy": title, "column": column, **numbers, "near_best": policy in best})
+    return pd.DataFrame(lines)
+
+
+def summary_cells(lines: pd.DataFrame, plus_minus: str = "±") -> tuple[pd.DataFrame, pd.DataFrame]:
+    """(cells "mean ± std [low, high]", which are bold) of `summary`, policies by columns; the longer side runs down."""
+
+    def cell(line: pd.Series) -> str:
+        text = number(line["mean"])
+        text += f" {plus_minus} {number(line['std'])}" if np.isfinite(line["std"]) else ""
+        return text + (f" [{number(line['low'])}, {number(line['high'])}]" if np.isfinite(line["low"]) else "")
+
+    texts = lines.assign(cell=lines.apply(cell, axis="columns"))
+    order = {"index": lines["policy"].unique(), "columns": lines["column"].unique()}
+    cells = texts.pivot(index="policy", columns="column", values="cell").reindex(**order)
+    data_first = sorted(cells.index, key=lambda name: not name.startswith("data, "))
+    cells = cells.reindex(data_first).fillna(NONE)
+    bold = texts.pivot(index="policy", columns="column", values="near_best").reindex_like(cells) == True  # noqa: E712
+    return (cells.T, bold.T) if cells.shape[1] > cells.shape[0] else (cells, bold)
+
+
+def summary_block(lines: pd.DataFrame) -> Block:
+    cells, bold = summary_cells(lines)
+    block = Block("All final scores", level=3, header=["", *cells.columns])
+    for name, line, marks in zip(cells.index, cells.to_numpy(), bold.to_numpy(), strict=True):
+        block.rows.append([name, *(Bold(text) if mark else text for text, mark in zip(line, marks, strict=True))])
+    spread = "Mean ± standard deviation over seeds" + (" [95% interval]" if lines["low"].notna().any() else "")
+    block.text = [f"{spread}. table.csv and table.tex hold the same."]
+    return block
+
+
+def to_latex(lines: pd.DataFrame) -> str:
+    """The table for a paper, with booktabs' rules."""
+    cells, bold = summary_cells(lines, plus_minus=r"$\pm$")
+    escape = str.maketrans({sign: "\\" + sign for sign in "_%&#"} | LATEX_SYMBOLS)
+    cells = cells.replace(NONE, "--").rename(
+        index=lambda name: name.translate(escape), columns=lambda name: name.translate(escape)
+    )
+    cells = cells.where(~bold.to_numpy(), r"\textbf{" + cells + "}").rename_axis(index=None, columns=None)
+    return cells.style.to_latex(hrules=True, column_format="l" + "r" * cells.shape[1])
 
 
 # ---- Published numbers ----
 
 
-def published_columns(results: Results, tasks: Sequence[str]) -> Tuple[List[str], Dict[str, List[str]], List[str]]:
-    """Titles of the columns with published scores, their cells by row title, and the notes that explain them.
+def published_columns(results: Results, tasks: Sequence[str]) -> tuple[list[str], dict[str, list[str]], list[str]]:
+    """Titles of the columns with published scores, their cells by policy, and the notes that explain them.
 
     Only tables measured on data of the same identity as ours, and with an entry for this task or category.
     """
     methods, tables = load_published()
     identities = [results.identity(task) for task in tasks]
     key = task_key(identities[0]) if len(tasks) == 1 else category_key(identities)
-    every = [run.identity for task in tasks for run in results.runs_on(task) if run.identity]
+    runs = [run for task in tasks for run in results.runs_on(task)]
+    every = [run.identity for run in runs if run.identity]
     fitting = [table for table in tables if key in table.scores and every and all(map(table.is_on, every))]
-    cells: Dict[str, List[str]] = {row.title: [] for row in results.rows}
+    ours = sorted({run.result["step"] - run.result.get("online_steps", 0) for run in runs if run.finished})
+    on_task = results.scores[results.scores["task"] == tasks[0]]
+    named = {policy: published_names(results, lines.iloc[0], methods) for policy, lines in by_policy(on_task).items()}
+    cells: dict[str, list[str]] = {policy: [] for policy in named}
     titles, notes = [], []
     for letter, table in zip("abcdefgh", fitting, strict=False):
         titles.append(f"published [{letter}]" + ("" if table.comparable else ", not comparable"))
-        left = dict(table.scores[key])
-        for row in results.rows:
-            name = published_name(results, row, tasks[0], methods, left)
-            cells[row.title].append(table.scores[key].get(name, "") or NONE)
-        used = {published_name(results, row, tasks[0], methods, left) for row in results.rows}
-        others = ", ".join(f"{name} {text}" for name, text in left.items() if name not in used and text)
-        notes.append(f"[{letter}] Published: {table.describe()}.{other_updates(results, tasks, table)}")
-        if others:
-            notes[-1] += f" Methods without a row here: {others}."
+        values = table.scores[key]
+        for policy, names in named.items():
+            cells[policy].append(next((values[name] for name in names if values.get(name)), NONE))
+        used = {next((name for name in names if name in values), None) for names in named.values()}
+        others = ", ".join(f"{name} {text}" for name, text in values.items() if name not in used and text)
+        note = f"[{letter}] Published: {table.describe()}."
+        if differing := [steps for steps in ours if steps != table.updates]:
+            note += f" Ours have {' and '.join(f'{steps:,}' for steps in differing)} updates."
+        notes.append(note + (f" Methods without a row here: {others}." if others else ""))
     return titles, cells, notes
 
 
-def published_name(
-    results: Results, row: Row, task: str, methods: Dict[str, Method], names: Dict[str, str]
-) -> Optional[str]:
-    """The published method among `names` that the row is, None where it is none."""
-    run = results.of(row, task)[0].run.planned
-    count, overrides = candidates_of(row, run), row.variant.overrides | _other_options(row)
-    return next((name for name in names if methods[name].is_row(row.variant.algorithm, overrides, count)), None)
-
-
-def _other_options(row: Row) -> dict:
-    return {name: value for name, value in row.act.items() if name != "num_candidates"}
-
-
-def other_updates(results: Results, tasks: Sequence[str], table: PublishedTable) -> str:
-    """What to add where our runs have another number of updates."""
-    ours = sorted({run.config.offline_steps for run in finished_on(results, tasks)} - {table.updates})
-    return f" Ours have {' and '.join(f'{steps:,}' for steps in ours)} updates." if ours else ""
+def published_names(results: Results, line: pd.Series, methods: dict[str, Method]) -> list[str]:
+    """The published methods that a policy is, by one of its lines."""
+    row = next(row for row in results.comparison.rows if row.policy == line["policy"])
+    changed = row.variant.overrides or row.act.keys() - {"num_candidates"}
+    found = methods.items()
+    return [name for name, method in found if method.is_row(line["algorithm"], changed, line["num_candidates"])]
 
 
 # ---- Over tasks ----
 
 
-def common_tasks(results: Results, rows: Sequence[Row], normalisable: bool) -> List[str]:
-    """Tasks on which every one of the rows has a final score."""
-    return [
-        task
-        for task in results.tasks
-        if (results.scale(task).can_normalise or not normalisable)
-        and all(len(results.values(row, task, FINAL)) for row in rows)
-    ]
+def with_results(scores: pd.DataFrame) -> pd.DataFrame:
+    """The lines of the policies that have a final score."""
+    has_any = scores.groupby("policy")[FINAL].transform("count") > 0
+    return scores[has_any]
 
 
-def rows_with_results(results: Results) -> List[Row]:
-    return [row for row in results.rows if any(len(results.values(row, task, FINAL)) for task in results.tasks)]
+def common_tasks(scores: pd.DataFrame, column: str) -> list[str]:
+    """Tasks on which every policy of the lines has a value in the column."""
+    counts = scores.groupby(["task", "policy"], sort=False)[column].count()
+    return list((counts.groupby("task", sort=False).min() > 0).loc[lambda all_have: all_have].index)
 
 
-def aggregate_block(results: Results, marked: Sequence[str]) -> Block:
-    """Interquartile mean and optimality gap of the normalised scores over the tasks that all rows have."""
-    block = Block("Over all tasks")
-    rows = rows_with_results(results)
-    tasks = common_tasks(results, rows, normalisable=True)
-    block.text = aggregate_remarks(results, rows, tasks)
+def strata_of(lines: pd.DataFrame, tasks: Sequence[str], column: str) -> list[np.ndarray]:
+    """A policy's values [n seeds] of each task."""
+    values = {task: group.sort_values("seed")[column].dropna() for task, group in lines.groupby("task")}
+    return [values[task].to_numpy() for task in tasks]
+
+
+def aggregate_block(scores: pd.DataFrame, marked: Collection[str]) -> Block | None:
+    """Interquartile mean and optimality gap of normalised scores over the tasks that all policies have.
+
+    None where that are fewer than two.
+    """
+    kept = with_results(scores)
+    tasks = common_tasks(kept, f"{FINAL}_normalised")
     if len(tasks) < 2:
-        return block
-    block.header = [*POLICY_HEADER[:3], "runs"]
-    for name in KINDS.values():
+        return None
+    block = Block("Over all tasks", header=[*POLICY_HEADER, "runs"])
+    for name in KIND_NAMES.values():
         block.header += [f"{name}: IQM", "95% interval", f"{name}: optimality gap", "95% interval"]
-    for row in rows:
-        cells = [cell for kind in KINDS for cell in _aggregate_cells(results, row, tasks, kind)]
-        runs = str(sum(len(results.values(row, task, FINAL)) for task in tasks))
-        block.rows.append([policy_name(row, marked), *acting_cells(results, row, tasks), runs, *cells])
+    counts = set()
+    for policy, lines in by_policy(kept).items():
+        cells = []
+        for kind in KINDS:
+            strata = strata_of(lines, tasks, f"{kind}_normalised")
+            for statistic in (interquartile_mean, optimality_gap) if all(map(len, strata)) else ():
+                cells += [number(float(statistic(*strata)), 3), bracket(*interval(strata, statistic), 3)]
+        sizes = list(map(len, strata_of(lines, tasks, FINAL)))
+        counts |= set(sizes)
+        cells += [NONE] * (len(block.header) - len(POLICY_HEADER) - 1 - len(cells))
+        block.rows.append([*policy_cells(policy, lines, marked), str(sum(sizes)), *cells])
+    block.text = [*aggregate_remarks(scores, tasks), *count_remarks(counts)]
+    block.header, block.rows = drop_empty(block.header, block.rows)
     return block
 
 
-def _aggregate_cells(results: Results, row: Row, tasks: Sequence[str], kind: str) -> List[str]:
-    strata = [results.normalised(row, task, kind) for task in tasks]
-    if not all(len(scores) for scores in strata):
-        return [NONE] * 4
-    cells = []
-    for statistic in (interquartile_mean, optimality_gap):
-        cells += [number(float(statistic(*strata)), 3), bracket(*interval(strata, statistic), 3)]
-    return cells
-
-
-def aggregate_remarks(results: Results, rows: Sequence[Row], tasks: Sequence[str]) -> List[str]:
+def aggregate_remarks(scores: pd.DataFrame, tasks: Sequence[str]) -> list[str]:
     """What the aggregates are over, and what is left out of them."""
-    if len(results.tasks) == 1:
-        return ["One task: there is nothing to aggregate."]
+    every = scores["task"].unique()
     text = [
-        f"Normalised scores, 1 the best, of the {len(tasks)} of {len(results.tasks)} tasks on which every policy has "
+        f"Normalised scores, 1 the best, of the {len(tasks)} of {len(every)} tasks on which every policy has "
         "results. IQM is the mean of the middle half of all runs; the optimality gap, how far scores fall short of 1."
     ]
-    begun = [task for task in results.tasks if finished_on(results, [task])]
-    unscaled = [task for task in begun if not results.scale(task).can_normalise]
-    absent = [task for task in results.tasks if task not in (*tasks, *unscaled)]
+    finished = scores[scores["status"] == "finished"]
+    unscaled = [task for task, lines in finished.groupby("task", sort=False) if lines["high"].isna().all()]
+    absent = [task for task in every if task not in (*tasks, *unscaled)]
     if unscaled:
         text.append(f"Left out because the suite gives no range to normalise with: {', '.join(unscaled)}.")
     if absent:
         text.append(f"Left out because a policy has no finished run there: {', '.join(absent)}.")
-    if empty := [row.title for row in results.rows if row not in rows]:
+    kept = with_results(scores)
+    if empty := [title_of(lines) for policy, lines in by_policy(scores).items() if policy not in by_policy(kept)]:
         text.append(f"Policies without any result: {'; '.join(empty)}.")
-    if len(tasks) < 2:
-        return [*text[1:], "There are fewer than two such tasks: there is nothing to aggregate."]
-    counts = {len(results.values(row, task, FINAL)) for row in rows for task in tasks}
+    return text
+
+
+def count_remarks(counts: set[int]) -> list[str]:
+    text = []
     if min(counts) < 2:
         text.append("No interval where a task has a single seed: nothing is known of the spread there.")
     if len(counts) > 1:
@@ -238,74 +319,118 @@ def aggregate_remarks(results: Results, rows: Sequence[Row], tasks: Sequence[str
     return text
 
 
-def improvement_matrix(results: Results) -> Tuple[List[Row], List[str], Dict[Tuple[str, str], tuple]]:
-    """(rows, tasks, (probability, low, high) by pair of titles) of the rows with enough seeds on all common tasks."""
-    rows = rows_with_results(results)
-    tasks = common_tasks(results, rows, normalisable=False)
-    rows = [row for row in rows if all(len(results.values(row, task, FINAL)) >= FEWEST_SEEDS for task in tasks)]
-    pairs: Dict[Tuple[str, str], tuple] = {}
-    if not tasks:
-        return [], [], pairs
-    for left, right in itertools.combinations(rows, 2):
-        strata = [results.values(row, task, FINAL) for row in (left, right) for task in tasks]
-        point, (low, high) = float(improvement(*strata)), interval(strata, improvement)
-        pairs[left.title, right.title] = point, low, high
-        pairs[right.title, left.title] = 1 - point, 1 - high, 1 - low
-    return rows, tasks, pairs
+def improvement_matrix(scores: pd.DataFrame) -> tuple[list[str], list[str], dict[tuple[int, int], tuple]]:
+    """(titles, tasks, (probability, low, high) by pair of places) of the policies with enough seeds on common tasks."""
+    kept = with_results(scores)
+    tasks = common_tasks(kept, FINAL)
+    strata = {title_of(lines): strata_of(lines, tasks, FINAL) for lines in by_policy(kept).values()}
+    strata = {title: each for title, each in strata.items() if tasks and min(map(len, each)) >= FEWEST_SEEDS}
+    pairs: dict[tuple[int, int], tuple] = {}
+    for (i, left), (j, right) in itertools.combinations(enumerate(strata.values()), 2):
+        point, (low, high) = float(improvement(*left, *right)), interval([*left, *right], improvement)
+        pairs[i, j], pairs[j, i] = (point, low, high), (1 - point, 1 - high, 1 - low)
+    return list(strata), tasks, pairs
 
 
-def improvement_block(rows: Sequence[Row], tasks: Sequence[str], pairs: Dict[Tuple[str, str], tuple]) -> Block:
-    """The probability that a run of the row scores more than one of the column."""
-    block = Block("Probability of improvement")
-    if len(rows) < 2:
-        block.text = [f"Not given: it takes at least two policies with {FEWEST_SEEDS} seeds or more on every task."]
-        return block
+def improvement_block(titles: Sequence[str], tasks: Sequence[str], pairs: dict[tuple[int, int], tuple]) -> Block | None:
+    """The probability that a run of the policy on the left scores more than one of the policy above; None without."""
+    if len(titles) < 2:
+        return None
+    block = Block("Probability of improvement", header=["", "policy", *(str(i) for i in range(1, len(titles) + 1))])
+    over = f", averaged over {len(tasks)} tasks" if len(tasks) > 1 else ""
     block.text = [
         "Probability that the final score of a run of the policy on the left is higher than that of a run of the one "
-        f"with the number above, averaged over {len(tasks)} tasks, with its 95% interval. Ties count half."
+        f"with the number above{over}, with its 95% interval. Ties count half."
     ]
-    block.header = ["", "policy", *(str(place) for place in range(1, len(rows) + 1))]
-    for place, row in enumerate(rows, start=1):
-        cells = [_pair_cell(pairs.get((row.title, other.title))) for other in rows]
-        block.rows.append([str(place), short_title(row), *cells])
+    for i, title in enumerate(titles):
+        cells = [pairs.get((i, j)) for j in range(len(titles))]
+        texts = [NONE if pair is None else "{:.2f} ({:.2f} to {:.2f})".format(*pair) for pair in cells]
+        block.rows.append([str(i + 1), title, *texts])
     return block
 
 
-def _pair_cell(pair: Optional[tuple]) -> str:
-    return NONE if pair is None else f"{pair[0]:.2f} ({pair[1]:.2f} to {pair[2]:.2f})"
+# ---- One training, other act options ----
+
+
+def act_option_block(results: Results) -> Block | None:
+    """Each policy against the first of the same trainings, paired: by seed, and by episode where these were kept.
+
+    None where no training has two policies.
+    """
+    block = Block("Other act options of the same training", level=2)
+    block.header = ["task", "policy", "against", "difference: mean", "each seed", "95% interval over its seeds"]
+    block.header += ["95% interval over the episodes of these agents"]
+    for (_, task), lines in results.scores.groupby(["variant", "task"], sort=False):
+        policies = list(by_policy(lines).values())
+        for other in policies[1:]:
+            first, second = (
+                each.set_index("seed").pipe(lambda one: shown(one, FINAL)) for each in (policies[0], other)
+            )
+            seeds = (second - first).dropna().sort_index()
+            if seeds.empty:
+                continue
+            few = len(seeds) < FEWEST_SEEDS
+            episodes = episode_differences(results, policies[0], other)
+            cells = [number(seeds.mean()), ", ".join(map(number, seeds)) if few else NONE]
+            cells += [NONE if few else bracket(*interval([seeds.to_numpy()]))]
+            cells += [bracket(*interval(episodes)) if episodes else NONE]
+            block.rows.append([task.rpartition("/")[2], title_of(other), title_of(policies[0]), *cells])
+    if not block.rows:
+        return None
+    block.text = [
+        "Differences between policies of one training, which are paired: the same agents on the same episodes. An "
+        "interval that does not hold 0 is a difference, also where the intervals of the two scores overlap."
+    ]
+    block.header, block.rows = drop_empty(block.header, block.rows)
+    return block
+
+
+def episode_differences(results: Results, first: pd.DataFrame, second: pd.DataFrame) -> list[np.ndarray]:
+    """Shown differences [episodes] of each run that has kept both policies' episodes."""
+    found = []
+    for run in results.runs:
+        cells = [lines[lines["run"] == run.planned.name] for lines in (first, second)]
+        if not run.finished or any(cell.empty for cell in cells):
+            continue
+        scores = [run.episode_scores(cell.iloc[0][run.planned.own_cell().keys()]) for cell in cells]
+        both = pd.concat(scores, axis="columns", join="inner").dropna()
+        if len(both) > 1:
+            found.append((both.iloc[:, 1] - both.iloc[:, 0]).to_numpy())
+    return found
 
 
 # ---- Runs with an online phase ----
 
 
-def online_block(results: Results) -> Optional[Block]:
+def online_block(results: Results) -> Block | None:
     """Score after the offline phase and at the end, for runs with an online phase; None without such runs."""
-    online = [run for run in results.runs if run.finished and getattr(run.config, "online_steps", 0)]
+    online = [run for run in results.runs if run.finished and run.run.online_steps]
     if not online:
         return None
     methods, tables = load_published()
     block = Block("Before and after the online phase")
     block.text = ["Evaluations during training, mean over seeds. Each seed stands beside it as before → after."]
     block.header = ["task", "variant", "seeds", "before", "after", "each seed", "published"]
-    sources = []
-    for task in results.tasks:
-        for variant in results.comparison.variants():
-            runs = [run for run in online if (run.planned.task, run.planned.variant.label) == (task, variant.label)]
-            if not runs:
-                continue
-            shown = runs[0].scale.shown
-            pairs = np.array([[shown(run.result["offline_score"]), shown(run.result["score"])] for run in runs])
-            seeds = ", ".join(f"{before:.1f} → {after:.1f}" for before, after in pairs)
-            count = getattr(runs[0].config, "num_candidates", None)
-            published = []
-            for table in tables:
-                values = table.before_after.get(task_key(runs[0].identity), {})
-                names = [name for name in values if methods[name].is_row(variant.algorithm, variant.overrides, count)]
-                if table.is_on(runs[0].identity) and names:
-                    published.append(values[names[0]])
-                    sources.append(f"Published: {table.describe()}; another 1,000,000 steps online.")
-            means = [number(value) for value in pairs.mean(axis=0)]
-            block.rows.append([task, variant.label, str(len(runs)), *means, seeds, "; ".join(published) or NONE])
+    for task, label in itertools.product(dict.fromkeys(run.planned.task for run in online), labels_of(online)):
+        runs = [run for run in online if (run.planned.task, run.planned.variant.label) == (task, label)]
+        if not runs:
+            continue
+        pairs = runs[0].scale.shown(np.array([[run.result["offline_score"], run.result["score"]] for run in runs]))
+        seeds = ", ".join(f"{before:.1f} → {after:.1f}" for before, after in pairs)
+        published = []
+        for table in tables:
+            values = table.before_after.get(task_key(runs[0].identity), {})
+            variant, count = runs[0].planned.variant, getattr(runs[0].config, "num_candidates", math.nan)
+            names = [name for name in values if methods[name].is_row(variant.algorithm, variant.overrides, count)]
+            if table.is_on(runs[0].identity) and names:
+                published.append(values[names[0]])
+                block.notes.append(f"Published: {table.describe()}; another 1,000,000 steps online.")
+        means = [number(value) for value in pairs.mean(axis=0)]
+        block.rows.append([task, label, str(len(runs)), *means, seeds, "; ".join(published) or NONE])
     block.header, block.rows = drop_empty(block.header, block.rows)
-    block.notes = list(dict.fromkeys(sources))
+    block.notes = list(dict.fromkeys(block.notes))
     return block
+
+
+def labels_of(runs: Sequence) -> list[str]:
+    return list(dict.fromkeys(run.planned.variant.label for run in runs))

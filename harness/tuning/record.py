@@ -1,34 +1,34 @@
-"""The record of the study that tuned a config, beside the config's YAML file."""
+"""The record of the study that tuned a settings file, beside that file."""
 
 from pathlib import Path
-from typing import Optional
 
 from common.errors import UserError
 from harness.algorithms import load_algorithm
-from harness.config_file import load_config
+from harness.config import flat, load_settings
 from harness.run_folder import read_json
 
 NEEDED_KEYS = ("algorithm", "trials", "task", "best_values")
 
 
-def record_path(config_path: Path) -> Path:
-    return Path(config_path).with_suffix(".tuning.json")
+def record_path(path: str | Path) -> Path:
+    return Path(path).with_suffix(".tuning.json")
 
 
-def tuning_record(config_path: Path) -> Optional[dict]:
-    """The record of the study that wrote a YAML file, None where no record lies beside it.
+def tuning_record(path: str | Path) -> dict | None:
+    """The record of the study that wrote a settings file, None where no record lies beside it.
 
     Raises UserError where the record is damaged or the file no longer has the record's values.
     """
-    path = record_path(config_path)
-    if not path.exists():
+    beside = record_path(path)
+    if not beside.exists():
         return None
-    record = read_json(path, needed=NEEDED_KEYS)
-    config = load_config(load_algorithm(record["algorithm"]).config_class, config_path)
+    record = read_json(beside, needed=NEEDED_KEYS)
+    settings = load_settings(load_algorithm(record["algorithm"]).config_class, path=path)
+    found = flat(settings.run, settings.config)
     for name, value in record["best_values"].items():
-        if getattr(config, name) != value:
+        if found[name] != value:
             raise UserError(
-                f"{config_path}: {name} is {getattr(config, name)}, but {path.name} says it was tuned to {value}; "
-                f"restore it, or delete {path.name} because the config is no longer the study's"
+                f"{path}: {name} is {found[name]}, but {beside.name} says it was tuned to {value}; "
+                f"restore it, or delete {beside.name} because the settings are no longer the study's"
             )
     return record

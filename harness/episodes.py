@@ -1,0 +1,41 @@
+"""A run's episodes.csv: the scores of single episodes by act options and the episode's seed, for tests of one's own.
+
+Columns: every act option, `seed` (of the environment's reset; equal seeds are equal episodes), `return`, `success`
+(empty where the environment has none) and `length`. Evaluations add their rows and replace those of the same options
+and seeds; those of an older checkpoint go.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from common.files import write_text
+from harness import run_files
+
+SCORES = ("return", "success", "length")
+
+
+def read_episodes(folder: Path) -> pd.DataFrame:
+    """The rows of a run's episodes.csv, none where there is no file."""
+    path = folder / run_files.EPISODES
+    return pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["seed", *SCORES])
+
+
+def add_episodes(folder: Path, options: dict[str, Any], result: Any, first_seed: int) -> None:
+    """Adds an evaluation's episodes, of the seeds from `first_seed` on; result: an EvaluationResult."""
+    path, checkpoint = folder / run_files.EPISODES, folder / run_files.CHECKPOINT
+    current = not (path.exists() and checkpoint.exists()) or path.stat().st_mtime_ns >= checkpoint.stat().st_mtime_ns
+    scores = {"return": result.returns, "success": result.successes, "length": result.lengths}
+    seeds = range(first_seed, first_seed + len(result.returns))
+    rows = pd.DataFrame({**options, "seed": seeds} | {name: pd.Series(values) for name, values in scores.items()})
+    if current and path.exists():
+        rows = pd.concat([read_episodes(folder), rows]).drop_duplicates([*options, "seed"], keep="last")
+    write_text(path, rows.to_csv(index=False, float_format="%.9g", lineterminator="\n"))
+
+
+def scores_by_episode(episodes: pd.DataFrame, options: dict[str, Any], score_name: str) -> pd.Series:
+    """The scores at these act options by the episodes' seeds."""
+    for name, value in options.items():
+        episodes = episodes[episodes[name] == value] if name in episodes else episodes.iloc[:0]
+    return episodes.set_index("seed")[score_name]
