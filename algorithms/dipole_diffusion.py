@@ -1,15 +1,9 @@
 """DIPOLE (Dichotomous Diffusion Policy Optimization, Liang et al., ICLR 2026, arXiv 2601.00898) as noise prediction.
 
-With the advantage A(s,a) = min_k Qbar_k(s,a) - V(s), behaviour policy mu, inverse temperature beta, greediness omega:
+Critics, value, the weights w of both policies and the choice when acting are those of dipole.py; different are
 
-    target policy    pi*  ~ mu sigma(beta A) exp(omega beta A)                                (eq. 6)
-                          = [mu sigma(beta A)]^(1+omega) / [mu (1 - sigma(beta A))]^omega     (eq. 7)
-    two policies     pi+  ~ mu sigma(beta A)          pi- ~ mu (1 - sigma(beta A))            (eq. 8)
-    critic loss      sum_k E[mean_j (Q_k(s,a) - y_j)^2],  y_j = r + discount mask Qbar_j(s', a'),  a' from the policy
-    value loss       E[|expectile - 1[u < 0]| u^2],  u = min_k Qbar_k(s,a) - V(s)             (IQL, eq. 5)
     policy loss      E[w |eps+ - eps|^2] + E[(1-w) |eps- - eps|^2],  w = sigma(beta A + k)    (eq. 9)
     sampling         eps = (1+omega) eps+ - omega eps-,  denoising from x ~ N(0, I)           (eq. 10)
-    acting           of N sampled actions, the one with the largest min_k Q_k(s,a)
 
 At level t, uniform in 1..T, x_t = sqrt(abar_t) a + sqrt(1 - abar_t) eps with eps ~ N(0, I), where abar_t is the
 product of 1 - beta_u over u = 1..t, beta_u = 1 - exp(-b_min / T - (b_max - b_min) (2u - 1) / (2 T^2)).
@@ -22,8 +16,8 @@ deterministic (DDIM, Song et al. 2021, eq. 12 and 16) with eta = 0:
 
     python algorithms/dipole_diffusion.py --task exorl/local_sticky_random/cartpole_swingup
 
-Everything else is as in dipole.py. The paper leaves schedule, T and time input open: the schedule is that of
-Diffusion-QL and IDQL, T = 10 that of QAM's baselines, the time input Diffusion-QL's sinusoids; k is as in dipole.py.
+The paper leaves schedule, T and time input open: the schedule is that of Diffusion-QL and IDQL, T = 10 that of QAM's
+baselines, the time input Diffusion-QL's sinusoids; k is as in dipole.py.
 Needs torch only; training from the command line needs the rest of this repository.
 """
 
@@ -126,8 +120,7 @@ def gelu(x: Tensor) -> Tensor:
 class EnsembleMLP(nn.Module):
     """M independent MLPs, evaluated by one batched product per layer: inputs [B, ...] are joined -> [M, B, O].
 
-    Linear -> GELU (tanh form) -> optional layer norm; Xavier-uniform weights, zero biases: the networks of FQL
-    (github.com/seohongpark/fql).
+    Linear -> GELU (tanh form) -> optional layer norm; Xavier-uniform weights, zero biases: the networks of FQL.
     """
 
     def __init__(self, members: int, sizes: tuple[int, ...], layer_norm: bool, generator: torch.Generator):
@@ -148,25 +141,24 @@ class EnsembleMLP(nn.Module):
     def forward(self, *inputs: Tensor, member: int | None = None) -> Tensor:
         """All members, or one alone. (Slicing all of them would cost a copy in the backward pass.)"""
 
-        def of_member(parameter: Tensor) -> Tensor:
-            return parameter if member is None else parameter[member, None]
-
-        joined = inputs[0] if len(inputs) == 1 else torch.cat(inputs, dim=-1)
-        hidden = joined.expand(len(of_member(self.biases[0])), *joined.shape)
-        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+        weights, biases, scales, shifts = (
+            list(group) if member is None else [parameter[member, None] for parameter in group]
+            for group in (self.weights, self.biases, self.norm_scales, self.norm_shifts)
+        )
+        hidden = torch.cat(inputs, dim=-1)
+        hidden = hidden.expand(len(biases[0]), *hidden.shape)
+        for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
             if layer > 0:
                 hidden = gelu(hidden)
-                if len(self.norm_scales) > 0:
-                    scale = of_member(self.norm_scales[layer - 1])
-                    shift = of_member(self.norm_shifts[layer - 1])
-                    hidden = F.layer_norm(hidden, hidden.shape[-1:], eps=LAYER_NORM_EPSILON)
-                    hidden = torch.addcmul(shift, hidden, scale)
+            if layer > 0 and scales:
+                hidden = F.layer_norm(hidden, hidden.shape[-1:], eps=LAYER_NORM_EPSILON)
+                hidden = torch.addcmul(shifts[layer - 1], hidden, scales[layer - 1])
             if not torch.compiler.is_compiling():
-                hidden = torch.baddbmm(of_member(bias), hidden, of_member(weight))
+                hidden = torch.baddbmm(bias, hidden, weight)
             elif weight.shape[-1] == 1:  # a batched product with a single column is slow
-                hidden = (hidden * of_member(weight).mT).sum(dim=-1, keepdim=True) + of_member(bias)
+                hidden = (hidden * weight.mT).sum(dim=-1, keepdim=True) + bias
             else:  # inductor fuses the sum with what follows
-                hidden = torch.bmm(hidden, of_member(weight)) + of_member(bias)
+                hidden = torch.bmm(hidden, weight) + bias
         return hidden
 
 
@@ -181,14 +173,12 @@ def check_columns(agent: nn.Module, columns: dict, names: tuple[str, ...]) -> No
     like = next(parameter for parameter in agent.parameters() if parameter.requires_grad)
     widths = {
         "observations": [agent.observation_dim],
-        "next_observations": [agent.observation_dim],
         "actions": [agent.action_dim],
-        "next_actions": [agent.action_dim],
     }
     size = len(columns["observations"])
     for name in names:
         column = columns.get(name)
-        width = widths.get(name, [])
+        width = widths.get(name.removeprefix("next_"), [])
         found = type(column).__name__
         if isinstance(column, Tensor):
             found = f"{column.dtype} {list(column.shape)} on {column.device}"
@@ -213,10 +203,8 @@ def policy_weights(config, advantage: Tensor) -> Tensor:
         positive = (advantage >= 0).to(advantage.dtype)
         return torch.stack([positive, torch.ones_like(positive)])
     if config.weighting == "exponential":  # eq. 4
-        weights = torch.exp(scaled)
-        if config.max_weight is not None:
-            weights = weights.clamp(max=config.max_weight)
-        return weights[None]
+        weights = torch.exp(scaled)[None]
+        return weights.clamp(max=config.max_weight or math.inf)
     return torch.ones_like(advantage)[None]  # none: behaviour cloning
 
 
@@ -250,11 +238,15 @@ def composed_noise(denoiser: EnsembleMLP, observations: Tensor, x: Tensor, t: Te
     return (1 + greediness) * positive - greediness * negative
 
 
-def denoising_step(config, x: Tensor, predicted: Tensor, t: Tensor, next_t: Tensor, fresh_noise: Tensor) -> Tensor:
-    """x [B, A] from level t to the lower next_t (both [B, 1]), given the policies' combined noise prediction [B, A].
-
-    Each policy's own estimate must not be clipped: at high levels both would be at one bound, their difference 0.
-    """
+def denoising_step(
+    config,
+    x: Tensor,
+    predicted: Tensor,
+    t: Tensor,
+    next_t: Tensor,
+    fresh_noise: Tensor,
+) -> Tensor:
+    """x [B, A] from level t to the lower next_t (both [B, 1]), given the policies' combined noise prediction [B, A]."""
     level = signal_level(t, config.diffusion_steps)
     next_level = signal_level(next_t, config.diffusion_steps)
     clean = ((x - (1 - level).sqrt() * predicted) / level.sqrt()).clamp(-1, 1)
@@ -282,7 +274,8 @@ class DIPOLEDiffusion(nn.Module):
     def __init__(self, config: DIPOLEDiffusionConfig, observation_dim: int, action_dim: int, seed: int = 0):
         super().__init__()
         self.config = config
-        self.observation_dim, self.action_dim = observation_dim, action_dim
+        self.observation_dim = observation_dim
+        self.action_dim = action_dim
         self.batch_fields = ("state_values",) if config.advantage == "group" else ()  # beyond the usual columns
         self.noise = Noise(seed)
 
@@ -317,11 +310,12 @@ class DIPOLEDiffusion(nn.Module):
 
     def draw(self, batch_size: int) -> dict:
         """The random numbers of one update."""
-        chain = (self.config.target_candidates, self.config.denoising_steps + 1, self.action_dim)
+        config = self.config
+        chain = (config.target_candidates, config.denoising_steps + 1, self.action_dim)
         return {
             "next_noise": self.noise.normal(batch_size, *chain),
             "noise": self.noise.normal(batch_size, self.action_dim),
-            "t": 1 + self.noise.integers(self.config.diffusion_steps, batch_size, 1),
+            "t": 1 + self.noise.integers(config.diffusion_steps, batch_size, 1),
         }
 
     def loss(self, batch: dict, noise: dict) -> tuple[Tensor, dict]:
@@ -343,10 +337,10 @@ class DIPOLEDiffusion(nn.Module):
 
     def critic_loss(self, batch: dict, next_noise: Tensor) -> tuple[Tensor, dict]:
         """Temporal differences of each critic to both target heads: mean over the heads, sum over the critics."""
-        config, next_observations = self.config, batch["next_observations"]
+        config = self.config
+        next_observations = batch["next_observations"]
         with torch.no_grad():
-            candidates = self.sample(next_observations, next_noise, config.target_greediness)
-            next_actions = best_candidate(self.critic, next_observations, candidates)
+            next_actions = self.choose(next_observations, next_noise, config.target_greediness)
             next_q = self.target_critic(next_observations, next_actions).squeeze(-1)
             target_q = batch["rewards"] + config.discount * batch["masks"] * next_q  # [2, B], not aggregated
         q = self.critic(batch["observations"], batch["actions"]).squeeze(-1)
@@ -389,15 +383,20 @@ class DIPOLEDiffusion(nn.Module):
 
     @torch.no_grad()
     def act(self, observations: Tensor, explore: bool = False, **options) -> Tensor:
-        """Actions [N, A] in [-1, 1] for observations [N, O]; `options` replace the config's (see act_options).
-
-        `explore` changes nothing: the policy is stochastic already. Raises ValueError for an impossible option.
-        """
+        """Actions [N, A] in [-1, 1] for observations [N, O]; `options` replace the config's, `explore` does nothing."""
         config = replace(self.config, **options)
         check_columns(self, {"observations": observations}, ("observations",))
-        chain = (config.num_candidates, config.denoising_steps + 1, self.action_dim)
-        noise = self.noise.normal(len(observations), *chain)
-        candidates = self.sample(observations, noise, config.greediness)
+        noise = self.noise.normal(
+            len(observations),
+            config.num_candidates,
+            config.denoising_steps + 1,
+            self.action_dim,
+        )
+        return self.choose(observations, noise, config.greediness)
+
+    def choose(self, observations: Tensor, noise: Tensor, greediness: float) -> Tensor:
+        """The best of the actions from the noise [N, C, S+1, A]: [N, A], a pure function."""
+        candidates = self.sample(observations, noise, greediness)
         return best_candidate(self.critic, observations, candidates)
 
     def sample(self, observations: Tensor, noise: Tensor, greediness: float) -> Tensor:

@@ -134,14 +134,12 @@ def check_columns(agent: nn.Module, columns: dict, names: tuple[str, ...]) -> No
     like = next(parameter for parameter in agent.parameters() if parameter.requires_grad)
     widths = {
         "observations": [agent.observation_dim],
-        "next_observations": [agent.observation_dim],
         "actions": [agent.action_dim],
-        "next_actions": [agent.action_dim],
     }
     size = len(columns["observations"])
     for name in names:
         column = columns.get(name)
-        width = widths.get(name, [])
+        width = widths.get(name.removeprefix("next_"), [])
         found = type(column).__name__
         if isinstance(column, Tensor):
             found = f"{column.dtype} {list(column.shape)} on {column.device}"
@@ -160,10 +158,8 @@ def policy_weights(config, advantage: Tensor) -> Tensor:
         positive = (advantage >= 0).to(advantage.dtype)
         return torch.stack([positive, torch.ones_like(positive)])
     if config.weighting == "exponential":  # eq. 4
-        weights = torch.exp(scaled)
-        if config.max_weight is not None:
-            weights = weights.clamp(max=config.max_weight)
-        return weights[None]
+        weights = torch.exp(scaled)[None]
+        return weights.clamp(max=config.max_weight or math.inf)
     return torch.ones_like(advantage)[None]  # none: behaviour cloning
 
 
@@ -186,11 +182,15 @@ def noised(actions: Tensor, noise: Tensor, level: Tensor) -> Tensor:
     return level.sqrt() * actions + (1 - level).sqrt() * noise
 
 
-def denoising_step(config, x: Tensor, predicted: Tensor, t: Tensor, next_t: Tensor, fresh_noise: Tensor) -> Tensor:
-    """x [B, A] from level t to the lower next_t (both [B, 1]), given the policies' combined noise prediction [B, A].
-
-    Each policy's own estimate must not be clipped: at high levels both would be at one bound, their difference 0.
-    """
+def denoising_step(
+    config,
+    x: Tensor,
+    predicted: Tensor,
+    t: Tensor,
+    next_t: Tensor,
+    fresh_noise: Tensor,
+) -> Tensor:
+    """x [B, A] from level t to the lower next_t (both [B, 1]), given the policies' combined noise prediction [B, A]."""
     level = signal_level(t, config.diffusion_steps)
     next_level = signal_level(next_t, config.diffusion_steps)
     clean = ((x - (1 - level).sqrt() * predicted) / level.sqrt()).clamp(-1, 1)

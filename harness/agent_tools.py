@@ -29,8 +29,8 @@ def optimizers_of(agent: nn.Module) -> dict[str, torch.optim.Optimizer]:
 
 
 def pure_functions(agent: nn.Module) -> list[str]:
-    """Names of the agent's functions that a run may compile: the losses, one for each optimiser step, and `sample`."""
-    return [*getattr(agent, "losses", ("loss",)), *(["sample"] if hasattr(agent, "sample") else [])]
+    """Names of the agent's functions that a run may compile: the losses, one for each optimiser step, and `choose`."""
+    return [*getattr(agent, "losses", ("loss",)), *(["choose"] if hasattr(agent, "choose") else [])]
 
 
 @contextlib.contextmanager

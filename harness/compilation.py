@@ -1,8 +1,9 @@
 """Compiles an agent's pure functions with torch.compile, where that pays and a compiler is at hand.
 
 Compiled are the losses, forward and backward (`agent.losses` names them where an update has several, else it is
-`loss`), and `sample`, which is most of acting. They stand in the agent's own attributes over the methods of its class;
-nothing else of the agent changes, and its numbers are those of eager updates up to rounding.
+`loss`), and `choose`, which is most of acting where actions are chosen among candidates. They stand in the agent's own
+attributes over the methods of its class; nothing else of the agent changes, and its numbers are those of eager updates
+up to rounding.
 """
 
 import copy

@@ -12,23 +12,12 @@ and eps_theta predicts the noise in it. With two critics Q_k, their targets Qbar
                   x <- mean of the posterior q(x_{t-1} | x, x0) + its standard deviation times z
     acting        of N sampled actions, one drawn with probabilities softmax(min_k Qbar_k)
 
-abar_t is the product of the 1 - beta_u of the levels u up to t, and
-beta_u = 1 - exp(-b_min / T - (b_max - b_min) (2u - 1) / (2 T^2)).
+abar_t is the product of 1 - beta_u over u = 1..t, beta_u = 1 - exp(-b_min / T - (b_max - b_min) (2u - 1) / (2 T^2)).
 The critics take their step first; the policy's loss is evaluated with the new ones.
 
     python algorithms/baselines/dql.py --task exorl/local_sticky_random/cartpole_swingup
 
-Differences from the paper and its released code (PyTorch):
-  - FQL's networks, so that capacity is the same for all methods here: GELU and layer norm, 4 x 512, with sinusoids of
-    the level as an input of the policy (published: Mish, 3 x 256, two layers that encode the sinusoids);
-  - eta, the max-Q backup, the clipping norm and the policy's learning rate are set per D4RL task there; the defaults
-    here are those of the released agent, with the schedule and T of its command line;
-  - levels are numbered 1 to T (there 0 to T - 1);
-  - its learning-rate decay takes one step per 50,000 updates of a cosine as long as the number of epochs, which leaves
-    0.999 of the rate at the end; it is off here and `decay_length: 2000` turns it on;
-  - rewards are the task's: there they are standardised or shifted in some domains; the last policy is evaluated, there
-    the best by online evaluation.
-
+Differences from the paper and its released code (PyTorch): docs/dql.md.
 Needs torch only; training from the command line needs the rest of this repository.
 """
 
@@ -107,8 +96,7 @@ def gelu(x: Tensor) -> Tensor:
 class EnsembleMLP(nn.Module):
     """M independent MLPs, evaluated by one batched product per layer: inputs [B, ...] are joined -> [M, B, O].
 
-    Linear -> GELU (tanh form) -> optional layer norm; Xavier-uniform weights, zero biases: the networks of FQL
-    (github.com/seohongpark/fql).
+    Linear -> GELU (tanh form) -> optional layer norm; Xavier-uniform weights, zero biases: the networks of FQL.
     """
 
     def __init__(self, members: int, sizes: tuple[int, ...], layer_norm: bool, generator: torch.Generator):
@@ -129,25 +117,24 @@ class EnsembleMLP(nn.Module):
     def forward(self, *inputs: Tensor, member: int | None = None) -> Tensor:
         """All members, or one alone. (Slicing all of them would cost a copy in the backward pass.)"""
 
-        def of_member(parameter: Tensor) -> Tensor:
-            return parameter if member is None else parameter[member, None]
-
-        joined = inputs[0] if len(inputs) == 1 else torch.cat(inputs, dim=-1)
-        hidden = joined.expand(len(of_member(self.biases[0])), *joined.shape)
-        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+        weights, biases, scales, shifts = (
+            list(group) if member is None else [parameter[member, None] for parameter in group]
+            for group in (self.weights, self.biases, self.norm_scales, self.norm_shifts)
+        )
+        hidden = torch.cat(inputs, dim=-1)
+        hidden = hidden.expand(len(biases[0]), *hidden.shape)
+        for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
             if layer > 0:
                 hidden = gelu(hidden)
-                if len(self.norm_scales) > 0:
-                    scale = of_member(self.norm_scales[layer - 1])
-                    shift = of_member(self.norm_shifts[layer - 1])
-                    hidden = F.layer_norm(hidden, hidden.shape[-1:], eps=LAYER_NORM_EPSILON)
-                    hidden = torch.addcmul(shift, hidden, scale)
+            if layer > 0 and scales:
+                hidden = F.layer_norm(hidden, hidden.shape[-1:], eps=LAYER_NORM_EPSILON)
+                hidden = torch.addcmul(shifts[layer - 1], hidden, scales[layer - 1])
             if not torch.compiler.is_compiling():
-                hidden = torch.baddbmm(of_member(bias), hidden, of_member(weight))
+                hidden = torch.baddbmm(bias, hidden, weight)
             elif weight.shape[-1] == 1:  # a batched product with a single column is slow
-                hidden = (hidden * of_member(weight).mT).sum(dim=-1, keepdim=True) + of_member(bias)
+                hidden = (hidden * weight.mT).sum(dim=-1, keepdim=True) + bias
             else:  # inductor fuses the sum with what follows
-                hidden = torch.bmm(hidden, of_member(weight)) + of_member(bias)
+                hidden = torch.bmm(hidden, weight) + bias
         return hidden
 
 
@@ -180,14 +167,12 @@ def check_columns(agent: nn.Module, columns: dict, names: tuple[str, ...]) -> No
     like = next(parameter for parameter in agent.parameters() if parameter.requires_grad)
     widths = {
         "observations": [agent.observation_dim],
-        "next_observations": [agent.observation_dim],
         "actions": [agent.action_dim],
-        "next_actions": [agent.action_dim],
     }
     size = len(columns["observations"])
     for name in names:
         column = columns.get(name)
-        width = widths.get(name, [])
+        width = widths.get(name.removeprefix("next_"), [])
         found = type(column).__name__
         if isinstance(column, Tensor):
             found = f"{column.dtype} {list(column.shape)} on {column.device}"
@@ -231,7 +216,8 @@ def resample(actions: Tensor, log_weights: Tensor, uniform: Tensor) -> Tensor:
     """Draws one of R candidates by its weight: actions [..., R, A], log_weights and uniform [..., R] -> [..., A]."""
     # The Gumbel-max trick needs neither a branch nor a synchronisation with the device.
     gumbel = -torch.log(-torch.log(uniform.clamp(min=torch.finfo(uniform.dtype).tiny)))
-    drawn = (log_weights + gumbel).argmax(dim=-1)[..., None, None]
+    best = (log_weights + gumbel).argmax(dim=-1)
+    drawn = best[..., None, None]
     index = drawn.expand(*drawn.shape[:-1], actions.shape[-1])
     return actions.gather(-2, index).squeeze(-2)
 
@@ -248,7 +234,8 @@ class DQL(nn.Module):
     def __init__(self, config: DQLConfig, observation_dim: int, action_dim: int, seed: int = 0):
         super().__init__()
         self.config = config
-        self.observation_dim, self.action_dim = observation_dim, action_dim
+        self.observation_dim = observation_dim
+        self.action_dim = action_dim
         self.noise = Noise(seed)
         self.register_buffer("updates", torch.zeros((), dtype=torch.long))  # made so far, on the device
         pair_dim = observation_dim + action_dim
@@ -267,13 +254,18 @@ class DQL(nn.Module):
         self.denoiser = policy()
         self.ema_denoiser = policy().requires_grad_(False)
         self.ema_denoiser.load_state_dict(self.denoiser.state_dict())
-
-        def adam(network: nn.Module, rate: float) -> torch.optim.Adam:
-            # capturable: the step count stays on the device, so that a CUDA graph can hold the step
-            return torch.optim.Adam(network.parameters(), lr=rate, fused=True, capturable=True)
-
-        self.critic_optimizer = adam(self.critic, config.critic_learning_rate)
-        self.actor_optimizer = adam(self.denoiser, config.actor_learning_rate)
+        # capturable: the step count stays on the device, so that a CUDA graph can hold the step
+        options = {"fused": True, "capturable": True}
+        self.critic_optimizer = torch.optim.Adam(
+            self.critic.parameters(),
+            lr=config.critic_learning_rate,
+            **options,
+        )
+        self.actor_optimizer = torch.optim.Adam(
+            self.denoiser.parameters(),
+            lr=config.actor_learning_rate,
+            **options,
+        )
 
     def update(self, batch: dict) -> dict:
         """The critics' gradient step, the policy's with the new critics, then the targets'; detached 0-d metrics.
@@ -289,8 +281,9 @@ class DQL(nn.Module):
         self.step(self.critic_optimizer, self.critic, critic_loss)
         policy_loss, policy_metrics = self.policy_loss(batch, noise)
         self.step(self.actor_optimizer, self.denoiser, policy_loss)
-        due = (self.updates >= config.ema_start) & (self.updates % config.ema_interval == 0)
-        gated_soft_update(self.ema_denoiser, self.denoiser, config.ema_rate, due)
+        started = self.updates >= config.ema_start
+        due = self.updates % config.ema_interval == 0
+        gated_soft_update(self.ema_denoiser, self.denoiser, config.ema_rate, started & due)
         soft_update(self.target_critic, self.critic, config.target_rate)
         self.updates += 1
         metrics = critic_metrics | policy_metrics
@@ -379,10 +372,7 @@ class DQL(nn.Module):
         return q.view(-1, num_states, count)
 
     def sample(self, denoiser: nn.Module, observations: Tensor, noise: Tensor) -> Tensor:
-        """Actions [N, C, A] by the whole chain, differentiable; noise [N, C, T+1, A] is the start and each step's own.
-
-        The last step has neither noise nor a share of x: it returns the clean estimate, which is clipped already.
-        """
+        """Actions [N, C, A] by the whole chain, with gradients; noise [N, C, T+1, A]: its start and each step's own."""
         x, *fresh_noises = noise.flatten(0, 1).unbind(dim=1)
         repeated = observations.repeat_interleave(noise.shape[1], dim=0)
         num_levels = len(fresh_noises)
@@ -393,7 +383,7 @@ class DQL(nn.Module):
             clean = clean_action(x, denoiser(repeated, x, t), level).clamp(-1, 1)
             variance = (1 - level / next_level) * (1 - next_level) / (1 - level)
             x = posterior_mean(x, clean, level, next_level) + variance.sqrt() * fresh_noise
-        return x.view(*noise.shape[:2], self.action_dim)
+        return x.view(*noise.shape[:2], self.action_dim)  # the last step gives the clean estimate, clipped already
 
     @torch.no_grad()
     def act(self, observations: Tensor, explore: bool = False, **options) -> Tensor:
@@ -403,13 +393,22 @@ class DQL(nn.Module):
         """
         config = replace(self.config, **options)
         check_columns(self, {"observations": observations}, ("observations",))
-        chain = (config.num_candidates, config.diffusion_steps + 1, self.action_dim)
-        noise = self.noise.normal(len(observations), *chain)
-        candidates = self.sample(self.denoiser, observations, noise)
+        noise = self.noise.normal(
+            len(observations),
+            config.num_candidates,
+            config.diffusion_steps + 1,
+            self.action_dim,
+        )
         if config.num_candidates == 1:
-            return candidates[:, 0]
+            return self.sample(self.denoiser, observations, noise)[:, 0]
+        uniform = self.noise.uniform(len(observations), config.num_candidates)
+        return self.choose(observations, noise, uniform)
+
+    def choose(self, observations: Tensor, noise: Tensor, uniform: Tensor) -> Tensor:
+        """Of the actions from the noise [N, C, T+1, A], one drawn by its value with uniform [N, C]: [N, A], pure."""
+        candidates = self.sample(self.denoiser, observations, noise)
         q = self.candidate_q(observations, candidates).amin(dim=0)
-        return resample(candidates, q, self.noise.uniform(*q.shape))
+        return resample(candidates, q, uniform)
 
     @classmethod
     def load(cls, run_dir: str | Path) -> "DQL":

@@ -81,8 +81,7 @@ def gelu(x: Tensor) -> Tensor:
 class EnsembleMLP(nn.Module):
     """M independent MLPs, evaluated by one batched product per layer: inputs [B, ...] are joined -> [M, B, O].
 
-    Linear -> GELU (tanh form) -> optional layer norm; Xavier-uniform weights, zero biases: the networks of FQL
-    (github.com/seohongpark/fql).
+    Linear -> GELU (tanh form) -> optional layer norm; Xavier-uniform weights, zero biases: the networks of FQL.
     """
 
     def __init__(self, members: int, sizes: tuple[int, ...], layer_norm: bool, generator: torch.Generator):
@@ -103,25 +102,24 @@ class EnsembleMLP(nn.Module):
     def forward(self, *inputs: Tensor, member: int | None = None) -> Tensor:
         """All members, or one alone. (Slicing all of them would cost a copy in the backward pass.)"""
 
-        def of_member(parameter: Tensor) -> Tensor:
-            return parameter if member is None else parameter[member, None]
-
-        joined = inputs[0] if len(inputs) == 1 else torch.cat(inputs, dim=-1)
-        hidden = joined.expand(len(of_member(self.biases[0])), *joined.shape)
-        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+        weights, biases, scales, shifts = (
+            list(group) if member is None else [parameter[member, None] for parameter in group]
+            for group in (self.weights, self.biases, self.norm_scales, self.norm_shifts)
+        )
+        hidden = torch.cat(inputs, dim=-1)
+        hidden = hidden.expand(len(biases[0]), *hidden.shape)
+        for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
             if layer > 0:
                 hidden = gelu(hidden)
-                if len(self.norm_scales) > 0:
-                    scale = of_member(self.norm_scales[layer - 1])
-                    shift = of_member(self.norm_shifts[layer - 1])
-                    hidden = F.layer_norm(hidden, hidden.shape[-1:], eps=LAYER_NORM_EPSILON)
-                    hidden = torch.addcmul(shift, hidden, scale)
+            if layer > 0 and scales:
+                hidden = F.layer_norm(hidden, hidden.shape[-1:], eps=LAYER_NORM_EPSILON)
+                hidden = torch.addcmul(shifts[layer - 1], hidden, scales[layer - 1])
             if not torch.compiler.is_compiling():
-                hidden = torch.baddbmm(of_member(bias), hidden, of_member(weight))
+                hidden = torch.baddbmm(bias, hidden, weight)
             elif weight.shape[-1] == 1:  # a batched product with a single column is slow
-                hidden = (hidden * of_member(weight).mT).sum(dim=-1, keepdim=True) + of_member(bias)
+                hidden = (hidden * weight.mT).sum(dim=-1, keepdim=True) + bias
             else:  # inductor fuses the sum with what follows
-                hidden = torch.bmm(hidden, of_member(weight)) + of_member(bias)
+                hidden = torch.bmm(hidden, weight) + bias
         return hidden
 
 
@@ -136,14 +134,12 @@ def check_columns(agent: nn.Module, columns: dict, names: tuple[str, ...]) -> No
     like = next(parameter for parameter in agent.parameters() if parameter.requires_grad)
     widths = {
         "observations": [agent.observation_dim],
-        "next_observations": [agent.observation_dim],
         "actions": [agent.action_dim],
-        "next_actions": [agent.action_dim],
     }
     size = len(columns["observations"])
     for name in names:
         column = columns.get(name)
-        width = widths.get(name, [])
+        width = widths.get(name.removeprefix("next_"), [])
         found = type(column).__name__
         if isinstance(column, Tensor):
             found = f"{column.dtype} {list(column.shape)} on {column.device}"
@@ -273,7 +269,11 @@ class IFQL(nn.Module):
         config = replace(self.config, **options)
         check_columns(self, {"observations": observations}, ("observations",))
         x0 = self.noise.normal(len(observations), config.num_candidates, self.action_dim)
-        return best_candidate(self.critic, observations, self.sample(observations, x0, config.flow_steps))
+        return self.choose(observations, x0, config.flow_steps)
+
+    def choose(self, observations: Tensor, x0: Tensor, flow_steps: int) -> Tensor:
+        """The best of the actions from the noise x0 [N, C, A]: [N, A], a pure function."""
+        return best_candidate(self.critic, observations, self.sample(observations, x0, flow_steps))
 
     def sample(self, observations: Tensor, x0: Tensor, flow_steps: int) -> Tensor:
         """Actions [N, C, A] by Euler steps from the noise x0 [N, C, A] at t = 0, clipped once at the end."""

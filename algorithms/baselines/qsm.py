@@ -108,8 +108,7 @@ def gelu(x: Tensor) -> Tensor:
 class EnsembleMLP(nn.Module):
     """M independent MLPs, evaluated by one batched product per layer: inputs [B, ...] are joined -> [M, B, O].
 
-    Linear -> GELU (tanh form) -> optional layer norm; Xavier-uniform weights, zero biases: the networks of FQL
-    (github.com/seohongpark/fql).
+    Linear -> GELU (tanh form) -> optional layer norm; Xavier-uniform weights, zero biases: the networks of FQL.
     """
 
     def __init__(self, members: int, sizes: tuple[int, ...], layer_norm: bool, generator: torch.Generator):
@@ -130,25 +129,24 @@ class EnsembleMLP(nn.Module):
     def forward(self, *inputs: Tensor, member: int | None = None) -> Tensor:
         """All members, or one alone. (Slicing all of them would cost a copy in the backward pass.)"""
 
-        def of_member(parameter: Tensor) -> Tensor:
-            return parameter if member is None else parameter[member, None]
-
-        joined = inputs[0] if len(inputs) == 1 else torch.cat(inputs, dim=-1)
-        hidden = joined.expand(len(of_member(self.biases[0])), *joined.shape)
-        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+        weights, biases, scales, shifts = (
+            list(group) if member is None else [parameter[member, None] for parameter in group]
+            for group in (self.weights, self.biases, self.norm_scales, self.norm_shifts)
+        )
+        hidden = torch.cat(inputs, dim=-1)
+        hidden = hidden.expand(len(biases[0]), *hidden.shape)
+        for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
             if layer > 0:
                 hidden = gelu(hidden)
-                if len(self.norm_scales) > 0:
-                    scale = of_member(self.norm_scales[layer - 1])
-                    shift = of_member(self.norm_shifts[layer - 1])
-                    hidden = F.layer_norm(hidden, hidden.shape[-1:], eps=LAYER_NORM_EPSILON)
-                    hidden = torch.addcmul(shift, hidden, scale)
+            if layer > 0 and scales:
+                hidden = F.layer_norm(hidden, hidden.shape[-1:], eps=LAYER_NORM_EPSILON)
+                hidden = torch.addcmul(shifts[layer - 1], hidden, scales[layer - 1])
             if not torch.compiler.is_compiling():
-                hidden = torch.baddbmm(of_member(bias), hidden, of_member(weight))
+                hidden = torch.baddbmm(bias, hidden, weight)
             elif weight.shape[-1] == 1:  # a batched product with a single column is slow
-                hidden = (hidden * of_member(weight).mT).sum(dim=-1, keepdim=True) + of_member(bias)
+                hidden = (hidden * weight.mT).sum(dim=-1, keepdim=True) + bias
             else:  # inductor fuses the sum with what follows
-                hidden = torch.bmm(hidden, of_member(weight)) + of_member(bias)
+                hidden = torch.bmm(hidden, weight) + bias
         return hidden
 
 
@@ -174,14 +172,12 @@ def check_columns(agent: nn.Module, columns: dict, names: tuple[str, ...]) -> No
     like = next(parameter for parameter in agent.parameters() if parameter.requires_grad)
     widths = {
         "observations": [agent.observation_dim],
-        "next_observations": [agent.observation_dim],
         "actions": [agent.action_dim],
-        "next_actions": [agent.action_dim],
     }
     size = len(columns["observations"])
     for name in names:
         column = columns.get(name)
-        width = widths.get(name, [])
+        width = widths.get(name.removeprefix("next_"), [])
         found = type(column).__name__
         if isinstance(column, Tensor):
             found = f"{column.dtype} {list(column.shape)} on {column.device}"
@@ -244,10 +240,16 @@ def best_candidate(critic: EnsembleMLP, observations: Tensor, candidates: Tensor
 
 def action_gradient(critic: EnsembleMLP, observations: Tensor, actions: Tensor) -> Tensor:
     """g: gradient of the critics' mean by the action, at observations [B, O] and actions [B, A]: [B, A]."""
+
+    def mean_q(actions: Tensor) -> Tensor:
+        return critic(observations, actions).mean(dim=0).sum()
+
+    if torch.compiler.is_compiling():  # dynamo traces this form only; without compiling it is the slower one
+        with torch.no_grad():
+            return torch.func.grad(mean_q)(actions)
     with torch.enable_grad():
         actions = actions.detach().requires_grad_(True)
-        q = critic(observations, actions).squeeze(-1).mean(dim=0)
-        return torch.autograd.grad(q.sum(), actions)[0]
+        return torch.autograd.grad(mean_q(actions), actions)[0]
 
 
 class QSM(nn.Module):
@@ -368,6 +370,11 @@ class QSM(nn.Module):
                 x = x.clamp(-1, 1)
         return x.view(*noise.shape[:2], self.action_dim)
 
+    def choose(self, observations: Tensor, noise: Tensor) -> Tensor:
+        """The best of the actions from the noise [N, C, T+1, A]: [N, A], a pure function."""
+        candidates = self.sample(observations, noise).clamp(-1, 1)
+        return best_candidate(self.critic, observations, candidates)
+
     @torch.no_grad()
     def act(self, observations: Tensor, explore: bool = False, **options) -> Tensor:
         """Actions [N, A] in [-1, 1] for observations [N, O]; `options` replace the config's (see act_options).
@@ -376,14 +383,8 @@ class QSM(nn.Module):
         """
         config = replace(self.config, **options)
         check_columns(self, {"observations": observations}, ("observations",))
-        noise = self.noise.normal(
-            len(observations),
-            config.num_candidates,
-            config.diffusion_steps + 1,
-            self.action_dim,
-        )
-        candidates = self.sample(observations, noise).clamp(-1, 1)
-        actions = best_candidate(self.critic, observations, candidates)
+        chain = (config.num_candidates, config.diffusion_steps + 1, self.action_dim)
+        actions = self.choose(observations, self.noise.normal(len(observations), *chain))
         if explore:
             actions = actions + config.exploration_noise * self.noise.normal(*actions.shape)
         return actions.clamp(-1, 1)
