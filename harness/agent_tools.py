@@ -65,8 +65,8 @@ def validation_metrics(agent: nn.Module, batch: dict) -> dict[str, Tensor]:
         return agent.loss(batch, agent.draw(len(batch["actions"])))[1]
 
 
-def network_evaluations(agent: nn.Module, observations: Tensor, **options) -> int:
-    """Evaluations of one network that an action costs, counted while actions for observations [N, O] are made.
+def network_evaluations(agent: nn.Module, **options) -> int:
+    """Evaluations of one network that an action with these act options costs, counted while one is made.
 
     Each member of a network counts.
     """
@@ -74,13 +74,13 @@ def network_evaluations(agent: nn.Module, observations: Tensor, **options) -> in
 
     def note(module: nn.Module, inputs: tuple, output: Tensor) -> None:
         nonlocal count
-        count += output.numel() // output.shape[-1]  # [M, B, .] is M evaluations of B rows
+        count += output.numel() // output.shape[-1]  # [M, B, .] is M evaluations of each of B rows
 
     hooks = [child.register_forward_hook(note) for name, child in agent.named_children() if name != "noise"]
     try:
         with noise_of(agent, fresh_noise(agent)):
-            agent.act(observations, **options)
+            agent.act(agent.noise.like.new_zeros(1, agent.observation_dim), **options)
     finally:
         for hook in hooks:
             hook.remove()
-    return count // len(observations)
+    return count

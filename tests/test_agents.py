@@ -169,7 +169,7 @@ def test_validation_changes_nothing_and_repeats(algorithm):
     agent.update(random_batch())
     before = copy.deepcopy(state_of(agent))
     first, second = validation_metrics(agent, random_batch()), validation_metrics(agent, random_batch())
-    network_evaluations(agent, torch.zeros(2, 3))
+    network_evaluations(agent)
     assert_equal_states(before, state_of(agent))
     assert_equal_states(first, second)
 
@@ -196,7 +196,7 @@ def test_network_evaluations_are_those_of_the_formulas(algorithm):
         }.get(name, 1)
         policies = 2 if option.get("greediness", 0.0) not in (0, -1) else 1
         selection = 2 * count if count > 1 else 0
-        assert network_evaluations(agent, torch.zeros(3, 3), **option) == count * steps * policies + selection, option
+        assert network_evaluations(agent, **option) == count * steps * policies + selection, option
 
 
 WRONG_BATCHES = {

@@ -231,8 +231,8 @@ def test_samplers_are_those_of_the_other_two_files(greediness):
 
 def test_cost_of_an_action():
     agent = finetuning()
-    assert network_evaluations(agent, STATES) == 10
-    assert network_evaluations(agent, STATES, greediness=0.5, sampling_steps=4) == 8
+    assert network_evaluations(agent) == 10
+    assert network_evaluations(agent, greediness=0.5, sampling_steps=4) == 8
 
 
 # ---- What is saved ----
