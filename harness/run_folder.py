@@ -29,7 +29,6 @@ from harness.config import MACHINE_OPTIONS, RunConfig, algorithm_name, config_to
 from harness.loggers import CsvLog, open_loggers
 from harness.machine import add_stretch, describe_machine
 from harness.online import OnlinePhase
-from harness.plots import plot_learning_curve
 
 CHECKPOINT_FORMAT = 1  # raised when the layout of checkpoint.pt changes
 FIRST_HARNESS_VERSION = 1  # of the runs that do not record one
@@ -291,6 +290,8 @@ class RunFolder:
         scores = {int(row["step"]): float(row[task.score_name]) for row in self.eval_log.rows}
         last = list(scores.values())[-SCORE_EVALUATIONS:]
         if scores:
+            from harness.plots import plot_learning_curve  # here: a run needs matplotlib at its end only
+
             plot_learning_curve(
                 self.path / run_files.EVAL_LOG,
                 self.path / run_files.LEARNING_CURVE,

@@ -15,7 +15,6 @@ from harness.agent_tools import validation_metrics
 from harness.compilation import check_compiler, compile_where_it_pays
 from harness.config import RunConfig, algorithm_name
 from harness.divergence import refuse_divergence
-from harness.evaluate import parse_grid, sweep_after_training
 from harness.evaluation import EVALUATION_SEED, Evaluator
 from harness.loggers import check_loggers
 from harness.online import OnlinePhase
@@ -32,7 +31,10 @@ def train_run(agent_class: type, run: RunConfig, config: Any, restart: bool = Fa
     """
     devices.set_up_torch(run)
     device = devices.choose_device(run.device)
-    parse_grid(run.sweep, agent_class, config)  # refuses a wrong one now instead of after the training
+    if run.sweep:
+        from harness.evaluate import parse_grid, sweep_after_training  # here: a sweep alone needs pandas and scipy
+
+        parse_grid(run.sweep, agent_class, config)  # refuses a wrong one now instead of after the training
     check_loggers(run)
     check_compiler(run, device)
     task = task or load_run_task(run)
