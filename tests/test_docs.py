@@ -23,6 +23,7 @@ VARIANTS = {
     "dipole_diffusion": [{"weighting": "none"}],
     "iql": [{"extraction": "ddpgbc"}],
     "fql": [{"normalise_q_loss": True}],
+    "rebrac": [{"critic_bc_weight": 0.1}],
     "dql": [{"networks": "published", "actor_hidden_dims": (8,), "value_hidden_dims": (8,)}],
     "qsm": [{"networks": "published"}],
 }

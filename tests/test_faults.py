@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import functools
 import json
+import math
 import os
 import re
 import resource
@@ -18,6 +19,7 @@ from algorithms.dipole import DIPOLE
 from common.errors import UserError, exit_on_user_error
 from envs.task import file_sha256
 from harness import evaluation
+from harness.config import RANGES
 from harness.devices import BATCH_STREAM, seeded_generator
 from harness.divergence import Diverged
 from harness.environment_processes import EnvironmentProcesses
@@ -145,7 +147,8 @@ def diverge(run_dir, agent_class, **changes) -> tuple[Path, str]:
     return toy_folder(run_dir, **changes), str(caught.value)
 
 
-def test_a_learning_rate_that_overflows_leaves_no_bad_checkpoint(tmp_path):
+def test_a_learning_rate_that_overflows_leaves_no_bad_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setitem(RANGES, "learning_rate", (0, math.inf))
     folder, _ = diverge(tmp_path, DIPOLE, learning_rate=1e38, log_interval=1, eval_interval=60, checkpoint_interval=1)
     path = folder / "checkpoint.pt"
     assert not path.exists() or all(
