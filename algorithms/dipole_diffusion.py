@@ -34,7 +34,6 @@ from torch import Tensor, nn
 
 LAYER_NORM_EPSILON = 1e-6  # Flax's default, in FQL's networks (torch's is 1e-5)
 COLUMNS = ("observations", "actions", "rewards", "masks", "next_observations")  # of every minibatch
-GELU_SCALE, GELU_CUBIC = 2 * math.sqrt(2 / math.pi), 0.044715  # of its tanh form (Hendrycks & Gimpel, 2016)
 SATURATION_MARGIN = 0.01  # a weight this close to 0 or 1 counts as saturated
 MIN_BETA, MAX_BETA = 0.1, 10.0  # b_min and b_max of the schedule, in Diffusion-QL's and IDQL's released code
 TIME_FEATURES = 16  # sinusoids of the level, in Diffusion-QL's released code
@@ -110,13 +109,6 @@ class Noise(nn.Module):
         return torch.randint(high, shape, generator=self.generator, device=self.like.device)
 
 
-def gelu(x: Tensor) -> Tensor:
-    """GELU in its tanh form, which is x sigmoid(2 y): inductor's exp is fast, its tanh is not."""
-    if torch.compiler.is_compiling():
-        return x * torch.sigmoid(GELU_SCALE * x * (1 + GELU_CUBIC * x.square()))
-    return F.gelu(x, approximate="tanh")
-
-
 class EnsembleMLP(nn.Module):
     """M independent MLPs, evaluated by one batched product per layer: inputs [B, ...] are joined -> [M, B, O].
 
@@ -140,7 +132,6 @@ class EnsembleMLP(nn.Module):
 
     def forward(self, *inputs: Tensor, member: int | None = None) -> Tensor:
         """All members, or one alone. (Slicing all of them would cost a copy in the backward pass.)"""
-
         weights, biases, scales, shifts = (
             list(group) if member is None else [parameter[member, None] for parameter in group]
             for group in (self.weights, self.biases, self.norm_scales, self.norm_shifts)
@@ -149,16 +140,11 @@ class EnsembleMLP(nn.Module):
         hidden = hidden.expand(len(biases[0]), *hidden.shape)
         for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
             if layer > 0:
-                hidden = gelu(hidden)
+                hidden = F.gelu(hidden, approximate="tanh")
             if layer > 0 and scales:
                 hidden = F.layer_norm(hidden, hidden.shape[-1:], eps=LAYER_NORM_EPSILON)
                 hidden = torch.addcmul(shifts[layer - 1], hidden, scales[layer - 1])
-            if not torch.compiler.is_compiling():
-                hidden = torch.baddbmm(bias, hidden, weight)
-            elif weight.shape[-1] == 1:  # a batched product with a single column is slow
-                hidden = (hidden * weight.mT).sum(dim=-1, keepdim=True) + bias
-            else:  # inductor fuses the sum with what follows
-                hidden = torch.bmm(hidden, weight) + bias
+            hidden = torch.baddbmm(bias, hidden, weight)
         return hidden
 
 
@@ -173,12 +159,14 @@ def check_columns(agent: nn.Module, columns: dict, names: tuple[str, ...]) -> No
     like = next(parameter for parameter in agent.parameters() if parameter.requires_grad)
     widths = {
         "observations": [agent.observation_dim],
+        "next_observations": [agent.observation_dim],
         "actions": [agent.action_dim],
+        "next_actions": [agent.action_dim],
     }
     size = len(columns["observations"])
     for name in (*names, "valid") if "valid" in columns else names:
         column = columns.get(name)
-        width = widths.get(name.removeprefix("next_"), [])
+        width = widths.get(name, [])
         found = type(column).__name__
         if isinstance(column, Tensor):
             found = f"{column.dtype} {list(column.shape)} on {column.device}"
@@ -249,7 +237,10 @@ def denoising_step(
     next_t: Tensor,
     fresh_noise: Tensor,
 ) -> Tensor:
-    """x [B, A] from level t to the lower next_t (both [B, 1]), given the policies' combined noise prediction [B, A]."""
+    """x [B, A] from level t to the lower next_t (both [B, 1]), given the policies' combined noise prediction [B, A].
+
+    Each policy's own estimate must not be clipped: at high levels both would be at one bound, their difference 0.
+    """
     level = signal_level(t, config.diffusion_steps)
     next_level = signal_level(next_t, config.diffusion_steps)
     clean = ((x - (1 - level).sqrt() * predicted) / level.sqrt()).clamp(-1, 1)
@@ -390,15 +381,14 @@ class DIPOLEDiffusion(nn.Module):
 
     @torch.no_grad()
     def act(self, observations: Tensor, explore: bool = False, **options) -> Tensor:
-        """Actions [N, A] in [-1, 1] for observations [N, O]; `options` replace the config's, `explore` does nothing."""
+        """Actions [N, A] in [-1, 1] for observations [N, O]; `options` replace the config's (see act_options).
+
+        `explore` changes nothing: the policy is stochastic already. Raises ValueError for an impossible option.
+        """
         config = replace(self.config, **options)
         check_columns(self, {"observations": observations}, ("observations",))
-        noise = self.noise.normal(
-            len(observations),
-            config.num_candidates,
-            config.denoising_steps + 1,
-            self.action_dim,
-        )
+        count, steps = config.num_candidates, config.denoising_steps
+        noise = self.noise.normal(len(observations), count, steps + 1, self.action_dim)
         return self.choose(observations, noise, config.greediness)
 
     def choose(self, observations: Tensor, noise: Tensor, greediness: float) -> Tensor:

@@ -40,7 +40,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-GELU_SCALE, GELU_CUBIC = 2 * math.sqrt(2 / math.pi), 0.044715  # of its tanh form (Hendrycks & Gimpel, 2016)
 SATURATION_MARGIN = 0.01  # a weight this close to 0 or 1 counts as saturated
 MIN_BETA, MAX_BETA = 0.1, 10.0  # b_min and b_max of the schedule, in Diffusion-QL's and IDQL's released code
 TIME_FEATURES = 16  # sinusoids of the level, in Diffusion-QL's released code
@@ -122,24 +121,19 @@ class Noise(nn.Module):
         return torch.randint(high, shape, generator=self.generator, device=self.like.device)
 
 
-def gelu(x: Tensor) -> Tensor:
-    """GELU in its tanh form, which is x sigmoid(2 y): inductor's exp is fast, its tanh is not."""
-    if torch.compiler.is_compiling():
-        return x * torch.sigmoid(GELU_SCALE * x * (1 + GELU_CUBIC * x.square()))
-    return F.gelu(x, approximate="tanh")
-
-
 def check_columns(agent: nn.Module, columns: dict, names: tuple[str, ...]) -> None:
     """Raises ValueError unless all columns are tensors of N rows, as wide as the agent's, of its dtype and device."""
     like = next(parameter for parameter in agent.parameters() if parameter.requires_grad)
     widths = {
         "observations": [agent.observation_dim],
+        "next_observations": [agent.observation_dim],
         "actions": [agent.action_dim],
+        "next_actions": [agent.action_dim],
     }
     size = len(columns["observations"])
     for name in (*names, "valid") if "valid" in columns else names:
         column = columns.get(name)
-        width = widths.get(name.removeprefix("next_"), [])
+        width = widths.get(name, [])
         found = type(column).__name__
         if isinstance(column, Tensor):
             found = f"{column.dtype} {list(column.shape)} on {column.device}"
@@ -191,7 +185,10 @@ def denoising_step(
     next_t: Tensor,
     fresh_noise: Tensor,
 ) -> Tensor:
-    """x [B, A] from level t to the lower next_t (both [B, 1]), given the policies' combined noise prediction [B, A]."""
+    """x [B, A] from level t to the lower next_t (both [B, 1]), given the policies' combined noise prediction [B, A].
+
+    Each policy's own estimate must not be clipped: at high levels both would be at one bound, their difference 0.
+    """
     level = signal_level(t, config.diffusion_steps)
     next_level = signal_level(next_t, config.diffusion_steps)
     clean = ((x - (1 - level).sqrt() * predicted) / level.sqrt()).clamp(-1, 1)
@@ -218,7 +215,7 @@ class Block(nn.Module):
         query, key, value = parts.permute(2, 0, 3, 1, 4)
         attended = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
         tokens = tokens + self.projection(attended)
-        return tokens + self.mlp_output(gelu(self.mlp_input(self.mlp_norm(tokens))))
+        return tokens + self.mlp_output(F.gelu(self.mlp_input(self.mlp_norm(tokens)), approximate="tanh"))
 
 
 class Planner(nn.Module):

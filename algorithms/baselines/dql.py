@@ -34,7 +34,6 @@ from torch import Tensor, nn
 
 LAYER_NORM_EPSILON = 1e-6  # Flax's default, in FQL's networks (torch's is 1e-5)
 COLUMNS = ("observations", "actions", "rewards", "masks", "next_observations")  # of every minibatch
-GELU_SCALE, GELU_CUBIC = 2 * math.sqrt(2 / math.pi), 0.044715  # of its tanh form (Hendrycks & Gimpel, 2016)
 MIN_BETA, MAX_BETA = 0.1, 10.0  # b_min and b_max of the schedule, in Diffusion-QL's and IDQL's released code
 TIME_FEATURES = 16  # sinusoids of the level, in Diffusion-QL's released code
 FREQUENCY_RANGE = 1e4  # their angular frequencies go from 1 to 1 / this
@@ -89,13 +88,6 @@ class Noise(nn.Module):
         return torch.randint(high, shape, generator=self.generator, device=self.like.device)
 
 
-def gelu(x: Tensor) -> Tensor:
-    """GELU in its tanh form, which is x sigmoid(2 y): inductor's exp is fast, its tanh is not."""
-    if torch.compiler.is_compiling():
-        return x * torch.sigmoid(GELU_SCALE * x * (1 + GELU_CUBIC * x.square()))
-    return F.gelu(x, approximate="tanh")
-
-
 class EnsembleMLP(nn.Module):
     """M independent MLPs, evaluated by one batched product per layer: inputs [B, ...] are joined -> [M, B, O].
 
@@ -119,7 +111,6 @@ class EnsembleMLP(nn.Module):
 
     def forward(self, *inputs: Tensor, member: int | None = None) -> Tensor:
         """All members, or one alone. (Slicing all of them would cost a copy in the backward pass.)"""
-
         weights, biases, scales, shifts = (
             list(group) if member is None else [parameter[member, None] for parameter in group]
             for group in (self.weights, self.biases, self.norm_scales, self.norm_shifts)
@@ -128,16 +119,11 @@ class EnsembleMLP(nn.Module):
         hidden = hidden.expand(len(biases[0]), *hidden.shape)
         for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
             if layer > 0:
-                hidden = gelu(hidden)
+                hidden = F.gelu(hidden, approximate="tanh")
             if layer > 0 and scales:
                 hidden = F.layer_norm(hidden, hidden.shape[-1:], eps=LAYER_NORM_EPSILON)
                 hidden = torch.addcmul(shifts[layer - 1], hidden, scales[layer - 1])
-            if not torch.compiler.is_compiling():
-                hidden = torch.baddbmm(bias, hidden, weight)
-            elif weight.shape[-1] == 1:  # a batched product with a single column is slow
-                hidden = (hidden * weight.mT).sum(dim=-1, keepdim=True) + bias
-            else:  # inductor fuses the sum with what follows
-                hidden = torch.bmm(hidden, weight) + bias
+            hidden = torch.baddbmm(bias, hidden, weight)
         return hidden
 
 
@@ -170,12 +156,14 @@ def check_columns(agent: nn.Module, columns: dict, names: tuple[str, ...]) -> No
     like = next(parameter for parameter in agent.parameters() if parameter.requires_grad)
     widths = {
         "observations": [agent.observation_dim],
+        "next_observations": [agent.observation_dim],
         "actions": [agent.action_dim],
+        "next_actions": [agent.action_dim],
     }
     size = len(columns["observations"])
     for name in (*names, "valid") if "valid" in columns else names:
         column = columns.get(name)
-        width = widths.get(name.removeprefix("next_"), [])
+        width = widths.get(name, [])
         found = type(column).__name__
         if isinstance(column, Tensor):
             found = f"{column.dtype} {list(column.shape)} on {column.device}"
@@ -263,16 +251,17 @@ class DQL(nn.Module):
         self.ema_denoiser = policy().requires_grad_(False)
         self.ema_denoiser.load_state_dict(self.denoiser.state_dict())
         # capturable: the step count stays on the device, so that a CUDA graph can hold the step
-        options = {"fused": True, "capturable": True}
         self.critic_optimizer = torch.optim.Adam(
             self.critic.parameters(),
             lr=config.critic_learning_rate,
-            **options,
+            fused=True,
+            capturable=True,
         )
         self.actor_optimizer = torch.optim.Adam(
             self.denoiser.parameters(),
             lr=config.actor_learning_rate,
-            **options,
+            fused=True,
+            capturable=True,
         )
 
     def update(self, batch: dict) -> dict:
@@ -383,7 +372,10 @@ class DQL(nn.Module):
         return q.view(-1, num_states, count)
 
     def sample(self, denoiser: nn.Module, observations: Tensor, noise: Tensor) -> Tensor:
-        """Actions [N, C, A] by the whole chain, with gradients; noise [N, C, T+1, A]: its start and each step's own."""
+        """Actions [N, C, A] by the whole chain, differentiable; noise [N, C, T+1, A] is the start and each step's own.
+
+        The last step has neither noise nor a share of x: it returns the clean estimate, which is clipped already.
+        """
         x, *fresh_noises = noise.flatten(0, 1).unbind(dim=1)
         repeated = observations.repeat_interleave(noise.shape[1], dim=0)
         num_levels = len(fresh_noises)
@@ -394,7 +386,7 @@ class DQL(nn.Module):
             clean = clean_action(x, denoiser(repeated, x, t), level).clamp(-1, 1)
             variance = (1 - level / next_level) * (1 - next_level) / (1 - level)
             x = posterior_mean(x, clean, level, next_level) + variance.sqrt() * fresh_noise
-        return x.view(*noise.shape[:2], self.action_dim)  # the last step gives the clean estimate, clipped already
+        return x.view(*noise.shape[:2], self.action_dim)
 
     @torch.no_grad()
     def act(self, observations: Tensor, explore: bool = False, **options) -> Tensor:
@@ -412,11 +404,10 @@ class DQL(nn.Module):
         )
         if config.num_candidates == 1:
             return self.sample(self.denoiser, observations, noise)[:, 0]
-        uniform = self.noise.uniform(len(observations), config.num_candidates)
-        return self.choose(observations, noise, uniform)
+        return self.choose(observations, noise, self.noise.uniform(*noise.shape[:2]))
 
     def choose(self, observations: Tensor, noise: Tensor, uniform: Tensor) -> Tensor:
-        """Of the actions from the noise [N, C, T+1, A], one drawn by its value with uniform [N, C]: [N, A], pure."""
+        """Of the actions from the noise [N, C, T+1, A], one drawn by value with uniform [N, C]: [N, A], pure."""
         candidates = self.sample(self.denoiser, observations, noise)
         q = self.candidate_q(observations, candidates).amin(dim=0)
         return resample(candidates, q, uniform)

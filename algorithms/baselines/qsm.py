@@ -47,7 +47,6 @@ from torch import Tensor, nn
 
 LAYER_NORM_EPSILON = 1e-6  # Flax's default, in FQL's networks (torch's is 1e-5)
 COLUMNS = ("observations", "actions", "rewards", "masks", "next_observations")  # of every minibatch
-GELU_SCALE, GELU_CUBIC = 2 * math.sqrt(2 / math.pi), 0.044715  # of its tanh form (Hendrycks & Gimpel, 2016)
 MIN_BETA, MAX_BETA = 0.1, 10.0  # b_min and b_max of the schedule, in Diffusion-QL's and IDQL's released code
 TIME_FEATURES = 16  # sinusoids of the level, in Diffusion-QL's released code
 FREQUENCY_RANGE = 1e4  # their angular frequencies go from 1 to 1 / this
@@ -98,13 +97,6 @@ class Noise(nn.Module):
         return torch.randint(high, shape, generator=self.generator, device=self.like.device)
 
 
-def gelu(x: Tensor) -> Tensor:
-    """GELU in its tanh form, which is x sigmoid(2 y): inductor's exp is fast, its tanh is not."""
-    if torch.compiler.is_compiling():
-        return x * torch.sigmoid(GELU_SCALE * x * (1 + GELU_CUBIC * x.square()))
-    return F.gelu(x, approximate="tanh")
-
-
 class EnsembleMLP(nn.Module):
     """M independent MLPs, evaluated by one batched product per layer: inputs [B, ...] are joined -> [M, B, O].
 
@@ -128,7 +120,6 @@ class EnsembleMLP(nn.Module):
 
     def forward(self, *inputs: Tensor, member: int | None = None) -> Tensor:
         """All members, or one alone. (Slicing all of them would cost a copy in the backward pass.)"""
-
         weights, biases, scales, shifts = (
             list(group) if member is None else [parameter[member, None] for parameter in group]
             for group in (self.weights, self.biases, self.norm_scales, self.norm_shifts)
@@ -137,16 +128,11 @@ class EnsembleMLP(nn.Module):
         hidden = hidden.expand(len(biases[0]), *hidden.shape)
         for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
             if layer > 0:
-                hidden = gelu(hidden)
+                hidden = F.gelu(hidden, approximate="tanh")
             if layer > 0 and scales:
                 hidden = F.layer_norm(hidden, hidden.shape[-1:], eps=LAYER_NORM_EPSILON)
                 hidden = torch.addcmul(shifts[layer - 1], hidden, scales[layer - 1])
-            if not torch.compiler.is_compiling():
-                hidden = torch.baddbmm(bias, hidden, weight)
-            elif weight.shape[-1] == 1:  # a batched product with a single column is slow
-                hidden = (hidden * weight.mT).sum(dim=-1, keepdim=True) + bias
-            else:  # inductor fuses the sum with what follows
-                hidden = torch.bmm(hidden, weight) + bias
+            hidden = torch.baddbmm(bias, hidden, weight)
         return hidden
 
 
@@ -172,12 +158,14 @@ def check_columns(agent: nn.Module, columns: dict, names: tuple[str, ...]) -> No
     like = next(parameter for parameter in agent.parameters() if parameter.requires_grad)
     widths = {
         "observations": [agent.observation_dim],
+        "next_observations": [agent.observation_dim],
         "actions": [agent.action_dim],
+        "next_actions": [agent.action_dim],
     }
     size = len(columns["observations"])
     for name in (*names, "valid") if "valid" in columns else names:
         column = columns.get(name)
-        width = widths.get(name.removeprefix("next_"), [])
+        width = widths.get(name, [])
         found = type(column).__name__
         if isinstance(column, Tensor):
             found = f"{column.dtype} {list(column.shape)} on {column.device}"
@@ -249,9 +237,9 @@ def action_gradient(critic: EnsembleMLP, observations: Tensor, actions: Tensor) 
     """g: gradient of the critics' mean by the action, at observations [B, O] and actions [B, A]: [B, A]."""
 
     def mean_q(actions: Tensor) -> Tensor:
-        return critic(observations, actions).mean(dim=0).sum()
+        return critic(observations, actions).squeeze(-1).mean(dim=0).sum()
 
-    if torch.compiler.is_compiling():  # dynamo traces this form only; without compiling it is the slower one
+    if torch.compiler.is_compiling():  # which traces this form only; eagerly it is the slower one
         with torch.no_grad():
             return torch.func.grad(mean_q)(actions)
     with torch.enable_grad():
@@ -386,11 +374,6 @@ class QSM(nn.Module):
                 x = x.clamp(-1, 1)
         return x.view(*noise.shape[:2], self.action_dim)
 
-    def choose(self, observations: Tensor, noise: Tensor) -> Tensor:
-        """The best of the actions from the noise [N, C, T+1, A]: [N, A], a pure function."""
-        candidates = self.sample(observations, noise).clamp(-1, 1)
-        return best_candidate(self.critic, observations, candidates)
-
     @torch.no_grad()
     def act(self, observations: Tensor, explore: bool = False, **options) -> Tensor:
         """Actions [N, A] in [-1, 1] for observations [N, O]; `options` replace the config's (see act_options).
@@ -399,11 +382,21 @@ class QSM(nn.Module):
         """
         config = replace(self.config, **options)
         check_columns(self, {"observations": observations}, ("observations",))
-        chain = (config.num_candidates, config.diffusion_steps + 1, self.action_dim)
-        actions = self.choose(observations, self.noise.normal(len(observations), *chain))
+        noise = self.noise.normal(
+            len(observations),
+            config.num_candidates,
+            config.diffusion_steps + 1,
+            self.action_dim,
+        )
+        actions = self.choose(observations, noise)
         if explore:
             actions = actions + config.exploration_noise * self.noise.normal(*actions.shape)
         return actions.clamp(-1, 1)
+
+    def choose(self, observations: Tensor, noise: Tensor) -> Tensor:
+        """The best of the actions from the noise [N, C, T+1, A]: [N, A], a pure function."""
+        candidates = self.sample(observations, noise).clamp(-1, 1)
+        return best_candidate(self.critic, observations, candidates)
 
     @classmethod
     def load(cls, run_dir: str | Path) -> "QSM":

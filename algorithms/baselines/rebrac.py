@@ -38,7 +38,6 @@ from torch import Tensor, nn
 
 LAYER_NORM_EPSILON = 1e-6  # Flax's default, in FQL's networks (torch's is 1e-5)
 COLUMNS = ("observations", "actions", "rewards", "masks", "next_observations")  # of every minibatch
-GELU_SCALE, GELU_CUBIC = 2 * math.sqrt(2 / math.pi), 0.044715  # of its tanh form (Hendrycks & Gimpel, 2016)
 POLICY_OUTPUT_VARIANCE = 0.01  # of the last layer's initial weights over Xavier's, in FQL's Gaussian policies
 
 
@@ -81,13 +80,6 @@ class Noise(nn.Module):
         return self.like.new_empty(shape).normal_(generator=self.generator)
 
 
-def gelu(x: Tensor) -> Tensor:
-    """GELU in its tanh form, which is x sigmoid(2 y): inductor's exp is fast, its tanh is not."""
-    if torch.compiler.is_compiling():
-        return x * torch.sigmoid(GELU_SCALE * x * (1 + GELU_CUBIC * x.square()))
-    return F.gelu(x, approximate="tanh")
-
-
 class EnsembleMLP(nn.Module):
     """M independent MLPs, evaluated by one batched product per layer: inputs [B, ...] are joined -> [M, B, O].
 
@@ -111,7 +103,6 @@ class EnsembleMLP(nn.Module):
 
     def forward(self, *inputs: Tensor, member: int | None = None) -> Tensor:
         """All members, or one alone. (Slicing all of them would cost a copy in the backward pass.)"""
-
         weights, biases, scales, shifts = (
             list(group) if member is None else [parameter[member, None] for parameter in group]
             for group in (self.weights, self.biases, self.norm_scales, self.norm_shifts)
@@ -120,16 +111,11 @@ class EnsembleMLP(nn.Module):
         hidden = hidden.expand(len(biases[0]), *hidden.shape)
         for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
             if layer > 0:
-                hidden = gelu(hidden)
+                hidden = F.gelu(hidden, approximate="tanh")
             if layer > 0 and scales:
                 hidden = F.layer_norm(hidden, hidden.shape[-1:], eps=LAYER_NORM_EPSILON)
                 hidden = torch.addcmul(shifts[layer - 1], hidden, scales[layer - 1])
-            if not torch.compiler.is_compiling():
-                hidden = torch.baddbmm(bias, hidden, weight)
-            elif weight.shape[-1] == 1:  # a batched product with a single column is slow
-                hidden = (hidden * weight.mT).sum(dim=-1, keepdim=True) + bias
-            else:  # inductor fuses the sum with what follows
-                hidden = torch.bmm(hidden, weight) + bias
+            hidden = torch.baddbmm(bias, hidden, weight)
         return hidden
 
 
@@ -145,12 +131,14 @@ def check_columns(agent: nn.Module, columns: dict, names: tuple[str, ...]) -> No
     like = next(parameter for parameter in agent.parameters() if parameter.requires_grad)
     widths = {
         "observations": [agent.observation_dim],
+        "next_observations": [agent.observation_dim],
         "actions": [agent.action_dim],
+        "next_actions": [agent.action_dim],
     }
     size = len(columns["observations"])
     for name in (*names, "valid") if "valid" in columns else names:
         column = columns.get(name)
-        width = widths.get(name.removeprefix("next_"), [])
+        width = widths.get(name, [])
         found = type(column).__name__
         if isinstance(column, Tensor):
             found = f"{column.dtype} {list(column.shape)} on {column.device}"
