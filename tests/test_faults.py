@@ -6,7 +6,6 @@ import functools
 import json
 import math
 import os
-import re
 import resource
 import time
 from pathlib import Path
@@ -317,14 +316,3 @@ def test_durations_are_of_the_clock_that_cannot_go_backwards():
     assert len(sources) > 20
     # preparation.py measures how long a process takes to start, between the clocks of two processes.
     assert [path.name for path in sources if "time.time()" in path.read_text()] in ([], ["preparation.py"])
-
-
-# ---- the documentation ----
-
-
-def test_every_promise_names_a_test_that_exists():
-    root = Path(evaluation.__file__).parents[1]
-    named = set(re.findall(r"`(test_\w+)`", (root / "docs" / "reliability.md").read_text()))
-    tests = "\n".join(path.read_text() for path in (root / "tests").glob("test_*.py"))
-    assert len(named) > 40
-    assert named <= set(re.findall(r"^def (test_\w+)\(", tests, re.MULTILINE))
