@@ -156,9 +156,9 @@ def _convert(node: yaml.Node, kind: Any) -> Any:
             raise ValueError
         return tuple(_convert(element, item) for element in node.value)
     if form == "choice":
-        if _convert_scalar(node, str) not in item:
+        if not isinstance(node, yaml.ScalarNode) or node.value not in item:
             raise ValueError
-        return node.value
+        return node.value  # plain `true` too, where it is one of the texts
     return _convert_scalar(node, kind)
 
 
