@@ -52,8 +52,9 @@ CUBE = [
 
 
 def by_seed(run, cell):
-    """100 for seed 0, 10 more for each seed after it; 50 less with one candidate, 30 less for FQL."""
-    return 100.0 + 10 * run.seed - 50 * (cell.get("num_candidates") == 1) - 30 * (run.variant.label == "fql")
+    """100 for seed 0, 10 more for each seed after it; 30 less for FQL, 50 less for others with one candidate."""
+    is_fql = run.variant.label == "fql"  # acts with one candidate by default
+    return 100.0 + 10 * run.seed - (30 if is_fql else 50 * (cell.get("num_candidates") == 1))
 
 
 def made_up(folder, data, seeds, score=by_seed, variants=(DIPOLE, FQL), rows=ROWS, **fields):
