@@ -16,9 +16,8 @@ Both regressions have weights in [0, 1], and omega is chosen when acting, withou
 
     python algorithms/dipole.py --task exorl/local_sticky_random/cartpole_swingup
 
-Differences from the paper: velocities instead of noise predictions, and the sigmoid's shift k, both as in the released
-code (dipole_diffusion.py has the noise-prediction form). Differences from the released code (JAX): docs/dipole.md.
-
+Differences from the paper: velocities, not noise predictions (dipole_diffusion.py has them), and the sigmoid's shift k,
+both as in the released code; differences from that code (JAX): docs/dipole.md.
 Needs torch only; training from the command line needs the rest of this repository.
 """
 
@@ -36,6 +35,7 @@ from torch import Tensor, nn
 LAYER_NORM_EPSILON = 1e-6  # Flax's default, in FQL's networks (torch's is 1e-5)
 COLUMNS = ("observations", "actions", "rewards", "masks", "next_observations")  # of every minibatch
 SATURATION_MARGIN = 0.01  # a weight this close to 0 or 1 counts as saturated
+SATURATED_LOGIT = 4.0  # and so does beta A + k outside +-4, where the sigmoid is within 0.018 of 0 or 1
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,15 @@ class DIPOLEConfig:
     value_hidden_dims: tuple[int, ...] = (512, 512, 512)  # hidden sizes of critics and value
     actor_layer_norm: bool = False  # layer norm in the policy networks
     value_layer_norm: bool = True  # layer norm in critics and value
+    num_critics: int = 2  # K
+    pessimism: Optional[float] = None  # rho: standard deviations of the critics taken off their mean; null: minimum
     expectile: float = 0.9  # expectile of the value regression
-    value_aggregation: Literal["min", "mean"] = "min"  # over the target critics, in the value loss
+    value_aggregation: Literal["min", "mean"] = "min"  # in the value loss: as `pessimism` says, or their mean
+    target_pessimism: Optional[float] = 0.0  # rho of the critics' targets; 0: the mean over targets of each head
     inverse_temperature: float = 1.0  # beta: multiplies the advantage in the policy's weights
     advantage: Literal["critic", "group"] = "critic"  # Q - V, or reward - state_values of the data, on one-step tasks
     shift: float = 0.0  # k: moves the sigmoid's active region
-    weighting: Literal["sigmoid", "exponential", "indicator", "none"] = "sigmoid"  # all but sigmoid are ablations
+    weighting: Literal["sigmoid", "imitation", "exponential", "indicator", "none"] = "sigmoid"  # others: ablations
     max_weight: Optional[float] = 100.0  # clip of the exponential weights, as in IQL's released code; null: no clip
     greediness: float = 0.0  # omega when acting; 0: pi+ alone, -1: pi- alone
     target_greediness: float = 0.0  # omega of the next actions in the critics' targets
@@ -94,10 +97,10 @@ class Noise(nn.Module):
         return self
 
     def normal(self, *shape: int) -> Tensor:
-        return torch.randn(shape, generator=self.generator, dtype=self.like.dtype, device=self.like.device)
+        return self.like.new_empty(shape).normal_(generator=self.generator)
 
     def uniform(self, *shape: int) -> Tensor:
-        return torch.rand(shape, generator=self.generator, dtype=self.like.dtype, device=self.like.device)
+        return self.like.new_empty(shape).uniform_(generator=self.generator)
 
 
 class EnsembleMLP(nn.Module):
@@ -158,7 +161,7 @@ def check_columns(agent: nn.Module, columns: dict, names: tuple[str, ...]) -> No
         "next_actions": [agent.action_dim],
     }
     size = len(columns["observations"])
-    for name in names:
+    for name in (*names, "valid") if "valid" in columns else names:
         column = columns.get(name)
         width = widths.get(name, [])
         found = type(column).__name__
@@ -169,27 +172,33 @@ def check_columns(agent: nn.Module, columns: dict, names: tuple[str, ...]) -> No
             raise ValueError(f"{name} must be {wanted}, not {found} (observations have N = {size})")
 
 
+def aggregated(q: Tensor, pessimism: float | None) -> Tensor:
+    """mean_k q_k - pessimism std_k q_k of K critics' values [K, ...] -> [...]; with None their minimum."""
+    if pessimism is None:
+        return q.amin(dim=0)
+    return q.mean(dim=0) - pessimism * q.std(dim=0, correction=0)
+
+
 def expectile_loss(error: Tensor, expectile: float) -> Tensor:
     """mean of |expectile - 1[u < 0]| u^2, with u = `error` of any shape (IQL, eq. 5)."""
-    weight = (expectile - (error < 0).to(error.dtype)).abs()
+    weight = (expectile - (error < 0).to(error)).abs()
     return (weight * error.square()).mean()
 
 
 def policy_weights(config, advantage: Tensor) -> Tensor:
     """Regression weights of pi+ and pi-: advantage [B] -> [2, B]; [1, B] where there is one policy."""
     scaled = config.inverse_temperature * advantage
-    if config.weighting == "sigmoid":  # eq. 8
-        positive = torch.sigmoid(scaled + config.shift)
-        return torch.stack([positive, 1 - positive])
-    if config.weighting == "indicator":  # CFGRL-style: pi+ ~ mu 1[A >= 0], pi- = mu
-        positive = (advantage >= 0).to(advantage.dtype)
-        return torch.stack([positive, torch.ones_like(positive)])
+    if config.weighting == "none":  # behaviour cloning
+        return torch.ones_like(advantage)[None]
     if config.weighting == "exponential":  # eq. 4
-        weights = torch.exp(scaled)
-        if config.max_weight is not None:
-            weights = weights.clamp(max=config.max_weight)
-        return weights[None]
-    return torch.ones_like(advantage)[None]  # none: behaviour cloning
+        return torch.exp(scaled).clamp(min=0, max=config.max_weight)[None]
+    if config.weighting == "indicator":  # CFGRL-style: pi+ ~ mu 1[A >= 0]
+        positive = (advantage >= 0).to(advantage)
+    else:  # eq. 8
+        positive = torch.sigmoid(scaled + config.shift)
+    if config.weighting == "sigmoid":
+        return torch.stack([positive, 1 - positive])
+    return torch.stack([positive, torch.ones_like(positive)])  # pi- = mu
 
 
 def composed_velocity(flow: EnsembleMLP, observations: Tensor, x: Tensor, t: float, greediness: float) -> Tensor:
@@ -215,7 +224,7 @@ def best_candidate(critic: EnsembleMLP, observations: Tensor, candidates: Tensor
 
 
 class DIPOLE(nn.Module):
-    """A positive and a negative policy, two critics with targets, and a state value."""
+    """A positive and a negative policy, critics with targets, and a state value."""
 
     act_options = ("greediness", "num_candidates", "flow_steps")  # config fields that act() takes as well
 
@@ -232,8 +241,8 @@ class DIPOLE(nn.Module):
             return EnsembleMLP(members, sizes, config.value_layer_norm, self.noise.generator)
 
         pair_dim = observation_dim + action_dim
-        self.critic = value_network(2, pair_dim)
-        self.target_critic = value_network(2, pair_dim).requires_grad_(False)
+        self.critic = value_network(config.num_critics, pair_dim)
+        self.target_critic = value_network(config.num_critics, pair_dim).requires_grad_(False)
         self.target_critic.load_state_dict(self.critic.state_dict())
         self.value = value_network(1, observation_dim)
         flow_sizes = (pair_dim + 1, *config.actor_hidden_dims, action_dim)
@@ -246,7 +255,7 @@ class DIPOLE(nn.Module):
         """One gradient step of all networks, then the target critics' step; returns detached 0-d metrics.
 
         batch: tensors of the agent's dtype and device: observations and next_observations [B, O], actions [B, A] in
-        [-1, 1], rewards [B], masks [B] in [0, 1] (0: no bootstrapping); state_values [B] if in `batch_fields`.
+        [-1, 1], rewards [B], masks [B] (0: no bootstrap), valid [B] of chunks; state_values [B] if in `batch_fields`.
         """
         check_columns(self, batch, (*COLUMNS, *self.batch_fields))
         loss, metrics = self.loss(batch, self.draw(len(batch["actions"])))
@@ -266,13 +275,14 @@ class DIPOLE(nn.Module):
 
     def loss(self, batch: dict, noise: dict) -> tuple[Tensor, dict]:
         """The sum of all losses at the present parameters, and the metrics: a pure function."""
+        batch = {"valid": torch.ones_like(batch["rewards"]), **batch}  # 0: an episode ended within the chunk
         with torch.no_grad():
             data_q = self.target_critic(batch["observations"], batch["actions"]).squeeze(-1)
         value = self.value(batch["observations"])[0, :, 0]
         if self.config.advantage == "group":
             advantage = batch["rewards"] - batch["state_values"]
         else:
-            advantage = data_q.amin(dim=0) - value.detach()
+            advantage = aggregated(data_q, self.config.pessimism) - value.detach()
 
         critic_loss, metrics = self.critic_loss(batch, noise["next_x0"])
         value_loss, value_metrics = self.value_loss(data_q, value)
@@ -282,16 +292,18 @@ class DIPOLE(nn.Module):
         return loss, {name: metric.detach() for name, metric in metrics.items()}
 
     def critic_loss(self, batch: dict, next_x0: Tensor) -> tuple[Tensor, dict]:
-        """Temporal differences of each critic to both target heads: mean over the heads, sum over the critics."""
+        """Temporal differences of each critic to all target heads: mean over the heads, sum over the critics."""
         config = self.config
         next_observations = batch["next_observations"]
         with torch.no_grad():
             candidates = self.sample(next_observations, next_x0, config.target_greediness, config.flow_steps)
             next_actions = best_candidate(self.critic, next_observations, candidates)
             next_q = self.target_critic(next_observations, next_actions).squeeze(-1)
-            target_q = batch["rewards"] + config.discount * batch["masks"] * next_q  # [2, B], not aggregated
+            if config.target_pessimism != 0:
+                next_q = aggregated(next_q, config.target_pessimism)[None]
+            target_q = batch["rewards"] + config.discount * batch["masks"] * next_q  # [K, B], or [1, B]
         q = self.critic(batch["observations"], batch["actions"]).squeeze(-1)
-        loss = (q[:, None] - target_q[None]).square().mean(dim=(1, 2)).sum()
+        loss = (batch["valid"] * (q[:, None] - target_q).square()).mean(dim=(1, 2)).sum()
         metrics = {
             "critic/loss": loss,
             "critic/q_mean": q.mean(),
@@ -300,9 +312,9 @@ class DIPOLE(nn.Module):
         return loss, metrics
 
     def value_loss(self, data_q: Tensor, value: Tensor) -> tuple[Tensor, dict]:
-        """Expectile regression of V [B] on the target critics at the data's actions [2, B]."""
-        aggregated = data_q.amin(dim=0) if self.config.value_aggregation == "min" else data_q.mean(dim=0)
-        loss = expectile_loss(aggregated - value, self.config.expectile)
+        """Expectile regression of V [B] on the target critics at the data's actions [K, B]."""
+        pessimism = 0 if self.config.value_aggregation == "mean" else self.config.pessimism
+        loss = expectile_loss(aggregated(data_q, pessimism) - value, self.config.expectile)
         return loss, {"value/loss": loss, "value/mean": value.mean()}
 
     def policy_loss(self, batch: dict, advantage: Tensor, x0: Tensor, t: Tensor) -> tuple[Tensor, dict]:
@@ -311,9 +323,10 @@ class DIPOLE(nn.Module):
         weights = policy_weights(self.config, advantage)
         x_t = (1 - t) * x0 + t * actions
         velocity = self.flow(batch["observations"], x_t, t)
-        losses = (weights * (velocity - (actions - x0)).square().mean(dim=-1)).mean(dim=1)
+        losses = (weights * batch["valid"] * (velocity - (actions - x0)).square().mean(dim=-1)).mean(dim=1)
 
         positive = weights[0]
+        logit = self.config.inverse_temperature * advantage + self.config.shift
         saturated = torch.minimum(positive.abs(), (positive - 1).abs()) < SATURATION_MARGIN
         metrics = {
             "value/advantage_mean": advantage.mean(),
@@ -322,7 +335,8 @@ class DIPOLE(nn.Module):
             "actor/weight_mean": positive.mean(),
             "actor/weight_std": positive.std(correction=0),
             "actor/weight_max": positive.amax(),
-            "actor/weight_saturated": saturated.to(positive.dtype).mean(),
+            "actor/weight_saturated": saturated.to(positive).mean(),
+            "actor/logit_saturated": (logit.abs() > SATURATED_LOGIT).to(logit).mean(),
         }
         if len(losses) == 2:
             metrics["actor/negative_loss"] = losses[1]
@@ -353,7 +367,7 @@ class DIPOLE(nn.Module):
         """The trained agent of a run folder, on the CPU; needs nothing else of the repository."""
         checkpoint = torch.load(Path(run_dir) / "checkpoint.pt", map_location="cpu", weights_only=True)
         stored = checkpoint["config"]
-        config = DIPOLEConfig(**{field.name: stored[field.name] for field in fields(DIPOLEConfig)})
+        config = DIPOLEConfig(**{each.name: stored[each.name] for each in fields(DIPOLEConfig) if each.name in stored})
         agent = cls(config, checkpoint["observation_dim"], checkpoint["action_dim"])
         agent.load_state_dict(checkpoint["agent"]["networks"])
         return agent

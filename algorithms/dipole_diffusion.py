@@ -1,20 +1,14 @@
 """DIPOLE (Dichotomous Diffusion Policy Optimization, Liang et al., ICLR 2026, arXiv 2601.00898) as noise prediction.
 
-With the advantage A(s,a) = min_k Qbar_k(s,a) - V(s), behaviour policy mu, inverse temperature beta, greediness omega:
+Advantage A, critics, value, both policies' weights, greediness omega and acting are those of dipole.py; with the noise
+predictions eps+ and eps- of its two policies
 
-    target policy    pi*  ~ mu sigma(beta A) exp(omega beta A)                                (eq. 6)
-                          = [mu sigma(beta A)]^(1+omega) / [mu (1 - sigma(beta A))]^omega     (eq. 7)
-    two policies     pi+  ~ mu sigma(beta A)          pi- ~ mu (1 - sigma(beta A))            (eq. 8)
-    critic loss      sum_k E[mean_j (Q_k(s,a) - y_j)^2],  y_j = r + discount mask Qbar_j(s', a'),  a' from the policy
-    value loss       E[|expectile - 1[u < 0]| u^2],  u = min_k Qbar_k(s,a) - V(s)             (IQL, eq. 5)
     policy loss      E[w |eps+ - eps|^2] + E[(1-w) |eps- - eps|^2],  w = sigma(beta A + k)    (eq. 9)
     sampling         eps = (1+omega) eps+ - omega eps-,  denoising from x ~ N(0, I)           (eq. 10)
-    acting           of N sampled actions, the one with the largest min_k Q_k(s,a)
 
-At level t, uniform in 1..T, x_t = sqrt(abar_t) a + sqrt(1 - abar_t) eps with eps ~ N(0, I), where abar_t is the
-product of 1 - beta_u over u = 1..t, beta_u = 1 - exp(-b_min / T - (b_max - b_min) (2u - 1) / (2 T^2)).
-A step of the sampler, from level t to a lower level s, is ancestral (DDPM, Ho et al. 2020) with eta = 1 and
-deterministic (DDIM, Song et al. 2021, eq. 12 and 16) with eta = 0:
+x_t = sqrt(abar_t) a + sqrt(1 - abar_t) eps, eps ~ N(0, I), at a level t from 1 to T, with `signal_level`'s abar_t. A
+step of the sampler, from level t to a lower s, is ancestral (DDPM, Ho et al. 2020) with eta = 1 and deterministic
+(DDIM, Song et al. 2021, eq. 12 and 16) with eta = 0:
 
     x0  = clip((x_t - sqrt(1 - abar_t) eps) / sqrt(abar_t)),   eps' = (x_t - sqrt(abar_t) x0) / sqrt(1 - abar_t)
     x_s = sqrt(abar_s) x0 + sqrt(1 - abar_s - v) eps' + sqrt(v) z,   z ~ N(0, I)
@@ -22,8 +16,8 @@ deterministic (DDIM, Song et al. 2021, eq. 12 and 16) with eta = 0:
 
     python algorithms/dipole_diffusion.py --task exorl/local_sticky_random/cartpole_swingup
 
-Everything else is as in dipole.py. The paper leaves schedule, T and time input open: the schedule is that of
-Diffusion-QL and IDQL, T = 10 that of QAM's baselines, the time input Diffusion-QL's sinusoids; k is as in dipole.py.
+The paper leaves schedule, T and time input open: the schedule is that of Diffusion-QL and IDQL, T = 10 that of QAM's
+baselines, the time input Diffusion-QL's sinusoids.
 Needs torch only; training from the command line needs the rest of this repository.
 """
 
@@ -55,12 +49,15 @@ class DIPOLEDiffusionConfig:
     value_hidden_dims: tuple[int, ...] = (512, 512, 512)  # hidden sizes of critics and value
     actor_layer_norm: bool = False  # layer norm in the policy networks
     value_layer_norm: bool = True  # layer norm in critics and value
+    num_critics: int = 2  # K
+    pessimism: Optional[float] = None  # rho: standard deviations of the critics taken off their mean; null: minimum
     expectile: float = 0.9  # expectile of the value regression
-    value_aggregation: Literal["min", "mean"] = "min"  # over the target critics, in the value loss
+    value_aggregation: Literal["min", "mean"] = "min"  # in the value loss: as `pessimism` says, or their mean
+    target_pessimism: Optional[float] = 0.0  # rho of the critics' targets; 0: the mean over targets of each head
     inverse_temperature: float = 1.0  # beta: multiplies the advantage in the policy's weights
     advantage: Literal["critic", "group"] = "critic"  # Q - V, or reward - state_values of the data, on one-step tasks
     shift: float = 0.0  # k: moves the sigmoid's active region
-    weighting: Literal["sigmoid", "exponential", "indicator", "none"] = "sigmoid"  # all but sigmoid are ablations
+    weighting: Literal["sigmoid", "imitation", "exponential", "indicator", "none"] = "sigmoid"  # others: ablations
     max_weight: Optional[float] = 100.0  # clip of the exponential weights, as in IQL's released code; null: no clip
     greediness: float = 0.0  # omega when acting; 0: pi+ alone, -1: pi- alone
     target_greediness: float = 0.0  # omega of the next actions in the critics' targets
@@ -106,10 +103,7 @@ class Noise(nn.Module):
         return self
 
     def normal(self, *shape: int) -> Tensor:
-        return torch.randn(shape, generator=self.generator, dtype=self.like.dtype, device=self.like.device)
-
-    def uniform(self, *shape: int) -> Tensor:
-        return torch.rand(shape, generator=self.generator, dtype=self.like.dtype, device=self.like.device)
+        return self.like.new_empty(shape).normal_(generator=self.generator)
 
     def integers(self, high: int, *shape: int) -> Tensor:
         return torch.randint(high, shape, generator=self.generator, device=self.like.device)
@@ -173,7 +167,7 @@ def check_columns(agent: nn.Module, columns: dict, names: tuple[str, ...]) -> No
         "next_actions": [agent.action_dim],
     }
     size = len(columns["observations"])
-    for name in names:
+    for name in (*names, "valid") if "valid" in columns else names:
         column = columns.get(name)
         width = widths.get(name, [])
         found = type(column).__name__
@@ -184,27 +178,33 @@ def check_columns(agent: nn.Module, columns: dict, names: tuple[str, ...]) -> No
             raise ValueError(f"{name} must be {wanted}, not {found} (observations have N = {size})")
 
 
+def aggregated(q: Tensor, pessimism: float | None) -> Tensor:
+    """mean_k q_k - pessimism std_k q_k of K critics' values [K, ...] -> [...]; with None their minimum."""
+    if pessimism is None:
+        return q.amin(dim=0)
+    return q.mean(dim=0) - pessimism * q.std(dim=0, correction=0)
+
+
 def expectile_loss(error: Tensor, expectile: float) -> Tensor:
     """mean of |expectile - 1[u < 0]| u^2, with u = `error` of any shape (IQL, eq. 5)."""
-    weight = (expectile - (error < 0).to(error.dtype)).abs()
+    weight = (expectile - (error < 0).to(error)).abs()
     return (weight * error.square()).mean()
 
 
 def policy_weights(config, advantage: Tensor) -> Tensor:
     """Regression weights of pi+ and pi-: advantage [B] -> [2, B]; [1, B] where there is one policy."""
     scaled = config.inverse_temperature * advantage
-    if config.weighting == "sigmoid":  # eq. 8
-        positive = torch.sigmoid(scaled + config.shift)
-        return torch.stack([positive, 1 - positive])
-    if config.weighting == "indicator":  # CFGRL-style: pi+ ~ mu 1[A >= 0], pi- = mu
-        positive = (advantage >= 0).to(advantage.dtype)
-        return torch.stack([positive, torch.ones_like(positive)])
+    if config.weighting == "none":  # behaviour cloning
+        return torch.ones_like(advantage)[None]
     if config.weighting == "exponential":  # eq. 4
-        weights = torch.exp(scaled)
-        if config.max_weight is not None:
-            weights = weights.clamp(max=config.max_weight)
-        return weights[None]
-    return torch.ones_like(advantage)[None]  # none: behaviour cloning
+        return torch.exp(scaled).clamp(min=0, max=config.max_weight)[None]
+    if config.weighting == "indicator":  # CFGRL-style: pi+ ~ mu 1[A >= 0]
+        positive = (advantage >= 0).to(advantage)
+    else:  # eq. 8
+        positive = torch.sigmoid(scaled + config.shift)
+    if config.weighting == "sigmoid":
+        return torch.stack([positive, 1 - positive])
+    return torch.stack([positive, torch.ones_like(positive)])  # pi- = mu
 
 
 def signal_level(t: Tensor, diffusion_steps: int) -> Tensor:
@@ -219,11 +219,6 @@ def time_features(t: Tensor) -> Tensor:
     exponents = torch.arange(half, dtype=t.dtype, device=t.device) / (half - 1)
     angles = t * FREQUENCY_RANGE**-exponents
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
-
-
-def noised(actions: Tensor, noise: Tensor, level: Tensor) -> Tensor:
-    """x_t: actions [B, A] with noise [B, A] mixed in at abar = `level` [B, 1]."""
-    return level.sqrt() * actions + (1 - level).sqrt() * noise
 
 
 def composed_noise(denoiser: EnsembleMLP, observations: Tensor, x: Tensor, t: Tensor, greediness: float) -> Tensor:
@@ -269,7 +264,7 @@ def best_candidate(critic: EnsembleMLP, observations: Tensor, candidates: Tensor
 
 
 class DIPOLEDiffusion(nn.Module):
-    """A positive and a negative policy, two critics with targets, and a state value."""
+    """A positive and a negative policy, critics with targets, and a state value."""
 
     act_options = ("greediness", "num_candidates", "denoising_steps")  # config fields that act() takes as well
 
@@ -286,8 +281,8 @@ class DIPOLEDiffusion(nn.Module):
             return EnsembleMLP(members, sizes, config.value_layer_norm, self.noise.generator)
 
         pair_dim = observation_dim + action_dim
-        self.critic = value_network(2, pair_dim)
-        self.target_critic = value_network(2, pair_dim).requires_grad_(False)
+        self.critic = value_network(config.num_critics, pair_dim)
+        self.target_critic = value_network(config.num_critics, pair_dim).requires_grad_(False)
         self.target_critic.load_state_dict(self.critic.state_dict())
         self.value = value_network(1, observation_dim)
         sizes = (pair_dim + TIME_FEATURES, *config.actor_hidden_dims, action_dim)
@@ -300,7 +295,7 @@ class DIPOLEDiffusion(nn.Module):
         """One gradient step of all networks, then the target critics' step; returns detached 0-d metrics.
 
         batch: tensors of the agent's dtype and device: observations and next_observations [B, O], actions [B, A] in
-        [-1, 1], rewards [B], masks [B] in [0, 1] (0: no bootstrapping); state_values [B] if in `batch_fields`.
+        [-1, 1], rewards [B], masks [B] (0: no bootstrap), valid [B] of chunks; state_values [B] if in `batch_fields`.
         """
         check_columns(self, batch, (*COLUMNS, *self.batch_fields))
         loss, metrics = self.loss(batch, self.draw(len(batch["actions"])))
@@ -313,26 +308,23 @@ class DIPOLEDiffusion(nn.Module):
     def draw(self, batch_size: int) -> dict:
         """The random numbers of one update."""
         config = self.config
-        next_noise = self.noise.normal(
-            batch_size, config.target_candidates, config.denoising_steps + 1, self.action_dim
-        )
-        noise = self.noise.normal(batch_size, self.action_dim)
-        t = 1 + self.noise.integers(config.diffusion_steps, batch_size, 1)
+        chain = (config.target_candidates, config.denoising_steps + 1, self.action_dim)
         return {
-            "next_noise": next_noise,
-            "noise": noise,
-            "t": t.to(noise.dtype),
+            "next_noise": self.noise.normal(batch_size, *chain),
+            "noise": self.noise.normal(batch_size, self.action_dim),
+            "t": 1 + self.noise.integers(config.diffusion_steps, batch_size, 1),
         }
 
     def loss(self, batch: dict, noise: dict) -> tuple[Tensor, dict]:
         """The sum of all losses at the present parameters, and the metrics: a pure function."""
+        batch = {"valid": torch.ones_like(batch["rewards"]), **batch}  # 0: an episode ended within the chunk
         with torch.no_grad():
             data_q = self.target_critic(batch["observations"], batch["actions"]).squeeze(-1)
         value = self.value(batch["observations"])[0, :, 0]
         if self.config.advantage == "group":
             advantage = batch["rewards"] - batch["state_values"]
         else:
-            advantage = data_q.amin(dim=0) - value.detach()
+            advantage = aggregated(data_q, self.config.pessimism) - value.detach()
 
         critic_loss, metrics = self.critic_loss(batch, noise["next_noise"])
         value_loss, value_metrics = self.value_loss(data_q, value)
@@ -342,16 +334,18 @@ class DIPOLEDiffusion(nn.Module):
         return loss, {name: metric.detach() for name, metric in metrics.items()}
 
     def critic_loss(self, batch: dict, next_noise: Tensor) -> tuple[Tensor, dict]:
-        """Temporal differences of each critic to both target heads: mean over the heads, sum over the critics."""
+        """Temporal differences of each critic to all target heads: mean over the heads, sum over the critics."""
         config = self.config
         next_observations = batch["next_observations"]
         with torch.no_grad():
             candidates = self.sample(next_observations, next_noise, config.target_greediness)
             next_actions = best_candidate(self.critic, next_observations, candidates)
             next_q = self.target_critic(next_observations, next_actions).squeeze(-1)
-            target_q = batch["rewards"] + config.discount * batch["masks"] * next_q  # [2, B], not aggregated
+            if config.target_pessimism != 0:
+                next_q = aggregated(next_q, config.target_pessimism)[None]
+            target_q = batch["rewards"] + config.discount * batch["masks"] * next_q  # [K, B], or [1, B]
         q = self.critic(batch["observations"], batch["actions"]).squeeze(-1)
-        loss = (q[:, None] - target_q[None]).square().mean(dim=(1, 2)).sum()
+        loss = (batch["valid"] * (q[:, None] - target_q).square()).mean(dim=(1, 2)).sum()
         metrics = {
             "critic/loss": loss,
             "critic/q_mean": q.mean(),
@@ -360,17 +354,19 @@ class DIPOLEDiffusion(nn.Module):
         return loss, metrics
 
     def value_loss(self, data_q: Tensor, value: Tensor) -> tuple[Tensor, dict]:
-        """Expectile regression of V [B] on the target critics at the data's actions [2, B]."""
-        aggregated = data_q.amin(dim=0) if self.config.value_aggregation == "min" else data_q.mean(dim=0)
-        loss = expectile_loss(aggregated - value, self.config.expectile)
+        """Expectile regression of V [B] on the target critics at the data's actions [K, B]."""
+        pessimism = 0 if self.config.value_aggregation == "mean" else self.config.pessimism
+        loss = expectile_loss(aggregated(data_q, pessimism) - value, self.config.expectile)
         return loss, {"value/loss": loss, "value/mean": value.mean()}
 
     def policy_loss(self, batch: dict, advantage: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, dict]:
         """Weighted noise prediction (eq. 9) of both policies at the same noise [B, A] and level t [B, 1]."""
+        t = t.to(noise)
         weights = policy_weights(self.config, advantage)
-        x_t = noised(batch["actions"], noise, signal_level(t, self.config.diffusion_steps))
+        level = signal_level(t, self.config.diffusion_steps)
+        x_t = level.sqrt() * batch["actions"] + (1 - level).sqrt() * noise
         predicted = self.denoiser(batch["observations"], x_t, time_features(t))
-        losses = (weights * (predicted - noise).square().mean(dim=-1)).mean(dim=1)
+        losses = (weights * batch["valid"] * (predicted - noise).square().mean(dim=-1)).mean(dim=1)
 
         positive = weights[0]
         saturated = torch.minimum(positive.abs(), (positive - 1).abs()) < SATURATION_MARGIN
@@ -381,7 +377,7 @@ class DIPOLEDiffusion(nn.Module):
             "actor/weight_mean": positive.mean(),
             "actor/weight_std": positive.std(correction=0),
             "actor/weight_max": positive.amax(),
-            "actor/weight_saturated": saturated.to(positive.dtype).mean(),
+            "actor/weight_saturated": saturated.to(positive).mean(),
         }
         if len(losses) == 2:
             metrics["actor/negative_loss"] = losses[1]
@@ -405,8 +401,8 @@ class DIPOLEDiffusion(nn.Module):
         num_steps = noise.shape[2] - 1
         x, *fresh_noises = noise.flatten(0, 1).unbind(dim=1)
         repeated = observations.repeat_interleave(noise.shape[1], dim=0)
-        levels = [self.config.diffusion_steps * step // num_steps for step in range(num_steps, -1, -1)]
-        levels = [torch.full_like(x[:, :1], level) for level in levels]
+        steps = range(num_steps, -1, -1)
+        levels = [torch.full_like(x[:, :1], self.config.diffusion_steps * step // num_steps) for step in steps]
         for t, next_t, fresh_noise in zip(levels, levels[1:], fresh_noises, strict=False):
             predicted = composed_noise(self.denoiser, repeated, x, t, greediness)
             x = denoising_step(self.config, x, predicted, t, next_t, fresh_noise)
@@ -417,7 +413,9 @@ class DIPOLEDiffusion(nn.Module):
         """The trained agent of a run folder, on the CPU; needs nothing else of the repository."""
         checkpoint = torch.load(Path(run_dir) / "checkpoint.pt", map_location="cpu", weights_only=True)
         stored = checkpoint["config"]
-        config = DIPOLEDiffusionConfig(**{field.name: stored[field.name] for field in fields(DIPOLEDiffusionConfig)})
+        config = DIPOLEDiffusionConfig(
+            **{each.name: stored[each.name] for each in fields(DIPOLEDiffusionConfig) if each.name in stored}
+        )
         agent = cls(config, checkpoint["observation_dim"], checkpoint["action_dim"])
         agent.load_state_dict(checkpoint["agent"]["networks"])
         return agent

@@ -64,7 +64,7 @@ class DIPOLELoRAConfig:
     target_modules: tuple[str, ...] = ("query_key_value", "projection", "mlp_input", "mlp_output")  # adapted layers
     inverse_temperature: float = 1.0  # beta: multiplies the advantage in the policy's weights
     shift: float = 0.0  # k: moves the sigmoid's active region
-    weighting: Literal["sigmoid", "exponential", "indicator", "none"] = "sigmoid"  # all but sigmoid are ablations
+    weighting: Literal["sigmoid", "imitation", "exponential", "indicator", "none"] = "sigmoid"  # others: ablations
     max_weight: Optional[float] = 100.0  # clip of the exponential weights, as in IQL's released code; null: no clip
     greediness: float = 0.0  # omega when acting; 0: pi+ alone, -1: pi- alone
     sampling_steps: int = 10  # Euler steps of the flow, or denoising steps through the T levels, at most T
@@ -112,10 +112,10 @@ class Noise(nn.Module):
         return self
 
     def normal(self, *shape: int) -> Tensor:
-        return torch.randn(shape, generator=self.generator, dtype=self.like.dtype, device=self.like.device)
+        return self.like.new_empty(shape).normal_(generator=self.generator)
 
     def uniform(self, *shape: int) -> Tensor:
-        return torch.rand(shape, generator=self.generator, dtype=self.like.dtype, device=self.like.device)
+        return self.like.new_empty(shape).uniform_(generator=self.generator)
 
     def integers(self, high: int, *shape: int) -> Tensor:
         return torch.randint(high, shape, generator=self.generator, device=self.like.device)
@@ -131,7 +131,7 @@ def check_columns(agent: nn.Module, columns: dict, names: tuple[str, ...]) -> No
         "next_actions": [agent.action_dim],
     }
     size = len(columns["observations"])
-    for name in names:
+    for name in (*names, "valid") if "valid" in columns else names:
         column = columns.get(name)
         width = widths.get(name, [])
         found = type(column).__name__
@@ -145,18 +145,17 @@ def check_columns(agent: nn.Module, columns: dict, names: tuple[str, ...]) -> No
 def policy_weights(config, advantage: Tensor) -> Tensor:
     """Regression weights of pi+ and pi-: advantage [B] -> [2, B]; [1, B] where there is one policy."""
     scaled = config.inverse_temperature * advantage
-    if config.weighting == "sigmoid":  # eq. 8
-        positive = torch.sigmoid(scaled + config.shift)
-        return torch.stack([positive, 1 - positive])
-    if config.weighting == "indicator":  # CFGRL-style: pi+ ~ mu 1[A >= 0], pi- = mu
-        positive = (advantage >= 0).to(advantage.dtype)
-        return torch.stack([positive, torch.ones_like(positive)])
+    if config.weighting == "none":  # behaviour cloning
+        return torch.ones_like(advantage)[None]
     if config.weighting == "exponential":  # eq. 4
-        weights = torch.exp(scaled)
-        if config.max_weight is not None:
-            weights = weights.clamp(max=config.max_weight)
-        return weights[None]
-    return torch.ones_like(advantage)[None]  # none: behaviour cloning
+        return torch.exp(scaled).clamp(min=0, max=config.max_weight)[None]
+    if config.weighting == "indicator":  # CFGRL-style: pi+ ~ mu 1[A >= 0]
+        positive = (advantage >= 0).to(advantage)
+    else:  # eq. 8
+        positive = torch.sigmoid(scaled + config.shift)
+    if config.weighting == "sigmoid":
+        return torch.stack([positive, 1 - positive])
+    return torch.stack([positive, torch.ones_like(positive)])  # pi- = mu
 
 
 def signal_level(t: Tensor, diffusion_steps: int) -> Tensor:
@@ -444,7 +443,7 @@ class DIPOLELoRA(nn.Module):
         metrics = {
             "actor/positive_loss": losses[0],
             "actor/weight_mean": positive.mean(),
-            "actor/weight_saturated": saturated.to(positive.dtype).mean(),
+            "actor/weight_saturated": saturated.to(positive).mean(),
             "actor/advantage_std": advantage.std(correction=0),
         }
         if len(losses) == 2:

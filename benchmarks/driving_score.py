@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from envs.driving.bandit import read_split
+from envs.driving.scene_files import read_split
 from envs.driving.score import score
 
 FOLDER = Path(__file__).resolve().parents[1] / "tests" / "golden" / "driving" / "scenes"

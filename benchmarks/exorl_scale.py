@@ -19,7 +19,8 @@ import torch
 from algorithms.dipole import DIPOLE, DIPOLEConfig
 from common.errors import CommandParser, exit_on_user_error
 from envs import load_task
-from envs.exorl.collect import collect, episode_file, read_sidecar
+from envs.exorl.collect import collect
+from envs.exorl.source import episode_file, read_sidecar
 from envs.generation_record import RECORD
 from envs.task import file_sha256
 

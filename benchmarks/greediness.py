@@ -13,20 +13,17 @@ folder, of the runs as they are. Of a run's log the figure takes the second half
 docs/greediness.md says what came out.
 """
 
-import collections
-import dataclasses
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
 from common.errors import CommandParser, UserError, exit_on_user_error
-from common.files import make_folder, replacing, write_rows_csv
+from common.files import make_folder, replacing, write_text
 from harness import run_files
 from harness.comparison.matrix import Comparison, load_comparison
 from harness.comparison.results import FINAL, Results, RunResult, shown
@@ -56,39 +53,6 @@ DATA_MEAN, DIVERGED = "mean return of the data", "a seed diverged"
 OMEGA_GAP, BETA_GAP = 0.05, 1.07  # between the points of lines at the same x: a difference; a factor
 X_MARGIN = 1.5  # of the axis of beta, as a factor
 
-Key = tuple[str, str, str, float]  # panel, task, line, x
-
-
-@dataclasses.dataclass(frozen=True)
-class Point:
-    """One point of the figure: `values` of the seeds, `diverged` seeds that have none."""
-
-    panel: str
-    task: str
-    line: str
-    x: float  # omega or beta
-    values: tuple[float, ...]
-    diverged: int
-
-    @property
-    def mean(self) -> float:
-        return float(np.mean(self.values)) if self.values else float("nan")
-
-    @property
-    def bounds(self) -> tuple[float, float]:
-        """95% bootstrap interval of the mean; the lowest and the highest of fewer than five seeds."""
-        if len(self.values) >= FEWEST_SEEDS:
-            return interval([np.array(self.values)])
-        return (min(self.values), max(self.values)) if self.values else (float("nan"), float("nan"))
-
-    def csv_row(self) -> dict[str, Any]:
-        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        low, high = self.bounds
-        values = " ".join(f"{value:.6g}" for value in self.values)
-        numbers = {name: f"{value:.6g}" for name, value in {"mean": self.mean, "low": low, "high": high}.items()}
-        return own | {"x": f"{self.x:g}", "values": values, "seeds": len(self.values), **numbers}
-
-
 # ---- From run folders to points ----
 
 
@@ -111,94 +75,108 @@ def weights_of(run: RunResult) -> str:
 
 
 def measured_in_log(run: RunResult) -> dict[str, float]:
-    """{panel: value} of the log's second half."""
-    rows = [
-        row
-        for row in read_rows(run.planned.folder / run_files.TRAIN_LOG)
-        if 2 * int(row["step"]) > run.planned.run.offline_steps
-    ]
-    mean, std, losses = (np.array([float(row.get(name) or "nan") for row in rows]) for name in NEEDED_METRICS)
+    """{panel: value} of the log's second half, NaN while the run is not finished."""
+    if not run.finished:
+        return dict.fromkeys((SHARE, SPIKE), float("nan"))
+    rows = pd.DataFrame(read_rows(run.planned.folder / run_files.TRAIN_LOG)).apply(pd.to_numeric, errors="coerce")
+    rows = rows.reindex(columns=["step", *NEEDED_METRICS])[2 * rows["step"] > run.planned.run.offline_steps]
+    mean, std, losses = (rows[name].to_numpy() for name in NEEDED_METRICS)
     return {SHARE: float(np.median(1 / (1 + (std / mean) ** 2))), SPIKE: float(losses.max() / np.median(losses))}
 
 
-def widest_beta(results: Results) -> float:
+def settings_of(run: RunResult) -> dict:
+    """What the points take from a run beside its scores; line: of its weights."""
+    diverged = (run.planned.folder / run_files.DIVERGENCE).exists()
+    return {
+        "run": run.planned.name,
+        "task": run.planned.task,
+        "line": weights_of(run),
+        "beta": run.planned.config.inverse_temperature,
+        "diverged": diverged,
+    }
+
+
+def evaluated(results: Results) -> pd.DataFrame:
+    """The comparison's scores with the settings of their runs; value: the score as it is shown."""
+    settings = pd.DataFrame(map(settings_of, results.runs)).drop(columns="task")
+    scores = results.scores.assign(value=shown(results.scores, FINAL)).merge(settings, on="run")
+    return scores.assign(n=scores["num_candidates"].map("N = {:g}".format))
+
+
+def widest_beta(scores: pd.DataFrame) -> float:
     """The beta at which sigmoid weights were evaluated with the most values of omega: where the figure shows omega."""
-    runs = {run.planned.name: run for run in results.runs}
-    omegas = collections.defaultdict(set)
-    for score in results.scores.itertuples():
-        if weights_of(runs[score.run]) == SIGMOID:
-            omegas[runs[score.run].planned.config.inverse_temperature].add(score.greediness)
-    if not omegas:
+    omegas = scores[scores["line"] == SIGMOID].groupby("beta")["greediness"].nunique()
+    if omegas.empty:
         raise UserError("the comparison has no variant with sigmoid weights, which the figure of omega needs")
-    return max(omegas, key=lambda beta: len(omegas[beta]))
+    return omegas.idxmax()
 
 
-def measurements(results: Results) -> Iterator[tuple[Key, RunResult, float]]:
-    """Every value of the figure with its point and its run; NaN where the run has none."""
-    omega_beta, runs = widest_beta(results), {run.planned.name: run for run in results.runs}
-    for score in results.scores.assign(value=shown(results.scores, FINAL)).itertuples():
-        run, omega, panel = runs[score.run], score.greediness, f"score at N = {score.num_candidates:g}"
-        beta, weights = run.planned.config.inverse_temperature, weights_of(run)
-        if weights == SIGMOID and beta == omega_beta:
-            yield (OMEGA, score.task, f"N = {score.num_candidates:g}", omega), run, score.value
-        if weights != SIGMOID or omega in OMEGAS_BY_BETA:
-            line = OMEGAS_BY_BETA[omega] if weights == SIGMOID else weights
-            yield (panel, score.task, line, beta), run, score.value
-    for run in results.runs:
-        values = measured_in_log(run) if run.finished else dict.fromkeys((SHARE, SPIKE), float("nan"))
-        for panel, value in values.items():
-            yield (panel, run.planned.task, weights_of(run), run.planned.config.inverse_temperature), run, value
+def measurements(results: Results) -> pd.DataFrame:
+    """A line for every value of the figure: panel, task, line, x (omega or beta), value, whether its run diverged."""
+    scores = evaluated(results)
+    sigmoid = scores["line"] == SIGMOID
+    by_omega = scores[sigmoid & (scores["beta"] == widest_beta(scores))]
+    by_omega = by_omega.assign(panel=OMEGA, line=by_omega["n"], x=by_omega["greediness"])
+    lines = scores["line"].mask(sigmoid, scores["greediness"].map(OMEGAS_BY_BETA))
+    by_beta = scores.assign(panel="score at " + scores["n"], line=lines, x=scores["beta"]).dropna(subset="line")
+    logged = pd.DataFrame(
+        {**settings_of(run), "panel": panel, "value": value}
+        for run in results.runs
+        for panel, value in measured_in_log(run).items()
+    )
+    parts = (by_omega, by_beta, logged.assign(x=logged["beta"]))
+    return pd.concat(part[["panel", "task", "line", "x", "value", "diverged"]] for part in parts)
 
 
-def points_of(results: Results) -> list[Point]:
-    """The figure's points, in the order of the comparison. Raises UserError if no run is finished.
+def points_of(results: Results) -> pd.DataFrame:
+    """A line for each point: panel, task, line, x, values of the seeds, diverged seeds that have none, mean, low, high.
 
-    Runs that are not finished are left out; a run that diverged counts where its value would be.
+    low and high: the 95% bootstrap interval of the mean; the lowest and the highest of fewer than five seeds. Runs that
+    are not finished are left out; one that diverged counts where its value would be. Raises UserError without any.
     """
-    values: dict[Key, list[float]] = collections.defaultdict(list)
-    diverged: dict[Key, int] = collections.Counter()
-    for key, run, value in measurements(results):
-        if run.finished and np.isfinite(value):
-            values[key].append(value)
-        elif (run.planned.folder / run_files.DIVERGENCE).exists():
-            diverged[key] += 1
-    if not values:
+    measured = measurements(results)
+    has_value = np.isfinite(measured["value"])
+    if not has_value.any():
         raise UserError(f"{results.comparison.out}: holds no finished run yet; run harness.compare first")
-    tasks = tasks_of(results)
-    keys = sorted({*values, *diverged}, key=lambda key: (panel_place(key[0]), tasks.index(key[1]), *key[2:]))
-    return [Point(*key, tuple(values.get(key, ())), diverged.get(key, 0)) for key in keys]
+    tasks, points = tasks_of(results), []
+    for key, lines in measured[has_value | measured["diverged"]].groupby(["panel", "task", "line", "x"]):
+        values = lines["value"].dropna().to_numpy()
+        low, high = float("nan"), float("nan")
+        if len(values):
+            low, high = interval([values]) if len(values) >= FEWEST_SEEDS else (values.min(), values.max())
+        point = {"values": tuple(values), "diverged": int(lines["value"].isna().sum()), "seeds": len(values)}
+        numbers = {"mean": values.mean() if len(values) else low, "low": low, "high": high}
+        points.append(dict(zip(("panel", "task", "line", "x"), key, strict=True)) | point | numbers)
+    points.sort(key=lambda point: (panel_place(point["panel"]), tasks.index(point["task"])))
+    return pd.DataFrame(points)
 
 
 def tasks_of(results: Results) -> list[str]:
     return [task for tasks in results.comparison.tasks.values() for task in tasks]
 
 
-def candidates_of(panel: str) -> int:
-    return int(panel.split()[-1])
-
-
 def panel_place(panel: str) -> tuple[int, int]:
     """For sorting: omega, the scores by beta with their N rising, the share, the spike."""
     fixed = {OMEGA: 0, SHARE: 2, SPIKE: 3}
-    return (fixed[panel], 0) if panel in fixed else (1, candidates_of(panel))
+    return (fixed[panel], 0) if panel in fixed else (1, int(panel.split()[-1]))
 
 
 # ---- The figure ----
 
 
-def figure_of(results: Results, points: Sequence[Point]) -> Figure:
+def figure_of(results: Results, points: pd.DataFrame) -> Figure:
     """A column for each task; rows: score by omega, then by beta the score at each N, the weights' share, the spike."""
     tasks = tasks_of(results)
-    panels = sorted({OMEGA, SHARE, SPIKE, *(point.panel for point in points)}, key=panel_place)
+    panels = sorted({OMEGA, SHARE, SPIKE, *points["panel"]}, key=panel_place)
     figure = Figure(figsize=(3.1 * len(tasks) + 2.4, 2.3 * len(panels) + 0.5), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(caption(points), fontsize=9)
+    figure.suptitle(caption(points.loc[points["seeds"] > 0, "seeds"]), fontsize=9)
     for panel, row in zip(panels, figure.subfigures(len(panels), 1, squeeze=False)[:, 0], strict=True):
         row.suptitle(row_title(panel, results), fontsize=10, fontweight="bold")
         labelled = {}
         for task, axes in zip(tasks, row.subplots(1, len(tasks), squeeze=False)[0], strict=True):
             style_axes(axes, panel, results, task)
-            draw(axes, [point for point in points if (point.panel, point.task) == (panel, task)])
+            draw(axes, points[(points["panel"] == panel) & (points["task"] == task)], panel)
             axes.set_title(task if panel == OMEGA else task.split("/")[-1], fontsize=7 if panel == OMEGA else 9)
             handles, labels = axes.get_legend_handles_labels()
             labelled |= dict(zip(labels, handles, strict=True))
@@ -207,52 +185,48 @@ def figure_of(results: Results, points: Sequence[Point]) -> Figure:
     return figure
 
 
-def caption(points: Sequence[Point]) -> str:
-    seeds = [len(point.values) for point in points if point.values]
-    count = f"{min(seeds)}" if min(seeds) == max(seeds) else f"{min(seeds)} to {max(seeds)}"
-    if max(seeds) == 1:
+def caption(seeds: pd.Series) -> str:
+    fewest, most = seeds.min(), seeds.max()
+    if most == 1:
         return "One seed: differences between seeds are not shown"
-    few = min(seeds) < FEWEST_SEEDS
+    count = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+    few = fewest < FEWEST_SEEDS
     bars = "from the lowest to the highest seed" if few else f"{CONFIDENCE:.0%} bootstrap intervals over seeds"
     return f"Means over {count} seeds, bars: {bars}"
 
 
 def row_title(panel: str, results: Results) -> str:
     if panel == OMEGA:
-        return f"Score against greediness ω (sigmoid weights, β = {widest_beta(results):g})"
+        return f"Score against greediness ω (sigmoid weights, β = {widest_beta(evaluated(results)):g})"
     if panel == SHARE:
         return "Effective share of a minibatch (1: all weights are equal)"
     if panel == SPIKE:
         return "Loss spike: largest / median loss of the positive policy, second half of training"
-    candidates = candidates_of(panel)
+    candidates = panel_place(panel)[1]
     alone = "the policy alone" if candidates == 1 else f"the critic's choice of {candidates} candidates"
     return f"Score against inverse temperature β at N = {candidates} ({alone})"
 
 
-def draw(axes: Axes, points: Sequence[Point]) -> None:
-    """The lines of one panel, each point with its bar; crosses at the top where seeds diverged."""
-    styled = [line for line in STYLES if line in {point.line for point in points}]
-    lines = styled or list(dict.fromkeys(point.line for point in points))
+def draw(axes: Axes, points: pd.DataFrame, panel: str) -> None:
+    """The lines of one panel, each point with its bar; crosses at the top where seeds diverged.
+
+    Lines stand a little aside from each other, so that their bars stay apart.
+    """
+    lines = [line for line in STYLES if line in set(points["line"])] or list(points["line"].unique())
     for index, line in enumerate(lines):
         style = STYLES.get(line) or CANDIDATE_STYLES[index % len(CANDIDATE_STYLES)]
         aside = index - (len(lines) - 1) / 2
-        drawn = sorted((point for point in points if point.line == line), key=lambda point: point.x)
-        scored = [point for point in drawn if point.values]
-        if scored:
-            means = np.array([point.mean for point in scored])
-            low, high = np.array([point.bounds for point in scored]).T
-            bars = np.maximum([means - low, high - means], 0.0)  # a mean is at most a rounding error outside
-            x = [drawn_at(point, aside) for point in scored]
-            axes.errorbar(x, means, bars, label=line, markersize=5, capsize=2.5, lw=1.3, **style)
-        gone = [drawn_at(point, aside) for point in drawn if point.diverged]
-        if gone:
+        drawn = points[points["line"] == line].sort_values("x")
+        x = drawn["x"] + aside * OMEGA_GAP if panel == OMEGA else drawn["x"] * BETA_GAP**aside
+        if drawn["seeds"].any():
+            scored = drawn["seeds"] > 0
+            mean, low, high = (drawn.loc[scored, name].to_numpy() for name in ("mean", "low", "high"))
+            bars = np.maximum([mean - low, high - mean], 0.0)  # a mean is at most a rounding error outside
+            axes.errorbar(x[scored], mean, bars, label=line, markersize=5, capsize=2.5, lw=1.3, **style)
+        gone = x[drawn["diverged"] > 0]
+        if len(gone):
             top = axes.get_xaxis_transform()
             axes.plot(gone, [0.95] * len(gone), "x", color=style["color"], transform=top, ms=8, mew=2, label=DIVERGED)
-
-
-def drawn_at(point: Point, aside: float) -> float:
-    """Where a point stands: lines stand a little aside from each other, so that their bars stay apart."""
-    return point.x + aside * OMEGA_GAP if point.panel == OMEGA else point.x * BETA_GAP**aside
 
 
 def style_axes(axes: Axes, panel: str, results: Results, task: str) -> None:
@@ -290,7 +264,8 @@ def write(comparison: Comparison, folder: Path) -> list[Path]:
     points = points_of(results)
     make_folder(folder, "--out")
     paths = [folder / "greediness.csv", folder / "greediness.png"]
-    write_rows_csv([point.csv_row() for point in points], paths[0])
+    texts = points["values"].map(lambda values: " ".join(f"{value:.6g}" for value in values))
+    write_text(paths[0], points.assign(values=texts).to_csv(index=False, float_format="%.6g", lineterminator="\n"))
     with replacing(paths[1]) as temporary:
         figure_of(results, points).savefig(temporary, format="png")
     return paths

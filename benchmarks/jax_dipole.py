@@ -5,7 +5,7 @@ whatever the greediness, and one compiled function makes a whole update. Choices
 minibatch is taken inside the compiled function from arrays on the device, x0 and t are drawn once for both policies,
 Adam leaves the target critics out, and the old state's memory is given up to the new one.
 
-It trains with the default `weighting` and `advantage` only. requirements-bench.txt says what it needs.
+It trains two critics with the default `weighting`, `advantage` and pessimism only; it needs requirements-bench.txt.
 """
 
 import math

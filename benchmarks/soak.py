@@ -9,7 +9,6 @@ share counts for each. The run itself is in <out>/runs, the last line says what 
 """
 
 import argparse
-import csv
 import os
 import signal
 import subprocess
@@ -17,21 +16,15 @@ import sys
 import time
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 
 from common.errors import CommandParser, exit_on_user_error
+from harness import run_files
 from harness.loggers import read_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK_START, QUICK_START_UPDATES = "exorl/local_sticky_random/cartpole_swingup", 10_000
-COLUMNS = {
-    "memory_mb": "memory (MB)",
-    "child_memory_mb": "memory of children (MB)",
-    "files": "open files",
-    "threads": "threads",
-    "children": "child processes",
-}
 TABLE_ROWS = 12
 
 
@@ -54,11 +47,11 @@ def measure(process_id: int) -> dict[str, float] | None:
     try:
         children = children_of(process_id)
         return {
-            "memory_mb": memory_mb(process_id),
-            "child_memory_mb": sum(map(memory_mb, children)),
-            "files": len(os.listdir(f"/proc/{process_id}/fd")),
+            "memory (MB)": memory_mb(process_id),
+            "memory of children (MB)": sum(map(memory_mb, children)),
+            "open files": len(os.listdir(f"/proc/{process_id}/fd")),
             "threads": len(os.listdir(f"/proc/{process_id}/task")),
-            "children": len(children),
+            "child processes": len(children),
         }
     except (OSError, IndexError):
         return None
@@ -82,53 +75,28 @@ def command(options: argparse.Namespace) -> list[str]:
     return [sys.executable, str(ROOT / "algorithms" / "dipole.py"), "--task", QUICK_START, *flags]
 
 
-def watch(process: subprocess.Popen, options: argparse.Namespace) -> list[dict[str, float]]:
+def watch(process: subprocess.Popen, options: argparse.Namespace) -> pd.DataFrame:
     """Samples of the process until it ends; it is asked to end after options.minutes."""
     rows, started = [], time.monotonic()
     while process.poll() is None:
         measured = measure(process.pid)
-        seconds = time.monotonic() - started
+        minutes = (time.monotonic() - started) / 60
         if measured is not None:
-            rows.append({"seconds": seconds, **measured})
-        if options.minutes is not None and seconds > 60 * options.minutes:
+            rows.append({"minutes": minutes, **measured})
+        if options.minutes is not None and minutes > options.minutes:
             process.send_signal(signal.SIGTERM)
             process.wait()
         time.sleep(options.seconds)
-    return rows
+    return pd.DataFrame(rows)
 
 
-def table(rows: list[dict[str, float]]) -> str:
-    """Some of the rows, evenly spaced, as aligned text."""
-    chosen = [rows[index] for index in np.linspace(0, len(rows) - 1, min(TABLE_ROWS, len(rows))).astype(int)]
-    lines = ["  ".join(["minutes", *COLUMNS.values()])]
-    for row in chosen:
-        numbers = [f"{row['seconds'] / 60:.1f}", *(f"{row[name]:.0f}" for name in COLUMNS)]
-        widths = [len("minutes"), *map(len, COLUMNS.values())]
-        lines.append("  ".join(text.rjust(width) for text, width in zip(numbers, widths, strict=True)))
-    return "\n".join(lines)
-
-
-def growth(rows: list[dict[str, float]]) -> str:
+def growth(rows: pd.DataFrame) -> str:
     """How much each column grew from the third quarter of the time to the last, by their medians."""
     third, last = rows[len(rows) // 2 : 3 * len(rows) // 4], rows[3 * len(rows) // 4 :]
-    if not third or not last:
+    if third.empty or last.empty:
         return "too short to say what grew"
-    changes = {
-        title: np.median([row[name] for row in last]) - np.median([row[name] for row in third])
-        for name, title in COLUMNS.items()
-    }
-    return "from the third to the last quarter: " + ", ".join(f"{title} {by:+.1f}" for title, by in changes.items())
-
-
-def draw(rows: list[dict[str, float]], path: Path) -> None:
-    plt.switch_backend("agg")  # no window
-    figure, axes = plt.subplots(len(COLUMNS), 1, figsize=(7, 8), sharex=True, layout="constrained")
-    for axis, (name, title) in zip(axes, COLUMNS.items(), strict=True):
-        axis.plot([row["seconds"] / 60 for row in rows], [row[name] for row in rows])
-        axis.set_ylabel(title, fontsize=8)
-        axis.set_ylim(bottom=0)
-    axes[-1].set_xlabel("minutes")
-    figure.savefig(path, dpi=120)
+    changes = (last.median() - third.median()).drop("minutes")
+    return "from the third to the last quarter: " + ", ".join(f"{name} {by:+.1f}" for name, by in changes.items())
 
 
 def main() -> None:
@@ -145,13 +113,14 @@ def main() -> None:
         with open(options.out / "run.log", "w") as log:
             process = subprocess.Popen(command(options), stdout=log, stderr=subprocess.STDOUT)
             rows = watch(process, options)
-        with open(options.out / "soak.csv", "w", newline="") as file:
-            writer = csv.DictWriter(file, ["seconds", *COLUMNS])
-            writer.writeheader()
-            writer.writerows(rows)
-        evaluations = len(read_rows(next(options.out.rglob("eval.csv"))))
-        draw(rows, options.out / "soak.png")
-        print(table(rows))
+        rows.to_csv(options.out / "soak.csv", index=False)
+        axes = rows.plot(x="minutes", subplots=True, figsize=(7, 8), ylim=(0, None), legend=False, backend="matplotlib")
+        for axis, name in zip(axes, rows.columns[1:], strict=True):
+            axis.set_ylabel(name, fontsize=8)
+        axes[0].figure.savefig(options.out / "soak.png", dpi=120)
+        evaluations = len(read_rows(next(options.out.rglob(run_files.EVAL_LOG))))
+        shown = np.linspace(0, len(rows) - 1, min(TABLE_ROWS, len(rows))).astype(int)
+        print(rows.iloc[shown].round(1).to_string(index=False))
         print(f"exit code {process.returncode}, {evaluations} evaluations, {len(rows)} samples; {growth(rows)}")
 
 

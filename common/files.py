@@ -5,7 +5,7 @@ import csv
 import fcntl
 import os
 from pathlib import Path
-from typing import Iterator, Sequence
+from typing import Iterator, Optional, Sequence
 
 from common.errors import UserError
 
@@ -28,17 +28,20 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def locked(path: Path, refusal: str) -> Iterator[None]:
-    """Holds the lock file `path` within the block. Raises UserError(refusal) where another process holds it.
+def locked(path: Path, refusal: Optional[str] = None) -> Iterator[None]:
+    """Holds the lock of `path`, a folder or a file that is made where it is absent, within the block.
 
-    A process that ended, however it did, holds none.
+    Where another process holds it, raises UserError(refusal), or waits where there is none. A process that ended,
+    however it did, holds none.
     """
-    with open(path, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(refusal) from error
+    descriptor = os.open(path, os.O_RDONLY | (0 if path.is_dir() else os.O_CREAT), 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX if refusal is None else fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
+    except BlockingIOError as error:
+        raise UserError(refusal) from error
+    finally:
+        os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:

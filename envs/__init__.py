@@ -77,10 +77,8 @@ def load_environment(
     data_dir)` in its module, which returns what make_env is; they are refused unless they are those of the identity.
     Raises UserError as `load_task` does.
     """
-    from envs.checks import MakeEnvironment
-    from envs.chunks import open_loop
-    from envs.sparse import with_sparse_rewards
-    from envs.task import DATA_HASHES, RECORDED, Task, normalized
+    from envs.task import DATA_HASHES, RECORDED, Task
+    from envs.wrappers import wrapped
 
     suite, _, rest = name.partition("/")
     known = suites()
@@ -92,13 +90,11 @@ def load_environment(
         if any(task.identity.get(hash) != identity.get(hash) for hash in DATA_HASHES):
             raise UserError(f"{task.identity.get('path')}: the data set has changed since the run: restore it")
         make_env = task.make_env
-    if make_env is not None:
-        make_env = MakeEnvironment(make_env, record["max_episode_steps"], record["score_name"] == "success")
     return Task(
         name=name,
         dataset=None,
         validation=None,
-        make_env=open_loop(with_sparse_rewards(normalized(make_env, record), record), record),
+        make_env=wrapped(make_env, record),
         **{field: record[field] for field in RECORDED},
         identity=identity,
         environment=record,

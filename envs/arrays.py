@@ -16,10 +16,11 @@ import h5py
 import numpy as np
 
 from common.errors import UserError, one_line
-from common.untrusted import check_hdf5, load_npz, plain_dataset
+from common.untrusted import load_npz, plain_dataset
 from envs.dataset import Dataset
-from envs.spaces import UnitEnvironment, Wrapped
+from envs.spaces import UnitEnvironment
 from envs.task import Task, file_sha256
+from envs.wrappers import Wrapped
 
 NAME = re.compile(r"(?P<path>.+\.(npz|hdf5|h5))(@(?P<environment>.+))?")
 NEEDED = ("observations", "actions", "rewards", "terminals")
@@ -89,7 +90,6 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
                 names = list(file)
             arrays = load_npz(path, known)
         else:
-            check_hdf5(path)
             with h5py.File(path) as file:
                 names, arrays = list(file), {name: plain_dataset(file, name)[()] for name in known if name in file}
     except Exception as error:  # zipfile, numpy and h5py raise many types for a damaged file

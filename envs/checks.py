@@ -1,9 +1,8 @@
 """What is found of a task's environment before training: one reset and a few steps, and the limit of its episodes."""
 
 import dataclasses
-import inspect
 import json
-from typing import Any, Callable, NoReturn, Optional
+from typing import Any, Callable, NoReturn, Optional, Sequence
 
 import gymnasium
 import numpy as np
@@ -11,7 +10,8 @@ import numpy as np
 from common.errors import UserError, one_line, with_place
 from envs.dataset import Dataset
 from envs.seeding import SeededEnvironment, generators_preserved, layers
-from envs.task import Task, success_of
+from envs.task import Task
+from envs.wrappers import success_of, wrapped
 
 STEPS = 5  # of the trial
 LONGEST_FALLBACK = 10_000  # steps; a longer "episode" is data whose ends were not recorded
@@ -30,7 +30,7 @@ def checked_task(task: Task, max_episode_steps: Optional[int] = None) -> Task:
     steps = max_episode_steps or task.max_episode_steps
     if steps is None and not _names_a_limit(environment):
         steps = _longest_of_the_data(task)
-    make_env = MakeEnvironment(task.make_env, steps, task.score_name == "success")
+    make_env = wrapped(task.make_env, {"max_episode_steps": steps, "score_name": task.score_name})
     return dataclasses.replace(task, make_env=make_env, max_episode_steps=steps)
 
 
@@ -46,31 +46,6 @@ def _longest_of_the_data(task: Task) -> int:
         f"longest does (max_episode_steps sets another limit)"
     )
     return steps
-
-
-class MakeEnvironment:
-    """A `make_env` with a limit of `steps` where one is given; picklable where `make_env` is.
-
-    reports_success: every info has a success, false where the environment itself says nothing of one.
-    """
-
-    def __init__(self, make_env: Callable[..., gymnasium.Env], steps: Optional[int], reports_success: bool):
-        self.make_env, self.steps, self.reports_success = make_env, steps, reports_success
-        self.__signature__ = inspect.signature(make_env)  # videos look for a render_mode there
-
-    def __call__(self, **options: Any) -> gymnasium.Env:
-        environment = self.make_env(**options)
-        if self.steps is not None:
-            environment = gymnasium.wrappers.TimeLimit(environment, self.steps)
-        return SuccessAlways(environment) if self.reports_success else environment
-
-
-class SuccessAlways(gymnasium.Wrapper):
-    """Reports a failure where the environment reports a success only when there is one."""
-
-    def step(self, action: np.ndarray) -> tuple:
-        *answer, info = self.env.step(action)
-        return *answer, info | {"success": np.nan_to_num(success_of(info), nan=0.0)}
 
 
 def longest_episode(dataset: Dataset) -> int:
@@ -127,18 +102,11 @@ class _Trial:
     def _episode(self, seeded: SeededEnvironment) -> np.ndarray:
         """The observations [T, O] of an episode's beginning with actions that are drawn from a seed."""
         actions = np.random.default_rng(0).uniform(-1, 1, (STEPS, self.task.action_dim)).astype(np.float32)
-        answer = self._call("reset", seeded.reset, 0)
-        if not isinstance(answer, tuple) or len(answer) != 2:
-            self._refuse("reset() must return (observation, info)", "adapt it to gymnasium, or to gym 0.26's interface")
-        observations = [self._observation(answer[0])]
+        observation, _ = self._answer("reset", ("observation", "info"), seeded.reset, 0)
+        observations = [self._observation(observation)]
         for action in actions:
-            answer = self._call("step", seeded.step, action)
-            if not isinstance(answer, tuple) or len(answer) != 5:
-                self._refuse(
-                    "step() must return (observation, reward, terminated, truncated, info)",
-                    "adapt it to gymnasium, or to gym 0.26's interface",
-                )
-            observation, reward, terminated, truncated, info = answer
+            names = ("observation", "reward", "terminated", "truncated", "info")
+            observation, reward, terminated, truncated, info = self._answer("step", names, seeded.step, action)
             observations.append(self._observation(observation))
             self._check_reward(reward)
             if not isinstance(info, dict):
@@ -147,6 +115,13 @@ class _Trial:
             if terminated or truncated:
                 break
         return np.stack(observations)
+
+    def _answer(self, what: str, names: Sequence[str], function: Callable, argument: Any) -> tuple:
+        answer = self._call(what, function, argument)
+        if not isinstance(answer, tuple) or len(answer) != len(names):
+            advice = "adapt it to gymnasium, or to gym 0.26's interface"
+            self._refuse(f"{what}() must return ({', '.join(names)})", advice)
+        return answer
 
     def _check_class(self, environment: Any) -> None:
         if not isinstance(environment, gymnasium.Env):
@@ -161,11 +136,10 @@ class _Trial:
                 f"its actions are {space}, and a policy's lie in [-1, 1]",
                 "wrap it in gymnasium.wrappers.RescaleAction(environment, -1, 1) and scale the data's likewise",
             )
-        widths = {"observation_dim": "observations", "action_dim": "actions"}
-        for dimension, column in widths.items():
-            found = getattr(self.task.dataset, column).shape[1]
-            if found != getattr(self.task, dimension):
-                self._refuse(f"{dimension} is {getattr(self.task, dimension)}, the data's are {found}", "correct it")
+        for dimension, column in {"observation_dim": "observations", "action_dim": "actions"}.items():
+            named, found = getattr(self.task, dimension), getattr(self.task.dataset, column).shape[1]
+            if found != named:
+                self._refuse(f"{dimension} is {named}, the data's are {found}", "correct it")
 
     def _observation(self, observation: Any) -> np.ndarray:
         shape = (self.task.observation_dim,)

@@ -9,19 +9,15 @@ stored transitions are chunks, those across the end of an episode too: they are 
 Rules and figures are those of the QAM repository (Li and Levine; utils/datasets.py, `sample_sequence`).
 """
 
-import dataclasses
-from typing import Any, Callable, Dict, Optional, Sequence, Tuple
+from typing import Dict, Sequence, Tuple
 
-import gymnasium
-import numpy as np
 import torch
-from gymnasium import spaces
 from torch import Tensor
 
 from common.errors import UserError
 from envs.dataset import Chunk, Dataset
-from envs.spaces import Wrapped
 from envs.task import Task
+from envs.wrappers import ACTION_BOUNDS, CHUNK
 
 
 def chunked(task: Task, length: int, discount: float, first_action_only: bool = False) -> Task:
@@ -33,24 +29,14 @@ def chunked(task: Task, length: int, discount: float, first_action_only: bool = 
     if length == 1:
         return task
     chunk = Chunk(length, discount, first_action_only)
-    sets = {
-        name: None if dataset is None else dataset.map(lambda part: ChunkedDataset(part, chunk))
-        for name, dataset in (("dataset", task.dataset), ("validation", task.validation))
-    }
-    for dataset in sets.values():
+    bounds = {name: task.environment[name] * length for name in ACTION_BOUNDS if name in task.environment}
+    record = {} if first_action_only else {CHUNK: length} | bounds
+    action_dim = task.action_dim * chunk.actions
+    task = task.changed(lambda part: ChunkedDataset(part, chunk), record, action_dim=action_dim)
+    for dataset in (task.dataset, task.validation):
         if dataset is not None and not dataset.whole.any():
             raise UserError(f"task {task.name}: no episode has the {length} transitions of a chunk: lower action_chunk")
-    task = dataclasses.replace(task, **sets)
-    if first_action_only:
-        return task
-    bounds = {name: task.environment[name] * length for name in ACTION_BOUNDS if name in task.environment}
-    record = {CHUNK_RECORD: length} | bounds
-    return dataclasses.replace(
-        task,
-        make_env=open_loop(task.make_env, record),
-        action_dim=length * task.action_dim,
-        environment=task.environment | record,
-    )
+    return task
 
 
 class ChunkedDataset(Dataset):
@@ -133,43 +119,3 @@ def fold(
 def figures(returns: Tensor, masks: Tensor, last: Tensor, chunk: Chunk) -> Tuple[Tensor, Tensor, Tensor]:
     """A batch's rewards, masks and valid, float32 [N] each, from what `fold` returns."""
     return returns.float(), chunk.discount ** (chunk.length - 1) * masks, (last == chunk.length - 1).float()
-
-
-# ---- The environment ----
-
-STEPS = "chunk_steps"  # key of an info
-CHUNK_RECORD, ACTION_BOUNDS = "action_chunk", ("action_low", "action_high")  # keys of a task's environment record
-
-
-class ChunkedEnvironment(gymnasium.Wrapper):
-    """`environment` that takes a chunk of `length` of its actions, [length * A], and executes it open loop.
-
-    It stops where the episode ends. The reward is the sum over the steps made, info[STEPS] is their number; the
-    observation, the ends and the rest of info are the last step's.
-    """
-
-    def __init__(self, environment: gymnasium.Env, length: int):
-        super().__init__(environment)
-        self.length, space = length, environment.action_space
-        self.action_space = spaces.Box(np.tile(space.low, length), np.tile(space.high, length), dtype=space.dtype)
-
-    def step(self, action: np.ndarray) -> Tuple[np.ndarray, float, bool, bool, Dict[str, Any]]:
-        total, steps = 0.0, 0
-        for step_action in np.reshape(action, (self.length, -1)):
-            observation, reward, terminated, truncated, info = self.env.step(step_action)
-            total, steps = total + float(reward), steps + 1
-            if terminated or truncated:
-                break
-        return observation, total, terminated, truncated, {**info, STEPS: steps}
-
-
-def open_loop(make_env: Optional[Callable[..., gymnasium.Env]], record: dict) -> Optional[Callable[..., gymnasium.Env]]:
-    """`make_env` with the chunks that a task's record names, as it is where there are none."""
-    if make_env is None or CHUNK_RECORD not in record:
-        return make_env
-    return Wrapped(make_env, ChunkedEnvironment, (record[CHUNK_RECORD],))
-
-
-def single_steps(make_env: Callable[..., gymnasium.Env]) -> Callable[..., gymnasium.Env]:
-    """The `make_env` that takes single actions, of a task with or without chunks: a replay holds single transitions."""
-    return make_env.make_env if getattr(make_env, "wrapper", None) is ChunkedEnvironment else make_env

@@ -90,7 +90,7 @@ class Dataset:
         Raises UserError that names `source`, the array and the row: NaN, wrong shape, actions outside their bounds.
         """
         arrays = (observations, actions, rewards, next_observations, terminals, timeouts, action_low, action_high)
-        columns = rows_of_transitions(*arrays, source=source)
+        columns = rows_of_transitions(arrays, source)
         return cls(**{name: torch.from_numpy(column) for name, column in columns.items()})
 
     def _check_shapes(self) -> None:

@@ -11,6 +11,14 @@ RECORD = "generation.json"  # in the set's folder
 SHOWN = 80  # characters of a value in a message
 
 
+def check_counts(**asked: int) -> None:
+    """Raises UserError for a seed below 0 and for any other number below 1, by its name."""
+    for name, value in asked.items():
+        least = 0 if name == "seed" else 1
+        if value < least:
+            raise UserError(f"{name}: expected at least {least}, got {value}")
+
+
 def write_record(path: Path, record: dict) -> None:
     write_text(path, json.dumps(record, indent=2) + "\n")
 

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import math
 import os
 import tempfile
 from pathlib import Path
@@ -23,7 +22,6 @@ from minari.serialization import deserialize_space, serialize_space
 
 from common.errors import UserError, one_line, with_place
 from common.names import nearest_names
-from common.untrusted import check_hdf5
 from envs.actions import ActionScale, describe
 from envs.dataset import Dataset
 from envs.minari_names import minari_id
@@ -39,7 +37,6 @@ SPACES, ENVIRONMENT_SPECS = ("observation_space", "action_space"), ("env_spec", 
 SPEC_FIELDS = [field.name for field in dataclasses.fields(EnvSpec) if field.init]  # gymnasium 0.28 and 0.29 had more
 DRAWING_WRAPPERS = ("RecordVideo", "HumanRendering", "RenderCollection")
 FETCH_AGAIN = "delete this folder and fetch the data set again"
-LARGEST_WIDTH = 1_000_000  # numbers in one observation or action
 BOUNDS_TOLERANCE = 1e-6  # relative; spaces are stored as float32 or float64
 # Namespaces of Farama's server that hold data sets of vectors. A file is only as official as its metadata say.
 OFFICIAL_NAMESPACES = ("D4RL", "mujoco")
@@ -143,10 +140,10 @@ def _build(spec: dict, source: str, requirements: List[str], render_mode: Option
         return gymnasium.make(EnvSpec(**{**spec, "additional_wrappers": wrappers}), **options)
     except Exception as error:  # whatever the constructor of an environment of another version raises
         packages = " ".join(f'"{requirement}"' for requirement in requirements)
+        install = f"`pip install {packages}`" if packages else "install the package that has it"
         raise UserError(
-            f"{source}: its environment cannot be built ({with_place(error)}): install the "
-            f"package that has it, in the version of the collection"
-            f"{f', `pip install {packages}`' if packages else ''}"
+            f"{source}: its environment cannot be built ({with_place(error)}): {install}, in the version of the "
+            f"collection"
         ) from error
 
 
@@ -197,7 +194,8 @@ def load(name: str, data_dir: Optional[str] = None, collect_episodes: int = 0) -
     _compare_actions(record, environment, metadata)
     environment.close()
     bounds = environment.action_space
-    dataset, returns = _read(storage, scale, name)
+    shift = REWARD_SHIFT if name.startswith(f"{SHIFTED_NAMESPACE}/") else 0.0
+    dataset, returns = _read(storage, scale, shift)
     return Task(
         name=f"minari/{name}",
         dataset=dataset,
@@ -206,8 +204,9 @@ def load(name: str, data_dir: Optional[str] = None, collect_episodes: int = 0) -
         observation_dim=width,
         action_dim=scale.shape[0],
         score_name="return",
-        identity=_identity(name, data_path, metadata, record, len(dataset), returns),
-        reward_shift=_reward_shift(name),
+        identity=_identity(name, data_path, metadata, record, returns)
+        | {"transitions": len(dataset), "reward_shift": shift},
+        reward_shift=shift,
         environment=record | {"action_low": bounds.low.tolist(), "action_high": bounds.high.tolist()},
     )
 
@@ -218,10 +217,19 @@ def load_environment(name: str, record: dict, data_dir: Optional[str] = None) ->
 
 
 def open_storage(data_path: Path) -> Tuple[MinariStorage, dict]:
-    """(the data, what metadata.json holds) of the data set in data_path. Raises UserError where it cannot be read."""
-    check_metadata(data_path)
+    """(the data, what metadata.json holds) of the data set in data_path. Raises UserError where it cannot be read.
+
+    An env_spec names what gymnasium imports and calls, with arguments: `os:system` is as good to it as an environment.
+    Here it must be an environment class, and its wrappers wrapper classes, or what an installed package registered
+    under that id.
+    """
     try:
-        storage, metadata = MinariStorage.read(data_path), MinariStorage.read_raw_metadata(data_path)
+        metadata = MinariStorage.read_raw_metadata(data_path)
+        specs = [json.loads(metadata[name]) for name in ENVIRONMENT_SPECS if metadata.get(name) is not None]
+        _refuse_programs(specs, str(data_path / METADATA_FILE))
+        storage = MinariStorage.read(data_path)
+    except UserError:
+        raise
     except Exception as error:  # minari, json, h5py and gymnasium raise many types for damaged files
         raise UserError(f"{data_path}: is no readable Minari data set ({one_line(error)}): {FETCH_AGAIN}") from error
     if storage.FORMAT != "hdf5":
@@ -230,30 +238,6 @@ def open_storage(data_path: Path) -> Tuple[MinariStorage, dict]:
     if version not in minari.supported_dataset_versions:
         raise UserError(f"{data_path}: Minari {minari.__version__} does not support data sets of Minari {version}")
     return storage, metadata
-
-
-def check_metadata(data_path: Path) -> None:
-    """Refuses metadata that would run code or allocate memory before anything else of it is looked at.
-
-    An env_spec names what gymnasium imports and calls, with arguments: `os:system` is as good to it as an environment.
-    Here it must be an environment class, and its wrappers wrapper classes, or what an installed package registered
-    under that id. Raises UserError.
-    """
-    path = data_path / METADATA_FILE
-    try:
-        size = path.stat().st_size + (data_path / MAIN_FILE).stat().st_size
-        metadata = json.loads(path.read_text(encoding="utf-8"))
-        episodes, largest = metadata["total_episodes"], 0
-        for name in SPACES:
-            largest = max(largest, _largest_length(json.loads(metadata.get(name, "null"))))
-        specs = [json.loads(metadata[name]) for name in ENVIRONMENT_SPECS if metadata.get(name) is not None]
-        _refuse_programs(specs, str(path))
-    except UserError:
-        raise
-    except Exception as error:  # strangers' JSON may hold anything anywhere
-        raise UserError(f"{data_path}: is no readable Minari data set ({one_line(error)}): {FETCH_AGAIN}") from error
-    if not (isinstance(episodes, int) and 0 <= episodes <= size) or largest > LARGEST_WIDTH:
-        raise UserError(f"{path}: claims {episodes} episodes, or entries of {largest} numbers: {FETCH_AGAIN}")
 
 
 def _refuse_programs(specs: List[dict], source: str) -> None:
@@ -269,18 +253,6 @@ def _refuse_programs(specs: List[dict], source: str) -> None:
             )
 
 
-def _largest_length(space: Any) -> int:
-    """The largest product of a `shape`, or `n`, anywhere in a serialised space: what building it would allocate."""
-    if isinstance(space, list):
-        return max(map(_largest_length, space), default=0)
-    if not isinstance(space, dict):
-        return 0
-    own = [math.prod(space.get("shape", ()))]
-    if space.get("type") == "MultiBinary":
-        own.append(math.prod(np.atleast_1d(space["n"]).tolist()))
-    return max(*own, 0, *map(_largest_length, space.values()))
-
-
 def _is_harmless(entry_point: Any, name: Any, kind: type) -> bool:
     """Whether gymnasium may import and call `<module>:<attribute>`; one that is not installed is named later."""
     registered = gymnasium.registry.get(name) if isinstance(name, str) else None
@@ -293,17 +265,12 @@ def _is_harmless(entry_point: Any, name: Any, kind: type) -> bool:
     return isinstance(named, type) and issubclass(named, kind)
 
 
-def _reward_shift(name: str) -> float:
-    return REWARD_SHIFT if name.startswith(f"{SHIFTED_NAMESPACE}/") else 0.0
-
-
-def _read(storage: MinariStorage, scale: ActionScale, name: str) -> Tuple[Dataset, np.ndarray]:
+def _read(storage: MinariStorage, scale: ActionScale, shift: float) -> Tuple[Dataset, np.ndarray]:
     """The data set as rows, the final observation of every episode among them, and the returns [episodes].
 
     Episodes without a step, which a collector leaves when it is closed after a reset, are left out.
     """
     source = str(storage.data_path / MAIN_FILE)
-    shift = _reward_shift(name)
     columns: Dict[str, List[np.ndarray]] = {"observations": [], "actions": [], "rewards": [], "masks": [], "valid": []}
     returns, start, outside = [], 0, 0
     for episode in _episodes(storage, source):
@@ -311,7 +278,9 @@ def _read(storage: MinariStorage, scale: ActionScale, name: str) -> Tuple[Datase
         if steps == 0:
             continue
         observations = flatten(storage.observation_space, episode["observations"])
-        rewards = np.asarray(episode["rewards"]).reshape(_as_vector(np.shape(episode["rewards"])))
+        rewards = np.asarray(episode["rewards"])
+        if rewards.shape[1:] == (1,):  # of an environment that gives them in a vector
+            rewards = rewards[:, 0]
         _check_episode(episode, observations, rewards, scale.shape, source)
         actions = scale.to_unit(episode["actions"])
         outside += int((np.abs(actions) > 1 + ACTION_TOLERANCE).any(axis=1).sum())
@@ -338,15 +307,9 @@ def _read(storage: MinariStorage, scale: ActionScale, name: str) -> Tuple[Datase
     return Dataset(**{field: torch.from_numpy(array) for field, array in arrays.items()}), np.asarray(returns)
 
 
-def _as_vector(shape: tuple) -> tuple:
-    """[T] for the rewards [T, 1] of an environment that gives them in a vector."""
-    return shape[:1] if shape[1:] == (1,) else shape
-
-
 def _episodes(storage: MinariStorage, source: str) -> Iterator[dict]:
     """The episodes by their number: minari asks for episode_0, episode_1, ..., where HDF5 would sort 10 before 2."""
     try:
-        check_hdf5(storage.data_path / MAIN_FILE)
         with h5py.File(storage.data_path / MAIN_FILE) as file:
             named = {f"episode_{index}" for index in range(storage.total_episodes)}
             if named ^ set(file):
@@ -366,7 +329,6 @@ def _check_episode(
         "actions": (np.shape(episode["actions"]), (steps, *action_shape)),
         "rewards": (rewards.shape, (steps,)),
         "terminations": (episode["terminations"].shape, (steps,)),
-        "truncations": (episode["truncations"].shape, (steps,)),
     }
     for field, (found, expected) in shapes.items():
         if found != expected:
@@ -377,7 +339,7 @@ def _check_episode(
             )
 
 
-def _identity(name: str, data_path: Path, metadata: dict, record: dict, transitions: int, returns: np.ndarray) -> dict:
+def _identity(name: str, data_path: Path, metadata: dict, record: dict, returns: np.ndarray) -> dict:
     scored_in = json.dumps({key: value for key, value in record.items() if key != "source"}, sort_keys=True)
     sha256, hashed = file_sha256(data_path / MAIN_FILE)
     named = all(metadata.get(field) for field in ("author", "code_permalink"))
@@ -389,12 +351,10 @@ def _identity(name: str, data_path: Path, metadata: dict, record: dict, transiti
         "sha256_of": hashed,
         "environment_sha256": hashlib.sha256(scored_in.encode()).hexdigest(),  # spaces and env_spec: metadata.json's
         "source": "official" if official else "local file",
-        "transitions": transitions,
         "episodes": len(returns),
         "dataset": name,
         "author": sorted(metadata.get("author", ())),
         "minari_version": metadata["minari_version"],
-        "reward_shift": _reward_shift(name),
         "episode_return_mean": float(np.mean(returns)),
         "episode_return_best": float(np.max(returns)),
     }
@@ -435,10 +395,12 @@ def _download(root: Path, name: str) -> None:
             f"{folder}: holds a part of a data set only (no data/{METADATA_FILE}), as a download that broke off leaves "
             f"it: delete this folder and give the same command again"
         )
+    shared = os.environ.get(DATA_DIR_VARIABLE)
     try:
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as temporary:
-            _minari_download(name, temporary)
+            os.environ[DATA_DIR_VARIABLE] = temporary  # where minari's own download puts it
+            minari.download_dataset(name)
             folder.parent.mkdir(parents=True, exist_ok=True)
             if not folder.exists():  # another process may have fetched it meanwhile
                 os.replace(Path(temporary) / name, folder)
@@ -449,15 +411,7 @@ def _download(root: Path, name: str) -> None:
             f"failed ({one_line(error)}): run `minari download {name}` where there is internet and copy the folder "
             f"{name} there, or set data_dir or {DATA_DIR_VARIABLE} to the folder that holds it"
         ) from error
-
-
-def _minari_download(name: str, folder: str) -> None:
-    """minari's own download, which takes its folder from the environment."""
-    shared = os.environ.get(DATA_DIR_VARIABLE)
-    os.environ[DATA_DIR_VARIABLE] = folder
-    try:
-        minari.download_dataset(name)
     finally:
-        del os.environ[DATA_DIR_VARIABLE]
+        os.environ.pop(DATA_DIR_VARIABLE, None)
         if shared is not None:
             os.environ[DATA_DIR_VARIABLE] = shared

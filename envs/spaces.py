@@ -1,8 +1,6 @@
 """An environment as every policy sees it: observations float32 [O], actions in [-1, 1]^A."""
 
-import inspect
-from dataclasses import dataclass
-from typing import Any, Callable, Dict, Optional, Tuple
+from typing import Any, Dict, Optional, Tuple
 
 import gymnasium
 import numpy as np
@@ -64,31 +62,3 @@ class UnitEnvironment(gymnasium.Wrapper):
         observation, reward, *rest = self.env.step(self.scale.from_unit(action))
         reward = reward.item() if isinstance(reward, np.ndarray) and reward.size == 1 else reward
         return flatten(self.source_space, observation), reward, *rest
-
-
-class NormalizedObservations(gymnasium.ObservationWrapper):
-    """`environment` with (observation - mean) / std for each observation; mean and std are lists [O]."""
-
-    def __init__(self, environment: gymnasium.Env, mean: list, std: list):
-        super().__init__(environment)
-        self.mean, self.std = np.asarray(mean, np.float32), np.asarray(std, np.float32)
-        self.observation_space = spaces.Box(-np.inf, np.inf, self.mean.shape, np.float32)
-
-    def observation(self, observation: np.ndarray) -> np.ndarray:
-        return (observation - self.mean) / self.std
-
-
-@dataclass(frozen=True)
-class Wrapped:
-    """A `make_env` that wraps what another one makes; it has that one's parameters (`render_mode`) and is picklable."""
-
-    make_env: Callable[..., gymnasium.Env]
-    wrapper: Callable[..., gymnasium.Env]
-    arguments: tuple = ()
-
-    def __call__(self, **options: Any) -> gymnasium.Env:
-        return self.wrapper(self.make_env(**options), *self.arguments)
-
-    @property
-    def __signature__(self) -> inspect.Signature:
-        return inspect.signature(self.make_env)

@@ -2,17 +2,16 @@
 
 import dataclasses
 import hashlib
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Callable, Dict, Optional, Tuple
+from typing import Any, Callable, Dict, Optional, Tuple
 
 import gymnasium
 import torch
 
 from common.errors import UserError
 from envs.dataset import Dataset
-from envs.spaces import NormalizedObservations, Wrapped
+from envs.wrappers import NORMALIZATION, SPARSE, wrapped
 
 WHOLE_FILE_LIMIT = 1 << 30  # bytes; a larger file is hashed by sample, which takes a second instead of minutes
 SAMPLE_BLOCKS = 256
@@ -21,8 +20,6 @@ CONSTANT = 1e-6  # a standard deviation below this share of the mean is rounding
 # Of an identity: the data, validation data where there is a file, and the environment where a file decides it (Minari).
 DATA_HASHES = ("sha256", "validation_sha256", "environment_sha256")
 RECORDED = ("observation_dim", "action_dim", "score_name", "reward_shift", "max_episode_steps", "different_episodes")
-NORMALIZATION = ("observation_mean", "observation_std")  # keys of an environment's record
-SUCCESS_KEYS = ("success", "is_success")  # of an environment's info: OGBench's and Gymnasium-Robotics'
 
 
 @dataclass(frozen=True)
@@ -59,6 +56,20 @@ class Task:
         """
         bounds = {"action_low": [-1.0] * self.action_dim, "action_high": [1.0] * self.action_dim}
         return {name: getattr(self, name) for name in RECORDED} | bounds | self.environment
+
+    def changed(self, change: Callable[[Dataset], Dataset], record: dict, **fields: Any) -> "Task":
+        """The task with `change` of each of its data sets, what `record` asks for around its environment, and `fields`.
+
+        `record` becomes part of the task's own.
+        """
+        return dataclasses.replace(
+            self,
+            dataset=self.dataset.map(change),
+            validation=self.validation and self.validation.map(change),
+            make_env=wrapped(self.make_env, record),
+            environment=self.environment | record,
+            **fields,
+        )
 
     def episodes(self, asked: int) -> int:
         """As many as asked for, at most each once: repeated ones would make intervals of a mean too narrow."""
@@ -107,25 +118,23 @@ def normalize_observations(task: Task) -> Task:
     std = (sum((block.double() - mean).square().sum(0) for block in blocks) / len(observations)).sqrt()
     std = torch.where(std > CONSTANT * mean.abs(), std, 1.0)
     record = {name: value.float().tolist() for name, value in zip(NORMALIZATION, (mean, std), strict=True)}
-    sets = {
-        name: dataset
-        and dataset.map(lambda part: part.replaced(observations=(part.observations - mean.float()) / std.float()))
-        for name, dataset in (("dataset", task.dataset), ("validation", task.validation))
-    }
-    make_env = normalized(task.make_env, record)
-    return dataclasses.replace(task, **sets, make_env=make_env, environment=task.environment | record)
+    return task.changed(
+        lambda part: part.replaced(observations=(part.observations - mean.float()) / std.float()), record
+    )
 
 
-def normalized(make_env: Optional[Callable[[], gymnasium.Env]], record: dict) -> Optional[Callable[[], gymnasium.Env]]:
-    """`make_env` with the normalisation that a record holds, as it is where there is none."""
-    if make_env is None or not all(name in record for name in NORMALIZATION):
-        return make_env
-    return Wrapped(make_env, NormalizedObservations, tuple(record[name] for name in NORMALIZATION))
+def sparse(task: Task) -> Task:
+    """The task with reward -1 wherever it is not 0, in its data sets and its environment; masks stay (QAM's code).
 
-
-def success_of(info: dict) -> float:
-    """1 or 0 as the info of an environment's step reports it, NaN where it says nothing."""
-    return float(next((info[key] for key in SUCCESS_KEYS if key in info), math.nan))
+    For rewards that count what is missing, as OGBench's minus the number of sub-goals not met. Raises UserError for a
+    task that has positive ones, or whose data's rewards are not the environment's.
+    """
+    if task.reward_shift or bool((task.dataset.rewards[task.dataset.valid] > 0).any()):
+        raise UserError(
+            f"config: sparse is for tasks whose reward is 0 at the goal and negative elsewhere, as those of ogbench; "
+            f"{task.name} has other rewards: set it to false"
+        )
+    return task.changed(lambda part: part.replaced(rewards=torch.where(part.rewards != 0, -1.0, 0.0)), {SPARSE: True})
 
 
 def file_sha256(path: Path) -> Tuple[str, str]:

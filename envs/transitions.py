@@ -1,6 +1,6 @@
 """Transitions as people have them, turned into the rows of a Dataset; and the checks of arrays that loaders share."""
 
-from typing import Any, Optional
+from typing import Any, Optional, Sequence
 
 import numpy as np
 
@@ -13,22 +13,13 @@ SCALE = "give action_low and action_high, the bounds of the actions, by which th
 ROWS_AT_ONCE = 100_000  # looked at together: bounds the memory of a check
 
 
-def rows_of_transitions(
-    observations: Any,
-    actions: Any,
-    rewards: Any,
-    next_observations: Any,
-    terminals: Any,
-    timeouts: Any = None,
-    action_low: Any = -1.0,
-    action_high: Any = 1.0,
-    source: str = "transitions",
-) -> dict[str, np.ndarray]:
-    """The arrays that Dataset takes, of N transitions; see `Dataset.from_transitions`, which is their form.
+def rows_of_transitions(arrays: Sequence[Any], source: str) -> dict[str, np.ndarray]:
+    """The arrays that Dataset takes, of N transitions: the arguments of `Dataset.from_transitions` in their order.
 
     A transition whose next observation is the one in the next row shares that row; any other gets a row of its own
     for it. Raises UserError that names `source`, the array and, where there is one, the row.
     """
+    observations, actions, rewards, next_observations, terminals, timeouts, action_low, action_high = arrays
     observations = _matrix(source, "observations", observations)
     rows = len(observations)
     actions = _matrix(source, "actions", actions, rows)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from algorithms.baselines.dql import resample
-from algorithms.dipole import DIPOLE, DIPOLEConfig, best_candidate
+from algorithms.dipole import DIPOLE, DIPOLEConfig, aggregated, best_candidate
 from common.errors import UserError, exit_on_user_error
 from envs import load_task
 from harness.evaluation import GRID_SEED, evaluate
@@ -52,9 +52,10 @@ class ResamplingDIPOLE(DIPOLE):
         return best_candidate(self.critic, observations, candidates)
 
     def log_weights(self, observations: Tensor, actions: Tensor, config: ResamplingConfig) -> Tensor:
-        """omega beta min_k Qbar_k at observations [N, O] for each of the actions [N, R, A]: [N, R]."""
+        """omega beta times the target critics' value of actions [N, R, A] at observations [N, O]: [N, R]."""
         repeated = observations.repeat_interleave(actions.shape[1], dim=0)
-        q = self.target_critic(repeated, actions.flatten(0, 1)).squeeze(-1).amin(dim=0)
+        q = self.target_critic(repeated, actions.flatten(0, 1)).squeeze(-1)
+        q = aggregated(q, config.pessimism)
         return config.greediness * config.inverse_temperature * q.view(actions.shape[:2])
 
     @classmethod

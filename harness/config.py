@@ -47,8 +47,12 @@ class RunConfig:
     in_memory: bool = True  # false: observations stay in the file, memory-mapped (exorl only)
     normalize_observations: bool = False  # subtract the data's mean and divide by its standard deviation
     max_episode_steps: Optional[int] = None  # end episodes after this many steps; null: the environment's own limit
+    sparse: bool = False  # reward -1 wherever it is not 0, in data and environment
+    action_chunk: int = 1  # actions that the policy chooses at once and executes one after the other
+    first_action_only: bool = False  # of a chunk's actions; true: returns over action_chunk steps for single actions
     offline_steps: int = 1_000_000  # updates on the data set
     online_steps: int = 0  # environment steps after those, each followed by an update
+    online_start: int = 0  # environment step that the first update of the online phase follows
     batch_size: int = 256  # transitions in a minibatch
     balanced_sampling: bool = False  # online minibatches take half data, half new transitions; false: uniform
     replay_capacity: int = 2_000_000  # size of the online replay
@@ -83,12 +87,15 @@ RETIRED = {
     "networks": "fql",
     "fourier_features": None,
 }
+# Fields that are called otherwise now: {value in an earlier version's run: (present field, its value)}.
+RENAMED = {"target_aggregation": {"mean": ("pessimism", 0.0), "min": ("pessimism", None)}}
 LOGGERS = ("csv", "tensorboard", "wandb")
 ANY = math.inf
 COUNTS = (  # at least 1
     *(
         "offline_steps",
         "max_episode_steps",
+        "action_chunk",
         "batch_size",
         "replay_capacity",
         "log_interval",
@@ -98,13 +105,14 @@ COUNTS = (  # at least 1
     *("eval_episodes", "eval_environments", "actor_hidden_dims", "value_hidden_dims", "num_critics"),
     *("num_candidates", "target_candidates", "backup_candidates", "resample_candidates", "flow_steps"),
     *("diffusion_steps", "denoising_steps", "sampling_steps", "decay_interval", "ema_interval", "actor_interval"),
-    *("planner_width", "planner_blocks", "planner_heads", "adapter_rank", "token_sizes"),
+    *("target_interval", "planner_width", "planner_blocks", "planner_heads", "adapter_rank", "token_sizes"),
 )
 RANGES = {  # smallest and largest value of a field, wherever a config has it
     **dict.fromkeys(COUNTS, (1, ANY)),
     "seed": (0, 2**32 - 1),
     "collect_episodes": (0, ANY),
     "online_steps": (0, ANY),
+    "online_start": (0, ANY),
     "eval_workers": (0, 4 * (os.cpu_count() or 1)),
     "threads": (0, os.cpu_count() or 1),
     "learning_rate": (0, 1e3),
@@ -117,6 +125,8 @@ RANGES = {  # smallest and largest value of a field, wherever a config has it
     "stochasticity": (0, 1),
     "exploration_noise": (0, ANY),
     "max_weight": (sys.float_info.min, ANY),
+    "pessimism": (0, ANY),
+    "target_pessimism": (0, ANY),
 }
 
 
@@ -215,6 +225,9 @@ def stored_config(path: Path, config_class: type) -> tuple[RunConfig, Any]:
             continue
         if name == "wandb_mode" and node.value == "disabled":  # earlier versions' way to leave W&B out
             continue
+        if name in RENAMED and name not in kinds and node.value in RENAMED[name]:
+            present, values[present] = RENAMED[name][node.value]
+            continue
         if name not in kinds:
             raise unknown_field(where, name, config_class.__name__, kinds)
         values[name] = decode(node, kinds[name], f"{where}: {name}")
@@ -288,14 +301,15 @@ class _SettingsFile:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        self.places = places_by_key(path, read_mapping(path))
+        self.name = min(str(path), os.path.relpath(path), key=len)  # as messages name it
+        self.places = places_by_key(self.name, read_mapping(path))
         self.variants = self._mapping(self.places["variants"][0]) if "variants" in self.places else {}
 
     def _mapping(self, node: yaml.Node) -> dict[str, tuple[yaml.Node, str]]:
         if not isinstance(node, yaml.MappingNode):
-            where = f"{self.path}: line {node.start_mark.line + 1}"
+            where = f"{self.name}: line {node.start_mark.line + 1}"
             raise UserError(f"{where}: must hold lines such as `seed: 0`, not {shown(node)}")
-        return places_by_key(self.path, node)
+        return places_by_key(self.name, node)
 
     def task(self) -> str | None:
         """The task that the file itself names."""

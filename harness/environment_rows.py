@@ -9,7 +9,7 @@ import numpy as np
 
 from common.errors import UserError
 from envs.seeding import SeededEnvironment
-from envs.task import success_of
+from envs.wrappers import STEPS, success_of
 
 
 class EnvironmentFailure(RuntimeError):
@@ -36,15 +36,18 @@ class EnvironmentRows:
         return (np.asarray(observations, dtype=np.float32),)
 
     def step(self, rows: np.ndarray, actions: np.ndarray) -> tuple:
-        """Steps rows [n] by actions [n, A]; returns observations [n, O], rewards, ends, successes (NaN: none) [n]."""
+        """Steps rows [n] by actions [n, A]; returns observations [n, O] and, [n] each, rewards, ends, successes (NaN:
+        none) and how many steps were made, several with chunks."""
         observations = []
         rewards, successes, ends = np.zeros(len(rows)), np.full(len(rows), np.nan), np.zeros(len(rows), dtype=bool)
+        steps = np.ones(len(rows), dtype=np.int64)
         for index, row in enumerate(rows.tolist()):
             with self._named(row):
                 observation, reward, terminated, truncated, info = self.environments[row].step(actions[index])
                 observations.append(observation)
                 rewards[index], ends[index], successes[index] = reward, terminated or truncated, success_of(info)
-        return np.asarray(observations, dtype=np.float32), rewards, ends, successes
+                steps[index] = info.get(STEPS, 1)
+        return np.asarray(observations, dtype=np.float32), rewards, ends, successes, steps
 
     def close(self) -> None:
         for environment in self.environments.values():

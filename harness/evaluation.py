@@ -208,9 +208,9 @@ class Evaluator:
             if not np.isfinite(actions).all():
                 bad = seeds[running[~np.isfinite(actions).all(axis=1)]].tolist()
                 raise FloatingPointError(f"act() gave actions that are not finite in the episodes with seeds {bad}")
-            observations[running], rewards, ends, succeeded = self.rows.step(running, actions)
+            observations[running], rewards, ends, succeeded, steps = self.rows.step(running, actions)
             returns[running] += rewards
-            lengths[running] += 1
+            lengths[running] += steps
             successes[running] = succeeded
             progress.update(int(ends.sum()))
             running = running[~ends]

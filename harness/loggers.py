@@ -29,7 +29,7 @@ def whole_rows(text: str) -> tuple[list[str], list[dict[str, str]]]:
 
 def read_rows(path: Path) -> list[dict[str, str]]:
     """The whole rows of a run's log, which may be growing; empty if there is no file."""
-    return whole_rows(path.read_text(encoding="utf-8"))[1] if path.exists() else []
+    return whole_rows(path.read_text(encoding="utf-8-sig"))[1] if path.exists() else []
 
 
 class CsvLog:
@@ -41,7 +41,7 @@ class CsvLog:
         self.header: list[str] = []
         if path.exists():
             try:
-                self._read(path.read_text(encoding="utf-8"))
+                self._read(path.read_text(encoding="utf-8-sig"))
             except (ValueError, csv.Error) as error:
                 raise UserError(
                     f"{path}: is damaged ({error}); put the run's own file back, or add --restart"

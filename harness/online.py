@@ -13,7 +13,8 @@ from common.files import remove_abandoned, replacing
 from envs.dataset import Dataset
 from envs.replay import Replay
 from envs.seeding import SeededEnvironment, generators_preserved
-from envs.task import Task, success_of
+from envs.task import Task
+from envs.wrappers import single_steps, success_of
 from harness import run_files
 from harness.config import RunConfig
 from harness.devices import EPISODE_STREAM
@@ -31,13 +32,14 @@ class OnlinePhase:
 
     def __init__(self, run: RunConfig, task: Task, dataset: Dataset, folder: Path):
         self.run, self.task, self.folder = run, task, folder / run_files.REPLAY_FOLDER
-        room = None if run.keep_offline else max(run.replay_capacity - len(dataset), 0)
+        room = None if run.keep_offline else max(run.replay_capacity - len(dataset.valid), 0)
         self.replay = Replay(dataset, min(run.replay_capacity, run.online_steps), room, run.balanced_sampling)
         self.device = dataset.observations.device
         self.environment: Any = None  # built when the phase begins
         self.observation: np.ndarray | None = None  # [O]; None between two episodes
         self.episode = 0  # number of the episode that is played or comes next
         self.steps, self.episode_return = 0, 0.0  # of that episode so far
+        self.queue: list[np.ndarray] = []  # actions [A] of the present chunk that are still to be executed
         self.last_episode: dict[str, float] = {}  # what train.csv says of the last whole episode
         self.parts: list[list] = []  # [step, number of the first transition, transitions, sha256] of each file
 
@@ -49,11 +51,13 @@ class OnlinePhase:
         """One environment step with an exploring action, into the replay. Raises FloatingPointError for NaNs."""
         if self.observation is None:
             self._begin_episode()
-        observations = torch.tensor(self.observation, device=self.device)[None]
-        action = agent.act(observations, explore=True)[0].to("cpu", torch.float32).numpy()
-        if not np.isfinite(action).all():
-            raise FloatingPointError(f"act() gave an action that is not finite in online episode {self.episode}")
-        transition = self._play(action)
+        if not self.queue:
+            observations = torch.tensor(self.observation, device=self.device)[None]
+            chunk = agent.act(observations, explore=True)[0].to("cpu", torch.float32).numpy()
+            if not np.isfinite(chunk).all():
+                raise FloatingPointError(f"act() gave an action that is not finite in online episode {self.episode}")
+            self.queue = list(chunk.reshape(self.replay.chunk.actions, -1))
+        transition = self._play(self.queue.pop(0))
         self.replay.add({name: torch.as_tensor(value)[None] for name, value in transition.items()})
 
     @generators_preserved()
@@ -61,7 +65,7 @@ class OnlinePhase:
         key = (self.run.seed, EPISODE_STREAM, self.episode)
         seed = int(np.random.SeedSequence(key).generate_state(1)[0]) | FIRST_SEED
         if self.environment is None:
-            self.environment = SeededEnvironment(self.task.make_env, seed)
+            self.environment = SeededEnvironment(single_steps(self.task.make_env), seed)
         observation, _ = self.environment.reset(seed)
         self.observation = np.asarray(observation, dtype=np.float32)
         self.steps, self.episode_return = 0, 0.0
@@ -81,7 +85,7 @@ class OnlinePhase:
             self.last_episode = {"exploration/return": self.episode_return, "exploration/length": self.steps}
             if not np.isnan(success_of(info)):
                 self.last_episode["exploration/success"] = success_of(info)
-            self.observation, self.steps, self.episode = None, 0, episode + 1
+            self.observation, self.steps, self.episode, self.queue = None, 0, episode + 1, []
         return {
             "observations": observation,
             "actions": action,
@@ -110,6 +114,7 @@ class OnlinePhase:
             digest = hashlib.sha256(content.getbuffer()).hexdigest()
             self.parts.append([step, self.replay.added - count, count, digest])
         state = {"parts": self.parts, "added": self.replay.added, "episode": self.episode}
+        state["queue"] = [torch.tensor(action) for action in self.queue]
         return state | {"steps": self.steps, "last_episode": self.last_episode}
 
     def restore(self, step: int, state: dict | None) -> None:
@@ -141,6 +146,8 @@ class OnlinePhase:
         self.episode, self.last_episode = state["episode"], state["last_episode"]
         if state["steps"]:
             self._play_again(state["steps"])
+        if self.observation is not None:
+            self.queue = [action.numpy() for action in state.get("queue", [])]
 
     def _part(self, step: int) -> Path:
         return self.folder / f"part_{step:09}.npz"

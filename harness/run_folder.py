@@ -21,7 +21,9 @@ from common.errors import UserError, one_line
 from common.files import locked, make_folder, remove_abandoned, replacing, write_text
 from common.untrusted import check_stored_zip
 from envs import load_environment, load_task
-from envs.task import DATA_HASHES, NORMALIZATION, Task, normalize_observations
+from envs.chunks import chunked
+from envs.task import DATA_HASHES, Task, normalize_observations, sparse
+from envs.wrappers import NORMALIZATION
 from harness import devices, run_files
 from harness.agent_tools import restore, state_of
 from harness.algorithms import Algorithm, load_algorithm
@@ -74,7 +76,17 @@ def remove_run(run: RunConfig) -> None:
 def load_run_task(run: RunConfig) -> Task:
     """The run's data, which may be made or fetched first, and its environment. Raises UserError as envs.load_task."""
     task = load_task(run.task, run.data_dir, run.collect_episodes, run.in_memory, run.max_episode_steps)
-    return normalize_observations(task) if run.normalize_observations else task
+    task = normalize_observations(task) if run.normalize_observations else task
+    return sparse(task) if run.sparse else task
+
+
+def with_chunks(task: Task, run: RunConfig, config: Any) -> Task:
+    """The task with the run's chunks, if any, discounted as the method does. Raises UserError if it does not."""
+    if run.action_chunk == 1:
+        return task
+    if not hasattr(config, "discount"):
+        raise UserError(f"config: action_chunk must be 1 for {algorithm_name(type(config))}, which discounts nothing")
+    return chunked(task, run.action_chunk, config.discount, run.first_action_only)
 
 
 # ---- Whether a run may use its folder ----
@@ -389,7 +401,8 @@ def load_policy(run_dir: Path | str, **act_options: Any) -> Callable[[np.ndarray
 
     It maps one observation [O] (a Dict's entries in the order of their keys) to the action [A] of the agent's
     `act(..., **act_options)`: it normalises the observation if the run did, and scales the action from [-1, 1] to
-    the simulator's bounds. Raises UserError for a folder without a run and for one of an earlier version.
+    the simulator's bounds; with chunks it gives the h * A numbers of one. Raises UserError for a folder without a run
+    and for one of an earlier version.
     """
     algorithm, _, _ = load_run(Path(run_dir))
     record = read_environment(Path(run_dir)).get("environment")

@@ -12,13 +12,13 @@ from common.errors import UserError, one_line
 from envs.task import Task
 from harness import devices
 from harness.agent_tools import validation_metrics
-from harness.config import RunConfig, algorithm_name
+from harness.config import RunConfig, algorithm_name, check_values
 from harness.divergence import refuse_divergence
 from harness.evaluate import parse_grid, sweep_after_training
 from harness.evaluation import EVALUATION_SEED, Evaluator
 from harness.loggers import check_loggers
 from harness.online import OnlinePhase
-from harness.run_folder import RunFolder, check_folder, load_agent, load_run_task, remove_run
+from harness.run_folder import RunFolder, check_folder, load_agent, load_run_task, remove_run, with_chunks
 from harness.signals import Stopped, StopSignals
 from harness.updates import Updates
 
@@ -29,11 +29,12 @@ def train_run(agent_class: type, run: RunConfig, config: Any, restart: bool = Fa
     A finished run is not trained again; `restart` deletes the run's files. SIGTERM and Ctrl-C write a checkpoint and
     exit. Raises UserError for what the user must mend before anything is deleted or written, Diverged for bad numbers.
     """
+    check_values(run, config)
     devices.set_up_torch(run)
     device = devices.choose_device(run.device)
     parse_grid(run.sweep, agent_class, config)  # refuses a wrong one now instead of after the training
     check_loggers(run)
-    task = task or load_run_task(run)
+    task = with_chunks(task or load_run_task(run), run, config)
     try:
         agent = agent_class(config, task.observation_dim, task.action_dim, seed=run.seed).to(device)
     except ValueError as error:  # an agent that cannot be built for this task, as one on a base that is not there
@@ -123,7 +124,12 @@ def train(agent: torch.nn.Module, device: torch.device, run: RunConfig, task: Ta
                     say(f"{step:>9,} updates: {task.score_name} {row[task.score_name]:.4g}")
                 if step == last:
                     break
-                count, metrics = updates.advance(updates_until_due())
+                until = min(updates_until_due(), data.advance_to(step))
+                if step >= run.offline_steps and step + 1 - run.offline_steps < run.online_start:
+                    online.step(agent)
+                    count, metrics = 1, {}
+                else:
+                    count, metrics = updates.advance(until)
                 step += count
                 progress.update(count)
                 if is_due(run.log_interval):

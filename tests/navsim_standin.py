@@ -9,7 +9,6 @@ PDMPath, MetricCacheLoader, SceneLoader, Scene, AgentInput, Trajectory, Abstract
 import enum
 import lzma
 import pickle
-import sys
 import types
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +24,9 @@ from envs.driving.vehicle import REAR_AXLE_TO_CENTRE, to_frame, to_world
 
 START_US = 1_626_464_423_900_107  # microseconds; nothing begins at a round time
 
+
+# What is only read is a namespace of the fields that are read.
+Fields = types.SimpleNamespace
 
 # ---- nuPlan ----
 
@@ -50,40 +52,24 @@ class TimePoint:
     time_us: int
 
 
-@dataclass
-class DynamicCarState:
-    rear_axle_velocity_2d: StateVector2D
-    rear_axle_acceleration_2d: StateVector2D
-    angular_velocity: float = 0.0
-
-
-@dataclass
-class EgoState:
-    rear_axle: StateSE2
-    dynamic_car_state: DynamicCarState
-    tire_steering_angle: float
-    time_point: TimePoint
-
-
 class InterpolatedTrajectory:
     """EgoStates by time, linear in between."""
 
-    def __init__(self, states: List[EgoState]):
+    def __init__(self, states: List[Any]):
         self.states = states
 
     @property
     def end_time(self) -> TimePoint:
         return self.states[-1].time_point
 
-    def get_state_at_times(self, times: List[TimePoint]) -> List[EgoState]:
+    def get_state_at_times(self, times: List[TimePoint]) -> List[Any]:
         known = [state.time_point.time_us for state in self.states]
         asked = [time.time_us for time in times]
         assert min(asked) >= known[0] and max(asked) <= known[-1], "outside of the trajectory"
         poses = np.array([(each.rear_axle.x, each.rear_axle.y, each.rear_axle.heading) for each in self.states])
         poses[:, 2] = np.unwrap(poses[:, 2])
         moved = np.stack([np.interp(asked, known, column) for column in poses.T], axis=-1)
-        still = DynamicCarState(StateVector2D(0.0, 0.0), StateVector2D(0.0, 0.0))
-        return [EgoState(StateSE2(*moved[index]), still, 0.0, times[index]) for index in range(len(times))]
+        return [Fields(rear_axle=StateSE2(*pose), time_point=time) for pose, time in zip(moved, times)]  # noqa: B905
 
 
 SemanticMapLayer = enum.IntEnum(
@@ -96,23 +82,12 @@ AGENT_TYPES = {TrackedObjectType.VEHICLE, TrackedObjectType.PEDESTRIAN}
 
 
 @dataclass
-class TrackedObject:
-    tracked_object_type: TrackedObjectType
-    velocity: Optional[StateVector2D]  # of agents only
-
-
-@dataclass
-class MapObject:
-    speed_limit_mps: Optional[float]
-
-
-@dataclass
 class MapApi:
     limits: Dict[str, Optional[float]]
 
-    def get_map_object(self, object_id: str, layer: SemanticMapLayer) -> MapObject:
+    def get_map_object(self, object_id: str, layer: SemanticMapLayer) -> Any:
         assert layer == SemanticMapLayer.LANE
-        return MapObject(self.limits[object_id])
+        return Fields(speed_limit_mps=self.limits[object_id])
 
 
 # ---- NAVSIM: the metric cache ----
@@ -139,28 +114,12 @@ class PDMDrivableMap(PDMOccupancyMap):
 @dataclass
 class PDMObservation:
     occupancy_maps: List[PDMOccupancyMap]
-    unique_objects: Dict[str, TrackedObject]
+    unique_objects: Dict[str, Any]
     collided_track_ids: List[str]
     red_light_token: str = "red_light"
 
     def __getitem__(self, time_idx: int) -> PDMOccupancyMap:
         return self.occupancy_maps[time_idx]
-
-
-@dataclass
-class PDMPath:
-    discrete_path: List[StateSE2]
-
-
-@dataclass
-class MetricCache:
-    file_path: Path
-    trajectory: InterpolatedTrajectory
-    ego_state: EgoState
-    observation: PDMObservation
-    centerline: PDMPath
-    route_lane_ids: List[str]
-    drivable_area_map: PDMDrivableMap
 
 
 class MetricCacheLoader:
@@ -173,22 +132,12 @@ class MetricCacheLoader:
     def tokens(self) -> List[str]:
         return list(self.metric_cache_paths)
 
-    def get_from_token(self, token: str) -> MetricCache:
+    def get_from_token(self, token: str) -> Any:
         with lzma.open(self.metric_cache_paths[token], "rb") as file:
             return pickle.load(file)
 
 
 # ---- NAVSIM: logs and agents ----
-
-
-@dataclass
-class EgoStatus:
-    ego_pose: np.ndarray
-
-
-@dataclass
-class AgentInput:
-    ego_statuses: List[EgoStatus]
 
 
 @dataclass
@@ -200,23 +149,6 @@ class Trajectory:
 
 
 @dataclass
-class SceneMetadata:
-    log_name: str
-    initial_token: str
-    num_history_frames: int = 4
-
-
-@dataclass
-class Annotations:
-    track_tokens: List[str]
-
-
-@dataclass
-class Frame:
-    annotations: Annotations
-
-
-@dataclass
 class TrajectorySampling:
     num_poses: int
     interval_length: float
@@ -224,11 +156,11 @@ class TrajectorySampling:
 
 @dataclass
 class NavsimScene:
-    scene_metadata: SceneMetadata
+    scene_metadata: Any
     map_api: MapApi
     future: np.ndarray  # [8, 3] of the human driver
     past: np.ndarray  # [4, 3], in the frame of the last
-    frames: List[Frame]
+    frames: List[Any]
 
     def get_future_trajectory(self, num_trajectory_frames: int) -> Trajectory:
         return Trajectory(self.future[:num_trajectory_frames].astype(np.float32))
@@ -269,8 +201,8 @@ class SceneLoader:
     def get_scene_from_token(self, token: str) -> NavsimScene:
         return self.scenes[token]
 
-    def get_agent_input_from_token(self, token: str) -> AgentInput:
-        return AgentInput([EgoStatus(pose.astype(np.float32)) for pose in self.scenes[token].past])
+    def get_agent_input_from_token(self, token: str) -> Any:
+        return Fields(ego_statuses=[Fields(ego_pose=pose.astype(np.float32)) for pose in self.scenes[token].past])
 
 
 class AbstractAgent:
@@ -296,9 +228,7 @@ def modules(version: int = 1) -> Dict[str, types.ModuleType]:
     contents = {
         "nuplan.common.maps.maps_datatypes": {"SemanticMapLayer": SemanticMapLayer},
         "nuplan.common.actor_state.tracked_objects_types": {"AGENT_TYPES": AGENT_TYPES},
-        "navsim.common.dataclasses": {
-            name: globals()[name] for name in ("SceneFilter", "SensorConfig", "Trajectory", "AgentInput")
-        },
+        "navsim.common.dataclasses": {name: globals()[name] for name in ("SceneFilter", "SensorConfig", "Trajectory")},
         "navsim.common.dataloader": {"MetricCacheLoader": MetricCacheLoader, "SceneLoader": SceneLoader},
         "navsim.evaluate.pdm_score": {"pdm_score": {1: pdm_score_v1, 2: pdm_score_v2}[version]},
         "navsim.agents.abstract_agent": {"AbstractAgent": {1: AbstractAgent, 2: AbstractAgentV2}[version]},
@@ -312,11 +242,6 @@ def modules(version: int = 1) -> Dict[str, types.ModuleType]:
             result.setdefault(package, types.ModuleType(package))
         vars(result[name]).update(values)
     return result
-
-
-def install(version: int = 1) -> None:
-    """Puts the stand-in into this process's modules."""
-    sys.modules.update(modules(version))
 
 
 # ---- Caches and logs of this project's scenes ----
@@ -369,11 +294,10 @@ def observation_of(scene: Scene, collided: List[str]) -> PDMObservation:
     objects = {}
     for n in range(len(scene.size)):
         _, _, heading, speed = scene.agents[present[:, n].argmax(), n]
-        if scene.static[n]:
-            objects[f"track{n}"] = TrackedObject(TrackedObjectType.TRAFFIC_CONE, None)
-        else:
-            velocity = StateVector2D(speed * np.cos(heading), speed * np.sin(heading))
-            objects[f"track{n}"] = TrackedObject(TrackedObjectType.VEHICLE, velocity)
+        kind, velocity = TrackedObjectType.TRAFFIC_CONE, None  # which agents alone have
+        if not scene.static[n]:
+            kind, velocity = TrackedObjectType.VEHICLE, StateVector2D(speed * np.cos(heading), speed * np.sin(heading))
+        objects[f"track{n}"] = Fields(tracked_object_type=kind, velocity=velocity)
     return PDMObservation(maps, objects, collided)
 
 
@@ -385,18 +309,34 @@ def overlapping_tracks(scene: Scene) -> List[str]:
     return [f"track{n}" for n in np.flatnonzero(hit)]
 
 
-def cache_of(recorded: Recorded, drivable: PDMDrivableMap, path: Path) -> MetricCache:
+def cache_of(recorded: Recorded, drivable: PDMDrivableMap, path: Path) -> Any:
+    """The MetricCache of a scene."""
     scene = recorded.scene
     x, y, heading, speed, acceleration, steer, yaw_rate = scene.ego
     lateral = np.zeros(2) if scene.lateral is None else scene.lateral
-    dynamic = DynamicCarState(StateVector2D(speed, lateral[0]), StateVector2D(acceleration, lateral[1]), yaw_rate)
-    ego = EgoState(StateSE2(x, y, heading), dynamic, steer, TimePoint(START_US))
+    ego = Fields(
+        rear_axle=StateSE2(x, y, heading),
+        dynamic_car_state=Fields(
+            rear_axle_velocity_2d=StateVector2D(speed, lateral[0]),
+            rear_axle_acceleration_2d=StateVector2D(acceleration, lateral[1]),
+            angular_velocity=yaw_rate,
+        ),
+        tire_steering_angle=steer,
+        time_point=TimePoint(START_US),
+    )
     knots = to_world(np.concatenate([np.zeros((1, 3)), recorded.reference]), scene.pose)
-    states = [EgoState(StateSE2(*knots[k]), dynamic, 0.0, TimePoint(START_US + 500_000 * k)) for k in range(len(knots))]
+    times = [TimePoint(START_US + 500_000 * k) for k in range(len(knots))]
+    states = [Fields(rear_axle=StateSE2(*knot), time_point=time) for knot, time in zip(knots, times)]  # noqa: B905
     line = [StateSE2(*point, 0.0) for point in np.repeat(scene.centreline, 2, axis=0)]  # lanes share their ends
-    route = [token for token in drivable.tokens if token.startswith("lane")]
-    observation = observation_of(scene, recorded.collided)
-    return MetricCache(path, InterpolatedTrajectory(states), ego, observation, PDMPath(line), route, drivable)
+    return Fields(
+        file_path=path,
+        trajectory=InterpolatedTrajectory(states),
+        ego_state=ego,
+        observation=observation_of(scene, recorded.collided),
+        centerline=Fields(discrete_path=line),
+        route_lane_ids=[token for token in drivable.tokens if token.startswith("lane")],
+        drivable_area_map=drivable,
+    )
 
 
 def write(folder: Path, records: List[Recorded]) -> None:
@@ -412,10 +352,11 @@ def write(folder: Path, records: List[Recorded]) -> None:
         paths.append(str(path))
         past = np.concatenate([to_frame(recorded.scene.history, recorded.scene.pose), np.zeros((1, 3))])
         api = MapApi({token: recorded.scene.speed_limit for token in maps[key].tokens})
-        metadata = SceneMetadata(recorded.log_name, recorded.token)
+        metadata = Fields(log_name=recorded.log_name, initial_token=recorded.token, num_history_frames=4)
         present = np.flatnonzero(~np.isnan(recorded.scene.agents[0, :, 0]))
         now = [f"track{n}" for n in present if f"track{n}" not in recorded.later]
-        frames = [Frame(Annotations(tracks)) for tracks in ([], [], [], now, now + recorded.later)]
+        shown = ([], [], [], now, now + recorded.later)
+        frames = [Fields(annotations=Fields(track_tokens=tracks)) for tracks in shown]
         scene = NavsimScene(metadata, api, recorded.logged, past, frames)
         logs.setdefault(recorded.log_name, {})[recorded.token] = scene
     (folder / "cache" / "metadata").mkdir()

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 
+from envs.dataset import Dataset
 from harness.agent_tools import network_evaluations, restore, state_of, validation_metrics
 from tests.conftest import small_config
 from tests.test_files_agree import path_of
-from tests.toy import random_batch
+from tests.toy import random_batch, toy_dataset
 
 
 def make_agent(algorithm, seed=0, **changes):
@@ -202,6 +203,7 @@ def test_network_evaluations_are_those_of_the_formulas(algorithm):
 WRONG_BATCHES = {
     "rewards of shape [B, 1]": ({"rewards": torch.zeros(16, 1)}, r"^rewards must be torch.float32 \[N\].*\[16, 1\]"),
     "masks of shape [B, 1]": ({"masks": torch.ones(16, 1)}, r"^masks must be .*\[N\].*\[16, 1\]"),
+    "valid of shape [B, 1]": ({"valid": torch.ones(16, 1)}, r"^valid must be .*\[N\].*\[16, 1\]"),
     "float64": ({"rewards": torch.zeros(16).double()}, r"^rewards must be torch.float32 .*, not torch.float64"),
     "a numpy array": ({"actions": np.zeros((16, 2), np.float32)}, r"^actions must be .*\[N, 2\].*, not ndarray"),
     "a wrong width": ({"actions": torch.zeros(16, 4)}, r"^actions must be .*\[N, 2\].*\[16, 4\]"),
@@ -255,3 +257,25 @@ assert not foreign, foreign
     done = subprocess.run([sys.executable, "-I", "-c", script], cwd=tmp_path, env=environment, capture_output=True)
     assert done.returncode == 0, done.stderr.decode()
     assert [path.name for path in Path(tmp_path).glob("*.py")] == [f"{algorithm.name}.py"]
+
+
+@pytest.mark.parametrize("filler", [0.0, 0.7, float("nan")])
+def test_what_a_loader_fills_into_an_episodes_last_row_reaches_no_update(algorithm, filler):
+    """Nobody reads a row without a transition; ReBRAC with a critic penalty reads next actions."""
+    penalty = {"critic_bc_weight": 0.5} if algorithm.name == "rebrac" else {}
+
+    def trained(fill):
+        data = toy_dataset(episodes=6)
+        last = torch.ones(len(data.actions), dtype=torch.bool)
+        last[data.valid] = False
+        filled = [column.clone() for column in (data.actions, data.rewards, data.masks)]
+        for column in filled if fill is not None else ():
+            column[last] = fill
+        data = Dataset(data.observations, *filled, data.valid)
+        agent = make_agent(algorithm, **penalty)
+        batches = torch.Generator().manual_seed(0)
+        for _ in range(3):
+            metrics = agent.update(data.sample(64, batches, agent.batch_fields))
+        return {name: float(metric) for name, metric in metrics.items()}
+
+    assert trained(filler) == trained(None)

@@ -48,7 +48,7 @@ def test_the_jax_form_makes_the_recorded_updates():
         for step in range(case["steps"]):
             batch = step_arrays(arrays, f"step{step}/batch/")
             state, losses = jax.jit(update, static_argnums=3)(
-                state, batch, Draws(*recorded_draws(arrays, step)[:3]), config
+                state, batch, Draws(*recorded_draws(arrays, f"step{step}/")[:3]), config
             )
             recorded = {
                 "critic/loss": "critic_loss",

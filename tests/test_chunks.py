@@ -14,14 +14,16 @@ import torch
 
 from common.errors import UserError
 from envs import load_environment, load_task
-from envs.chunks import STEPS, Chunk, ChunkedDataset, ChunkedEnvironment, chunked, fold, single_steps
+from envs.chunks import Chunk, ChunkedDataset, chunked, fold
 from envs.dataset import ACTION_LIMIT, Dataset
 from envs.ogbench.collect import ManipulationCollector
 from envs.ogbench.tasks import sha256_of_ends
 from envs.replay import Replay
 from envs.shards import Shards, refill
-from envs.sparse import sparse
+from envs.task import Task, sparse
+from envs.wrappers import STEPS, ChunkedEnvironment, single_steps
 from tests.toy import EPISODE_LENGTH, PointEnv, toy_dataset, toy_task
+from tests.toy_run import toy_run
 
 FIGURES = Path(__file__).parent / "golden" / "protocol_b" / "chunks.npz"
 DISCOUNT = 0.99
@@ -398,6 +400,25 @@ def test_a_part_is_refilled_in_place():
     assert places == {name: vars(first)[name].data_ptr() for name in places}
     indices = torch.arange(7)
     assert_same_batch(first.take(indices, ("costs",)), second.take(indices, ("costs",)))
+
+
+def test_a_run_reads_the_files_in_turn_and_goes_on_where_it_was(tmp_path):
+    """Each one once for its updates, in both phases, and after a continuation that one which is due."""
+    read = []
+
+    def load(path: Path) -> Dataset:
+        read.append(path.name)
+        return toy_dataset()
+
+    def task() -> Task:
+        read.clear()
+        return dataclasses.replace(toy_task(), dataset=Shards([Path(name) for name in "abc"], load, interval=10))
+
+    changes = {"action_chunk": 2, "checkpoint_interval": 45}
+    toy_run(tmp_path, task=task(), offline_steps=45, **changes)
+    assert "".join(read) == "abcab"
+    toy_run(tmp_path, task=task(), offline_steps=55, online_steps=20, **changes)
+    assert "".join(read) == "abcab"  # the first to begin with, the second as it is due for update 46
 
 
 LARGE_TASK, LARGE_FOLDER = "ogbench/puzzle-4x4-play-100m-singletask-task1-v0", "puzzle-4x4-play-100m-v0"

@@ -441,6 +441,18 @@ def test_the_command_trains_with_its_settings(tmp_path):
     assert re.search(r"^shift: 2.0 +# command line$", done.stdout, re.M)
 
 
+def test_a_reader_that_leaves_is_no_traceback(tmp_path):
+    script = tmp_path / "long.py"
+    script.write_text(
+        "from common.errors import exit_on_user_error\n"
+        "with exit_on_user_error():\n    [print('line', flush=True) for _ in range(100_000)]\n"
+    )
+    command = f"{sys.executable} {script} | head -1; echo ${{PIPESTATUS[0]}}"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == (f"line\n{128 + signal.SIGPIPE}\n", "")
+
+
 def test_each_seed_is_a_process_and_the_worst_exit_code_counts(tmp_path):
     body = (
         "def train_run(agent, run, config, restart):\n"
@@ -503,6 +515,8 @@ def commands() -> list:
 def test_a_wrong_flag_of_any_command_is_one_sentence(module, monkeypatch, capsys):
     if module == "benchmarks.against_jax":
         pytest.importorskip("jax")
+    if module.startswith("benchmarks.navsim"):
+        pytest.importorskip("geopandas")
     command = importlib.import_module(module)
     monkeypatch.setattr("sys.argv", ["command", "--no_such_flag", "1"])
     with pytest.raises(SystemExit) as stop:

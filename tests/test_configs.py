@@ -12,6 +12,7 @@ from harness import config as settings
 from harness.algorithms import algorithm_names, load_algorithm
 from harness.config import (
     MACHINE_OPTIONS,
+    RENAMED,
     RETIRED,
     RunConfig,
     check_values,
@@ -43,6 +44,9 @@ def test_settings_equal_the_frozen_configs(path):
     frozen["sweep"] = frozen.pop("final_report")
     frozen["label"] = frozen["label"] or (f"{algorithm}_{variant}" if variant else algorithm)
     del frozen["wandb_mode"]  # was "disabled" everywhere: W&B is a logger now
+    for name in set(RENAMED) & set(frozen):
+        present, value = RENAMED[name][frozen.pop(name)]
+        frozen[present] = value
     gone = {name: frozen.pop(name) for name in set(RETIRED) & set(frozen)}
     assert all(RETIRED[name] in (None, value) for name, value in gone.items())
     assert {name: values[name] for name in frozen} == frozen
@@ -63,6 +67,55 @@ def test_every_file_says_where_its_values_come_from_and_repeats_no_default(path)
     for name, value in content.items():
         if name not in ("tasks", "task"):
             assert any(value != (list(old) if isinstance(old, tuple) else old) for old in defaults[name]), name
+
+
+PROTOCOL_B = json.loads((ROOT / "tests" / "golden" / "protocol_b" / "tasks.json").read_text())
+FIELDS_OF_QAM = {  # its name of a method's field: ours
+    "fql": {"alpha": "distillation_weight"},
+    "ifql": {"kappa": "expectile", "num_samples": "num_candidates"},
+    "rebrac": {
+        "alpha_actor": "actor_bc_weight",
+        "actor_noise": "actor_noise",
+        "actor_freq": "target_interval",
+        "actor_noise_clip": "actor_noise_clip",
+    },
+    "qsm": {
+        "inv_temp": "score_weight",
+        "alpha": "bc_weight",
+        "clip_sampler_before": "clip_clean",
+        "clip_sampler_after": "clip_steps",
+        "diffusion_steps": "diffusion_steps",
+        "clip_grad_norm": "max_gradient_norm",
+    },
+}
+
+
+@pytest.mark.parametrize("algorithm", ["dipole", "fql", "ifql", "rebrac", "qsm"])
+def test_protocol_b_has_qams_settings_on_its_50_tasks(algorithm):
+    """Against figures read from its experiments/reproduce.py and main.py."""
+    common = PROTOCOL_B["common"]
+    names = []
+    for entry in PROTOCOL_B["tasks"]:
+        number = entry["task"].split("-task")[-1]
+        names.append(f"ogbench/{entry['data'].removesuffix('-v0')}-singletask-task{number}")
+        found = load_settings(config_class(algorithm), {"task": names[-1]}, variant="protocol_b")
+        run, config = found.run, found.config
+        assert (run.action_chunk, run.sparse, run.batch_size) == (entry["chunk"], entry["sparse"], common["batch_size"])
+        assert (run.offline_steps, run.online_steps) == (common["offline_steps"], common["online_steps"])
+        assert (run.online_start, run.eval_interval) == (common["start_training"], common["eval_interval"])
+        assert (run.eval_episodes, run.keep_offline) == (common["eval_episodes"], True)
+        assert (config.discount, config.pessimism) == (entry["discount"], entry["rho"])
+        assert (config.num_critics, config.learning_rate) == (common["num_qs"], common["lr"])
+        assert config.actor_hidden_dims == config.value_hidden_dims == (512,) * 4
+        assert (config.target_rate, config.value_layer_norm) == (common["tau"], common["value_layer_norm"])
+        expected = PROTOCOL_B["hyperparameters"][entry["domain"]].get(algorithm, {})
+        for theirs, ours in FIELDS_OF_QAM.get(algorithm, {}).items():
+            assert getattr(config, ours) == expected[theirs], (names[-1], ours)
+        if algorithm == "dipole":
+            assert config.target_pessimism == entry["rho"]
+    compared = yaml.safe_load((ROOT / "configs" / "compare" / "protocol_b.yaml").read_text())
+    assert [name for group in compared["tasks"].values() for name in group] == names
+    assert compared["seeds"] == common["seeds"] and algorithm in compared["algorithms"]
 
 
 def test_there_are_few_files():
@@ -87,6 +140,16 @@ def test_a_config_of_an_earlier_version_is_read(tmp_path):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(old | {"composition": "resample"}))
     with pytest.raises(UserError, match="composition resample is no longer here, use the version that made this run"):
         stored_config(tmp_path / "config.yaml", config_class("dipole"))
+
+
+@pytest.mark.parametrize("old, pessimism", [("mean", 0.0), ("min", None)])
+def test_fql_of_an_earlier_version_keeps_its_target(old, pessimism, tmp_path):
+    text = yaml.safe_dump(FROZEN["defaults"]["fql"] | {"target_aggregation": old})
+    (tmp_path / "config.yaml").write_text(text)
+    assert stored_config(tmp_path / "config.yaml", config_class("fql"))[1].pessimism == pessimism
+    (tmp_path / "config.yaml").write_text(text.replace(f"target_aggregation: {old}", "target_aggregation: median"))
+    with pytest.raises(UserError, match="target_aggregation"):
+        stored_config(tmp_path / "config.yaml", config_class("fql"))
 
 
 def test_no_method_has_a_run_field():

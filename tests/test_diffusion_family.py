@@ -114,7 +114,7 @@ def test_adapters_follow_a_case_with_other_settings(name, changes, expected):
     (
         ("dql", {"beta_schedule": "cosine"}),
         ("qsm", {"actor_loss_type": "dac"}),
-        ("qsm", {"horizon_length": 5}),
+        ("qsm", {"beta_schedule": "cosine"}),
         ("qsm", {"best_of_n": 4}),
     ),
 )

@@ -28,6 +28,7 @@ def test_weights_by_hand():
         return policy_weights(config, advantage)
 
     torch.testing.assert_close(weights("sigmoid"), torch.stack([sigmoid, 1 - sigmoid]))
+    torch.testing.assert_close(weights("imitation"), torch.stack([sigmoid, torch.ones(3)]))
     exponential = torch.exp(torch.tensor([[-3.0, 0.0, 6.0]]))
     torch.testing.assert_close(weights("exponential", None), exponential)
     torch.testing.assert_close(weights("exponential"), exponential.clamp(max=100.0))
@@ -55,6 +56,14 @@ def test_group_advantage_is_the_reward_above_the_group_and_needs_no_critic():
     weights = torch.sigmoid(3.0 * (batch["rewards"] - batch["state_values"]) + 0.5)
     torch.testing.assert_close(agent.update(batch)["actor/weight_mean"], weights.mean())
     assert make_agent().batch_fields == ()
+
+
+def test_saturated_logits_are_counted():
+    """|beta A + k| above 4, with A the reward above the state's value."""
+    agent = make_agent(advantage="group", inverse_temperature=2.0, shift=1.0)
+    advantage = torch.tensor([1.4, 1.6, -2.4, -2.6] * 4)  # logits 3.8, 4.2, -3.8, -4.2
+    batch = random_batch() | {"state_values": torch.zeros(16), "rewards": advantage}
+    assert agent.update(batch)["actor/logit_saturated"] == 0.5
 
 
 def test_expectile_loss_by_hand():
@@ -185,7 +194,7 @@ class NoSynchronisation(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("weighting", ["sigmoid", "exponential", "indicator", "none"])
+@pytest.mark.parametrize("weighting", ["sigmoid", "imitation", "exponential", "indicator", "none"])
 def test_update_does_not_synchronise(weighting):
     agent = make_agent(weighting=weighting, target_candidates=3)
     batch = random_batch()
@@ -221,6 +230,7 @@ def test_load_gives_the_agent_of_a_run_back(tmp_path):
     agent.update(random_batch())
     run_fields = {"task": "toy/point", "composition": "score"}  # a stored config has the run's, and earlier versions'
     checkpoint = {"config": dataclasses.asdict(agent.config) | run_fields, "observation_dim": 3, "action_dim": 2}
+    del checkpoint["config"]["num_critics"]  # an earlier version's run has no such field
     torch.save(checkpoint | {"agent": state_of(agent)}, tmp_path / "checkpoint.pt")
     observations = torch.randn(4, 3)
     loaded = DIPOLE.load(tmp_path)

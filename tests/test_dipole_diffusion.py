@@ -146,7 +146,7 @@ def test_losses_by_hand():
 
     agent = DIPOLEDiffusion(dataclasses.replace(SMALL, diffusion_steps=5, denoising_steps=5), 1, 1)
     agent.denoiser = Copy()
-    batch = {"observations": column(0, 0), "actions": column(0.5, -0.2)}
+    batch = {"observations": column(0, 0), "actions": column(0.5, -0.2), "valid": torch.ones(2).double()}
     _, metrics = agent.policy_loss(batch, torch.zeros(2).double(), column(1.0, 0.4), column(2, 5))  # weights 1/2
     errors = [
         (math.sqrt(abar) * action + math.sqrt(1 - abar) * eps - eps) ** 2

@@ -19,23 +19,18 @@ import torch
 from common.errors import UserError
 from envs import load_task
 from envs.driving import collect, tasks
-from envs.driving.bandit import DrivingBandit, load_data, read_split
+from envs.driving.bandit import DrivingBandit, load_data
 from envs.driving.collect import FAMILIES
 from envs.driving.curate import SOLVABLE, TRIVIAL, score_matrix
 from envs.driving.encoding import Encoding
 from envs.driving.observation import OBSERVATION_DIM, Scaling, observe
 from envs.driving.planner import along_route, choose, constant_velocity, forecast, perturb, proposals
-from envs.driving.scene import DRIVABLE, Road, Scene
-from envs.driving.scene_files import log_paths, read_log, read_road, road_path, split_of
+from envs.driving.scene import DRIVABLE, Road
+from envs.driving.scene_files import log_paths, read_log, read_split, split_of
 from envs.driving.score import score
 from envs.driving.vehicle import DT
 from envs.transitions import ACTION_LIMIT
-from harness.algorithms import algorithm_names, load_algorithm
-from harness.evaluation import evaluate
-from tests.conftest import small_config
-
-ROOT = Path(__file__).resolve().parents[1]
-SCENES = ROOT / "tests" / "golden" / "driving" / "scenes"
+from tests.driving_scenes import SCENES, straight_scene
 
 
 @pytest.fixture(scope="module")
@@ -54,25 +49,6 @@ def train(folder):
 @pytest.fixture(scope="module")
 def task(folder):
     return load_task("driving/bandit", str(folder))
-
-
-def straight_scene(agents: list, speed: float = 8.0) -> Scene:
-    """A road of 8 m along x with one lane mark at y = 0; agents [n, 4] keep their speeds."""
-    moving = np.repeat(np.asarray(agents, float).reshape(-1, 4)[None], 51, axis=0)
-    moving[..., 0] += moving[..., 3] * DT * np.arange(51)[:, None]
-    raster = np.zeros((801, 401), np.uint32)
-    raster[:, 180:221] = DRIVABLE | np.uint32(1)
-    return Scene(
-        road=Road(raster, np.zeros(raster.shape, bool), np.array([-40.0, -40.0]), 0.2),
-        ego=np.array([0.0, 0.0, 0.0, speed, 0.0, 0.0, 0.0]),
-        history=np.array([[-1.5 * speed, 0, 0], [-speed, 0, 0], [-0.5 * speed, 0, 0]]),
-        agents=moving,
-        size=np.tile([5.0, 2.0], (moving.shape[1], 1)),
-        static=np.zeros(moving.shape[1], bool),
-        centreline=np.stack([np.arange(-30.0, 110.0), np.zeros(140)], axis=-1),
-        speed_limit=10.0,
-        reference_progress=30.0,
-    )
 
 
 # ---- Plans without learning ----
@@ -151,15 +127,14 @@ def test_kept_scenes_are_neither_trivial_nor_unsolvable_and_hold_their_scores():
     seen = 0
     for path in sorted(SCENES.glob("log_*.npz")):
         record = read_log(path)
-        road = read_road(road_path(SCENES, str(record.family)))
-        for index in range(0, len(record.step), 3):
-            scene, seen = record.scene(index, road), seen + 1
+        for index in range(0, len(record.scenes), 3):
+            scene, seen = record.scenes[index], seen + 1
             assert not np.isnan(scene.agents[0]).any()
             assert -4.05 < scene.ego[4] < 2.40 and abs(scene.ego[6]) < 0.95
             assert score(scene, constant_velocity(scene)[None]).pdms <= TRIVIAL
             assert score(scene, proposals(scene)).pdms.max() >= SOLVABLE
             np.testing.assert_allclose(score_matrix(score(scene, record.plans[index])), record.scores[index], atol=1e-9)
-            reference = score(scene, record.reference_plan[index][None])
+            reference = score(scene, record.reference_plans[index][None])
             progress = reference.raw_progress * reference.no_collision * reference.drivable_area
             assert progress == pytest.approx(scene.reference_progress, abs=1e-6)
     assert seen > 10
@@ -209,7 +184,7 @@ def test_collecting_again_gives_the_same_bytes_and_resumes(traffic, tmp_path):
     if made["libraries"] == expected["libraries"]:
         for index in range(2):
             fresh, stored = read_log(collect.log_path(first, index)), read_log(collect.log_path(SCENES, index))
-            assert np.array_equal(fresh.step, stored.step)
+            assert fresh.tokens == stored.tokens
             np.testing.assert_allclose(fresh.plans, stored.plans, atol=1e-6)
     with pytest.raises(UserError, match="seed there is 0, asked for 1"):
         collect.collect(first, 2, seed=1)
@@ -292,41 +267,40 @@ def test_scaling_gives_mean_0_and_deviation_1_and_leaves_constants():
     assert np.allclose(scaled.std(axis=0), [1, 0, 1, 1], atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["basis", "zscore"])
-def test_training_plans_are_within_the_limits_and_reach_them(train, kind):
+@pytest.fixture(params=["basis", "zscore"])
+def encoded(request, train):
+    """(encoding of the training plans by a kind, its name, their bases [S, 16, 8, 3], their actions [S, 16, A])."""
     bases = np.stack([along_route(scene) for scene in train.scenes])[:, None].repeat(16, axis=1)
-    encoding = Encoding.fit(train.plans.reshape(-1, 8, 3), bases.reshape(-1, 8, 3), kind)
-    actions = encoding.encode(train.plans, bases)
+    encoding = Encoding.fit(train.plans.reshape(-1, 8, 3), bases.reshape(-1, 8, 3), request.param)
+    return encoding, request.param, bases, encoding.encode(train.plans, bases)
+
+
+def test_training_plans_are_within_the_limits_and_reach_them(encoded):
+    encoding, kind, _, actions = encoded
     assert np.allclose(np.abs(actions).max(axis=(0, 1)), ACTION_LIMIT)
-    assert encoding.action_dim == (24 if kind == "zscore" else actions.shape[-1])
+    assert encoding.action_dim == actions.shape[-1] and (kind == "basis" or actions.shape[-1] == 24)
 
 
-def test_the_zscore_decodes_every_plan_exactly(train):
-    bases = np.stack([along_route(scene) for scene in train.scenes])[:, None].repeat(16, axis=1)
-    encoding = Encoding.fit(train.plans.reshape(-1, 8, 3), bases.reshape(-1, 8, 3), "zscore")
-    np.testing.assert_allclose(encoding.decode(encoding.encode(train.plans, bases), bases), train.plans, atol=1e-12)
-
-
-def test_the_basis_decodes_its_own_plans_exactly_and_others_closely(train):
-    bases = np.stack([along_route(scene) for scene in train.scenes])[:, None].repeat(16, axis=1)
-    encoding = Encoding.fit(train.plans.reshape(-1, 8, 3), bases.reshape(-1, 8, 3), "basis")
-    assert encoding.action_dim < 16
+def test_an_encoding_decodes_its_own_plans_exactly(encoded):
+    encoding, _, bases, _ = encoded
     actions = np.random.default_rng(0).uniform(-0.99, 0.99, (50, encoding.action_dim))
-    plans = encoding.decode(actions, bases[0, :1].repeat(50, axis=0))
-    np.testing.assert_allclose(encoding.encode(plans, bases[0, :1].repeat(50, axis=0)), actions, atol=1e-12)
-    encoded = encoding.encode(train.plans, bases)
-    left = (encoding.decode(encoded, bases) - train.plans).reshape(-1, 24) / encoding.std
+    base = bases[0, :1].repeat(50, axis=0)
+    np.testing.assert_allclose(encoding.encode(encoding.decode(actions, base), base), actions, atol=1e-12)
+
+
+def test_the_zscore_decodes_every_plan_exactly_and_the_basis_closely(encoded, train):
+    encoding, kind, bases, actions = encoded
+    decoded = encoding.decode(actions, bases)
+    if kind == "zscore":
+        return np.testing.assert_allclose(decoded, train.plans, atol=1e-12)
+    assert encoding.action_dim < 16
+    left = (decoded - train.plans).reshape(-1, 24) / encoding.std
     residuals = ((train.plans - bases).reshape(-1, 24) - encoding.mean) / encoding.std
-    whole = (np.abs(encoded) < ACTION_LIMIT).all(axis=-1).ravel()  # not drawn back in any coefficient
+    whole = (np.abs(actions) < ACTION_LIMIT).all(axis=-1).ravel()  # not drawn back in any coefficient
     assert whole.mean() > 0.85
     assert 0.0 < left[whole].var() / residuals.var() < 0.005
-    assert (encoded.reshape(-1, encoding.action_dim).std(axis=0) > 0.2).all()
-
-
-def test_whitened_coefficients_have_unit_variance_and_no_correlation(train):
-    bases = np.stack([along_route(scene) for scene in train.scenes])[:, None].repeat(16, axis=1)
-    encoding = Encoding.fit(train.plans.reshape(-1, 8, 3), bases.reshape(-1, 8, 3), "basis")
-    coefficients = ((train.plans - bases).reshape(-1, 24) - encoding.mean) / encoding.std @ encoding.inverse
+    assert (actions.reshape(-1, encoding.action_dim).std(axis=0) > 0.2).all()
+    coefficients = residuals @ encoding.inverse  # whitened: of unit variance, without correlation
     assert np.allclose(coefficients.T @ coefficients / len(coefficients), np.eye(encoding.action_dim), atol=1e-9)
 
 
@@ -380,36 +354,6 @@ def test_validation_tasks_share_the_data_and_evaluate_elsewhere(folder, task):
         assert len(tokens[name]) == task.identity["scenes"][name]
     assert not tokens["test"] & tokens["validation"]
     assert {split_of(int(token.split("_")[1])) for token in tokens["test"]} == {"test"}
-
-
-def test_evaluation_takes_each_test_scene_once(folder, task):
-    class StraightOn:
-        def act(self, observations):
-            return torch.zeros(len(observations), task.action_dim)
-
-    count = task.identity["scenes"]["test"]
-    result = evaluate(StraightOn(), task.make_env, count, seed=10_000, environments=4)
-    environment, returns = task.make_env(), []
-    for seed in range(10_000, 10_000 + count):
-        environment.reset(seed=seed)
-        returns.append(environment.step(np.zeros(task.action_dim, np.float32))[1])
-    assert np.array_equal(result.returns, returns)
-    assert (result.lengths == 1).all()
-
-
-@pytest.mark.parametrize("name", algorithm_names())
-def test_every_algorithm_learns_from_it_unchanged(task, name):
-    algorithm = load_algorithm(name)
-    config = small_config(algorithm)
-    agent = algorithm.agent_class(config, task.observation_dim, task.action_dim)
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(2):
-        metrics = agent.update(task.dataset.sample(32, generator, agent.batch_fields))
-    assert all(torch.isfinite(metric) for metric in metrics.values())
-    environment = task.make_env()
-    observation, _ = environment.reset(seed=0)
-    action = agent.act(torch.from_numpy(observation)[None])[0]
-    assert 0.0 <= environment.step(action.numpy())[1] <= 1.0
 
 
 def test_the_data_file_is_made_again_where_the_set_has_changed(tmp_path):

@@ -24,27 +24,23 @@ import torch
 from common.errors import UserError
 from envs import load_task
 from envs.driving import navsim_export, navsim_interface, navsim_results
-from envs.driving.bandit import load_data, read_split
+from envs.driving.bandit import load_data
 from envs.driving.comfort import SIGNALS, comfort_signals
 from envs.driving.curate import score_matrix
 from envs.driving.navsim_messages import scene_from_arrays, scene_to_arrays
 from envs.driving.observation import OBSERVATION_DIM, UNKNOWN_TO_NAVSIM, observe
 from envs.driving.planner import along_route, proposals
 from envs.driving.polygons import ROAD
-from envs.driving.scene_files import SPLITS, log_path, read_log, read_road, road_path
+from envs.driving.scene_files import SPLITS, log_path, read_log, read_split
 from envs.driving.score import score
 from envs.driving.vehicle import A_Y, V_Y, to_world
-from harness.algorithms import algorithm_names, load_algorithm
-from harness.config import RunConfig
+from harness.algorithms import algorithm_names
 from harness.driving import navsim_policy
-from harness.driving.policies import Policy, sample_plans
-from harness.run_folder import run_path
-from harness.train import train_run
+from harness.driving.policies import Policy
 from tests import navsim_standin
-from tests.conftest import small_config
+from tests.driving_scenes import SCENES, trained
 
 ROOT = Path(__file__).resolve().parents[1]
-SCENES = ROOT / "tests" / "golden" / "driving" / "scenes"
 LOGS = ("log_000000", "log_000001", "log_000002", "log_000003", "log_000005")  # the fifth has no scene
 TOKEN = {name: zlib.crc32(name.encode()).to_bytes(8, "big").hex() for name in LOGS}
 ODD = "00000000000000dd"  # a scene as the embedded ones never are
@@ -65,10 +61,10 @@ def navsim():
 def recorded(name: str, index: int = 0) -> tuple:
     """(navsim_standin.Recorded, plans [16, 8, 3], scores [16, 6]) of a golden scene."""
     log = read_log(SCENES / f"{name}.npz")
-    scene = log.scene(index, read_road(road_path(SCENES, str(log.family))))
+    scene = log.scenes[index]
     overlapping = navsim_standin.overlapping_tracks(scene)
     entry = navsim_standin.Recorded(
-        name, TOKEN[name], scene, log.logged_plan[index], log.reference_plan[index], overlapping
+        name, TOKEN[name], scene, log.logged_plans[index], log.reference_plans[index], overlapping
     )
     return entry, log.plans[index], log.scores[index]
 
@@ -242,7 +238,7 @@ def test_an_interrupted_export_continues_to_the_same_files(source, folder, tmp_p
     again = tmp_path / "set"
     shutil.copytree(folder, again)
     log_path(again, 3).unlink()
-    with pytest.raises(UserError, match="1 of 5 logs are missing, the export was interrupted"):
+    with pytest.raises(UserError, match="1 of 5 logs are missing, .*python -m envs.driving.navsim_export"):
         load_task("driving/navsim", str(again))
     kept = log_path(again, 0).stat().st_mtime_ns
     navsim_export.main(arguments(source, again))
@@ -269,7 +265,7 @@ def test_the_set_loads_as_a_task_that_says_where_it_is_from(folder, exported):
 
 
 def test_scenes_of_the_two_sources_are_never_one_task(folder, tmp_path):
-    with pytest.raises(UserError, match="its scenes are from NAVSIM, use task driving/navsim, not driving/bandit"):
+    with pytest.raises(UserError, match="its scenes are from NAVSIM's, use task driving/navsim, not driving/bandit"):
         load_task("driving/bandit", str(folder))
     with pytest.raises(UserError, match="its scenes are not NAVSIM's, use task driving/bandit-zscore"):
         load_task("driving/navsim-zscore", str(SCENES))
@@ -280,26 +276,6 @@ def test_scenes_of_the_two_sources_are_never_one_task(folder, tmp_path):
 
 
 # ---- The agent ----
-
-
-def trained(name: str, folder: Path, run_dir: Path) -> Path:
-    """The folder of a run of a few updates on the exported set."""
-    algorithm = load_algorithm(name)
-    run = RunConfig(
-        task="driving/navsim",
-        label=name,
-        data_dir=str(folder),
-        run_dir=str(run_dir),
-        device="cpu",
-        offline_steps=2,
-        log_interval=2,
-        checkpoint_interval=2,
-        eval_interval=2,
-        eval_episodes=1,
-        batch_size=16,
-    )
-    train_run(algorithm.agent_class, run, small_config(algorithm))
-    return run_path(run)
 
 
 def own_plan(run: Path, folder: Path, scene, token: str) -> np.ndarray:
@@ -313,7 +289,7 @@ def own_plan(run: Path, folder: Path, scene, token: str) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def run(folder, tmp_path_factory) -> Path:
-    return trained("dipole", folder, tmp_path_factory.mktemp("runs"))
+    return trained("dipole", "driving/navsim", folder, tmp_path_factory.mktemp("runs"))
 
 
 def agent_of(run: Path, source: Path, monkeypatch, version: int = 1, **options):
@@ -384,31 +360,32 @@ def test_what_stops_the_agent_is_said_and_ends_the_script(run, source, monkeypat
 
 @pytest.mark.parametrize("name", [name for name in algorithm_names() if name != "dipole"])
 def test_every_algorithms_checkpoint_plans(folder, exported, tmp_path, name):
-    run = trained(name, folder, tmp_path)
-    planner = navsim_policy.ScenePlanner(run / "checkpoint.pt")
+    run = trained(name, "driving/navsim", folder, tmp_path)
     scene = exported[ODD][0]
-    plan = planner.plan(scene, ODD)
+    plan = navsim_policy.plan(navsim_policy.open_policy(run / "checkpoint.pt"), scene, ODD)
     assert plan.shape == (8, 3) and np.isfinite(plan).all()
     assert np.array_equal(plan, own_plan(run, folder, scene, ODD))
 
 
 def test_a_run_of_other_scenes_is_refused(folder, tmp_path):
-    run = trained("fql", folder, tmp_path)
+    run = trained("fql", "driving/navsim", folder, tmp_path)
     other = tmp_path / "set"
     shutil.copytree(folder, other)
     shutil.copy(log_path(other, 0), log_path(other, 2))
-    with pytest.raises(UserError, match="is not the set that .* was trained on"):
-        navsim_policy.ScenePlanner(run / "checkpoint.pt", str(other))
+    with pytest.raises(
+        UserError, match="its scenes .* are not those of .*: set data_dir to the set that it was trained on"
+    ):
+        navsim_policy.open_policy(run / "checkpoint.pt", str(other))
     with pytest.raises(UserError, match="its task is driving/navsim, which the scenes in .* are not of"):
-        sample_plans(Policy(run), SCENES, "test", 1)
+        Policy(run, str(SCENES))
     config = run / "config.yaml"
     config.write_text(config.read_text().replace("driving/navsim", "driving/bandit"))
     with pytest.raises(UserError, match="was trained with the encoding navsim-basis, bandit has basis: train anew"):
         Policy(run)
     environment = run / "environment.json"
     environment.write_text(environment.read_text().replace("navsim-basis", "basis"))
-    with pytest.raises(UserError, match="its task is driving/bandit; give a run of driving/navsim"):
-        navsim_policy.ScenePlanner(run / "checkpoint.pt")
+    with pytest.raises(UserError, match="its task is driving/bandit, which the scenes in .* are not of"):
+        navsim_policy.open_policy(run / "checkpoint.pt")
 
 
 # ---- Versions ----
@@ -636,4 +613,4 @@ def test_what_runs_in_navsims_environment_is_python_39_and_needs_what_is_there()
             modules = [node.module] if isinstance(node, ast.ImportFrom) else []
             modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             foreign = {module.split(".")[0] for module in modules} - set(sys.stdlib_module_names) - {"common", "envs"}
-            assert foreign <= {"numpy", "scipy", "tqdm"}, path.name
+            assert foreign <= {"numpy", "scipy", "matplotlib", "tqdm"}, path.name

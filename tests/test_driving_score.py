@@ -12,10 +12,9 @@ from envs.driving.comfort import LOWER, SIGNALS, UPPER, comfort_signals, comfort
 from envs.driving.curate import score_matrix
 from envs.driving.polygons import ROAD, PolygonRoad
 from envs.driving.scene import DRIVABLE, Road, Scene, project
-from envs.driving.scene_files import log_path, read_log, read_road, road_path
-from envs.driving.score import TWO_FRAMES, Motion, Scores, epdms, extended_scores, progress_of, score, start_of
+from envs.driving.scene_files import log_path, read_log
+from envs.driving.score import TTC_LAST_STEP, TWO_FRAMES, Motion, Scores, epdms, progress_of, score, start_of
 from envs.driving.vehicle import (
-    DT,
     HEADING,
     STATE_NAMES,
     WIDTH,
@@ -28,6 +27,7 @@ from envs.driving.vehicle import (
     track,
     wrap,
 )
+from tests.driving_scenes import straight_scene
 
 GOLDEN = Path(__file__).parent / "golden" / "driving"
 SCENES = range(10)
@@ -115,14 +115,13 @@ def test_states_and_area_flags_of_320_plans_are_navsims(scoring, scored):
 @pytest.mark.parametrize("index", range(2))
 def test_scores_in_exported_scenes_are_those_of_navsims_own_code(index):
     record = read_log(log_path(GOLDEN / "navsim", index))
-    token = record.token(0, "")
-    scene = record.scene(0, read_road(road_path(GOLDEN / "navsim", token)))
+    token, scene = record.tokens[0], record.scenes[0]
     with np.load(GOLDEN / "navsim" / "scores.npz") as file:
         chosen = file["token"] == token
         plans, scores, progress = file["plan"][chosen], file["scores"][chosen], file["reference_progress"][chosen]
     np.testing.assert_allclose(score_matrix(score(scene, plans)), scores, atol=1e-6)
     assert scene.reference_progress == pytest.approx(progress[0], abs=1e-4) and progress[0] > 5
-    reference = Motion(scene, simulate(record.reference_plan, start_of(scene)))
+    reference = Motion(scene, simulate(record.reference_plans, start_of(scene)))
     assert progress_of(reference)[0] == pytest.approx(progress[0], rel=0.01)  # every half second of its path
 
 
@@ -170,10 +169,9 @@ def test_verdicts_of_320_plans_are_navsims(scoring, scored, field, column):
 def test_version_2_verdicts_of_320_plans_are_navsims(scoring, scored):
     for index, (scene, scores) in enumerate(scored):
         assert np.array_equal(comfort_verdicts(scores.states, 2), scoring["comfort6_v2"][index])
-        extended = extended_scores(scene, scores.states)
-        assert np.array_equal(extended["time_to_collision"], scoring["ttc_v2"][index])
-        assert np.array_equal(extended["comfort"], scoring["comfort6_v2"][index].all(axis=1))
-        assert np.array_equal(Motion(scene, scores.states).time_to_collision(31)[1], scoring["ttc_step_v2"][index])
+        verdicts, steps = Motion(scene, scores.states).time_to_collision(TTC_LAST_STEP[2])
+        assert np.array_equal(verdicts, scoring["ttc_v2"][index])
+        assert np.array_equal(steps, scoring["ttc_step_v2"][index])
 
 
 def test_progress_and_pdms_of_320_plans_are_navsims(scoring, scored):
@@ -199,22 +197,9 @@ def test_a_plan_scores_the_same_alone_and_among_others(scoring, scored):
 # ---- By hand ----
 
 
-def straight_scene(agents: np.ndarray, static: bool = False, speed: float = 10.0) -> Scene:
-    """A drivable square of 200 m without lanes; agents [n, 4] drive on along x."""
-    moving = np.repeat(np.asarray(agents, float)[None], 51, axis=0)
-    moving[..., 0] += moving[..., 3] * DT * np.arange(51)[:, None]
-    road = Road(np.full((401, 401), DRIVABLE, np.uint32), np.zeros((401, 401), bool), np.array([-100.0, -100.0]), 0.5)
-    return Scene(
-        road=road,
-        ego=np.array([0.0, 0.0, 0.0, speed, 0.0, 0.0, 0.0]),
-        history=np.zeros((3, 3)),
-        agents=moving,
-        size=np.tile([5.0, 2.0], (len(agents), 1)),
-        static=np.full(len(agents), static),
-        centreline=np.array([[-50.0, 0.0], [90.0, 0.0]]),
-        speed_limit=10.0,
-        reference_progress=40.0,
-    )
+def open_scene(agents, static: bool = False, speed: float = 10.0) -> Scene:
+    """A drivable square of 80 m on either side; agents [n, 4] drive on along x."""
+    return straight_scene(agents, speed, static, width=80.0)
 
 
 def straight_plan(speed: float) -> np.ndarray:
@@ -224,13 +209,13 @@ def straight_plan(speed: float) -> np.ndarray:
 
 
 def test_constant_speed_on_an_empty_road_is_perfect():
-    scores = score(straight_scene(np.zeros((0, 4))), straight_plan(10.0))
+    scores = score(open_scene(()), straight_plan(10.0))
     assert_close(scores.raw_progress, 40.0, 1e-6)
     assert_close(scores.pdms, 1.0, 1e-6)
 
 
 def test_half_the_reference_progress_costs_5_of_24():
-    scene = straight_scene(np.zeros((0, 4)), speed=5.0)
+    scene = open_scene((), speed=5.0)
     assert_close(score(scene, straight_plan(5.0)).pdms, 1 - 5 / 24, 1e-6)
 
 
@@ -247,49 +232,37 @@ def test_half_the_reference_progress_costs_5_of_24():
     ],
 )
 def test_fault_of_one_collision(agent, static, expected):
-    scene = straight_scene([agent], static)
+    scene = open_scene([agent], static)
     assert score(scene, straight_plan(10.0)).no_collision == expected
 
 
 def test_a_lateral_contact_is_the_egos_fault_only_in_several_lanes_or_off_the_road():
     # The other vehicle, as fast, drifts into the ego's side, between its rear axle and its front edge.
-    scene = straight_scene([[0.5, 4.0, 0.0, 10.0]])
+    scene = open_scene([[0.5, 4.0, 0.0, 10.0]])
     scene.agents[:, 0, 1] -= 0.1 * np.arange(51)
     assert score(scene, straight_plan(10.0)).no_collision == 1.0
     left, right = np.uint32(1), np.uint32(2)
-    scene.road.raster[:, 200:] |= left
-    scene.road.raster[:, :200] |= right
+    scene.road.raster[:, 200:] = DRIVABLE | left
+    scene.road.raster[:, :200] = DRIVABLE | right
     assert score(scene, straight_plan(10.0)).no_collision == 0.0
 
 
 def test_time_to_collision_fails_before_the_collision_does():
-    scores = score(straight_scene([[30.0, 0.0, 0.0, 0.0]]), straight_plan(10.0))
+    scores = score(open_scene([[30.0, 0.0, 0.0, 0.0]]), straight_plan(10.0))
     gap = 30.0 - 2.5 - 4.049
     assert scores.collision_step == np.ceil(gap / 1.0)
     assert scores.ttc_step == np.ceil(gap / 1.0 - 9)
 
 
 def test_an_agent_that_overlaps_at_the_start_is_ignored():
-    scene = straight_scene([[3.0, 0.0, 0.0, 0.0]])
+    scene = open_scene([[3.0, 0.0, 0.0, 0.0]])
     scores = score(scene, straight_plan(10.0))
     assert (scores.no_collision, scores.time_to_collision) == (1.0, 1.0)
 
 
 def test_leaving_the_grid_is_leaving_the_road():
-    assert score(straight_scene(np.zeros((0, 4))), straight_plan(24.0)).drivable_area == 1.0
-    assert score(straight_scene(np.zeros((0, 4)), speed=26.0), straight_plan(26.0)).drivable_area == 0.0
-
-
-def test_lane_keeping_fails_after_two_seconds_off_the_centreline():
-    scene = straight_scene(np.zeros((0, 4)))
-    scores = score(scene, straight_plan(10.0))
-    near, far = scores.states.copy(), scores.states.copy()
-    near[:, 1:20, 1] = near[:, 22:40, 1] = 0.6  # not in a row
-    far[:, 1:21, 1] = 0.6
-    assert extended_scores(scene, near)["lane_keeping"] == 1.0
-    assert extended_scores(scene, far)["lane_keeping"] == 0.0
-    scene.road.intersection[:] = True
-    assert extended_scores(scene, far)["lane_keeping"] == 1.0
+    assert score(open_scene(()), straight_plan(28.0)).drivable_area == 1.0
+    assert score(open_scene((), speed=30.0), straight_plan(30.0)).drivable_area == 0.0
 
 
 def test_boxes_overlap_where_one_holds_a_point_of_the_other():

@@ -6,27 +6,26 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from algorithms.dipole import DIPOLE, DIPOLEConfig
+from algorithms.dipole import DIPOLE
 from common.errors import UserError
 from envs import load_task
 from envs.driving import closed_loop
-from envs.driving.bandit import load_data, read_split
+from envs.driving.bandit import load_data
 from envs.driving.planner import along_route, constant_velocity
-from envs.driving.scene_files import SCORE_NAMES
+from envs.driving.scene_files import SCORE_NAMES, read_split
 from envs.driving.vehicle import simulate
-from harness.comparison.matrix_file import load_comparison
-from harness.comparison.planned_run import complete_run
-from harness.config import RunConfig
+from harness.comparison.matrix import load_comparison
 from harness.driving import closed_loop as closed_loop_table
-from harness.driving import results, show, table
-from harness.driving.policies import Policy, sample_plans
+from harness.driving import navsim_policy, results, show, table
+from harness.driving.policies import Policy
 from harness.evaluate import evaluate_command
-from harness.run_folder import load_run, run_path
+from harness.run_folder import load_run
 from harness.train import train_run
+from tests.driving_scenes import SCENES, trained
 
-SCENES = Path(__file__).resolve().parent / "golden" / "driving" / "scenes"
 PNG = b"\x89PNG"
 
 
@@ -40,23 +39,8 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def run(folder) -> Path:
     """A finished run of few updates that asks for more episodes than there are scenes."""
-    settings = RunConfig(
-        task="driving/bandit",
-        label="dipole",
-        data_dir=str(folder),
-        run_dir=str(folder.parent / "runs"),
-        device="cpu",
-        offline_steps=4,
-        log_interval=2,
-        checkpoint_interval=4,
-        eval_interval=4,
-        eval_episodes=1000,
-        batch_size=16,
-    )
-    config = DIPOLEConfig(actor_hidden_dims=(16,), value_hidden_dims=(16,), num_candidates=1, flow_steps=2)
-    result = train_run(DIPOLE, settings, config)
-    assert result["score_name"] == "return" and 0.0 <= result["score"] <= 1.0
-    return run_path(settings)
+    sizes = {"num_candidates": 1, "flow_steps": 2}
+    return trained("dipole", "driving/bandit", folder, folder.parent / "runs", eval_episodes=1000, **sizes)
 
 
 # ---- Episodes ----
@@ -64,7 +48,8 @@ def run(folder) -> Path:
 
 def test_an_evaluation_takes_every_scene_once_unless_more_are_asked_for(folder, run, capsys):
     scenes = len(read_split(folder, "test").scenes)
-    assert json.loads((run / "result.json").read_text())["episodes"] == scenes
+    result = json.loads((run / "result.json").read_text())
+    assert result["episodes"] == scenes and result["score_name"] == "return" and 0.0 <= result["score"] <= 1.0
     with open(run / "eval.csv", newline="") as file:
         assert {float(row["episodes"]) for row in csv.DictReader(file)} == {scenes}
     evaluate_command([str(run)])
@@ -96,12 +81,12 @@ def test_a_step_drives_the_first_half_second_of_the_plan(drive):
     assert scene.agents.shape[0] == 1 and scene.history.shape == (3, 3)
     plan = constant_velocity(scene)
     expected = simulate(plan[None], episode.states[-1])[0, 1:6]
-    before = {vehicle: state[:2] for vehicle, state in episode.frame.items()}
+    before = {vehicle: state[:2] for vehicle, state in episode.frames[-1].items()}
     happened = episode.step(plan)
     assert np.array_equal(episode.states[-5:], expected)
     assert happened["progress"] == pytest.approx(np.hypot(*(expected[-1, :2] - scene.pose[:2])), abs=0.3)
     assert np.array_equal(episode.scene().ego[:4], expected[-1, :4])
-    moved = [np.hypot(*np.subtract(state[:2], before[v])) for v, state in episode.frame.items() if v in before]
+    moved = [np.hypot(*np.subtract(state[:2], before[v])) for v, state in episode.frames[-1].items() if v in before]
     assert max(moved) > 1.0
     middle = expected[-1, :2] + 2.5 * np.array([np.cos(expected[-1, 2]), np.sin(expected[-1, 2])])
     assert np.allclose(episode.driver.state()[:2], middle)  # the others see the ego where it is
@@ -111,7 +96,7 @@ def test_the_traffic_brakes_for_an_ego_in_its_way(drive):
     speeds = []
     for stands in (True, False):
         episode = drive(1)
-        vehicle, (x, y, heading, speed) = max(episode.frame.items(), key=lambda item: item[1][3])
+        vehicle, (x, y, heading, speed) = max(episode.frames[-1].items(), key=lambda item: item[1][3])
         if stands:
             episode.driver.place(np.array([x + 20 * np.cos(heading), y + 20 * np.sin(heading), heading]), 0.0)
         for step in range(20):
@@ -173,9 +158,9 @@ def test_the_best_plan_is_taken_whole():
 
 # ---- Results of a comparison ----
 
+RUNS = "compared/comparisons/tiny/runs"
 MATRIX = """
 name: tiny
-config: configs/{{algorithm}}/driving/bandit.yaml
 run_dir: {run_dir}
 tasks: {{driving: [driving/bandit]}}
 seeds: [0, 1]
@@ -204,7 +189,7 @@ def comparison(folder) -> Path:
     path = folder.parent / "tiny.yaml"
     path.write_text(MATRIX.format(data_dir=folder, run_dir=folder.parent / "compared"))
     for planned in load_comparison(path).runs:
-        complete_run(planned, [])
+        train_run(DIPOLE, planned.run, planned.config)
     return path
 
 
@@ -216,64 +201,63 @@ def test_the_results_of_a_comparison_are_its_runs_scores(folder, comparison, tmp
         lines = list(csv.DictReader(file))
     learned = {(line["label"], line["greediness"], line["split"], line["seed"]): line for line in lines if line["seed"]}
     assert len(learned) == 3 * 2 * 2 and len(lines) - len(learned) == 2 * (len(table.BASELINES) + 1)
-    run = load_comparison(comparison).run_named("dipole/driving/bandit/seed_1")
-    scenes, plans = sample_plans(Policy(run.folder), folder, "validation", 2, greediness=2.0)
+    policy, scenes = Policy(folder.parent / RUNS / "dipole/driving/bandit/seed_1"), read_split(folder, "validation")
+    plans = policy.sample(scenes, policy.data.observations["validation"], 2, greediness=2.0)
     expected = 100 * table.scores_of(scenes, plans, "").mean(axis=(0, 1))
-    found = [float(learned["dipole", "2", "validation", "1"][name]) for name in SCORE_NAMES]
+    found = [float(learned["dipole", "2.0", "validation", "1"][name]) for name in SCORE_NAMES]
     assert found == pytest.approx(expected, abs=1e-4)
 
 
-def entry(label, test, validation=None, greediness=None):
-    """Entry of seeds whose scores all equal their PDMS."""
-    scores = {"test": test, "validation": validation or test}
-    scores = {
-        split: np.repeat(np.array(values, float)[:, None], len(SCORE_NAMES), 1) for split, values in scores.items()
-    }
-    return results.Entry(label, scores, tuple(range(len(test))), greediness, "curve" if greediness is not None else "")
+def lines(label, test, validation=None, greediness=None):
+    """Lines of seeds whose scores all equal their PDMS."""
+    return [
+        results.line(np.full((1, 1, len(SCORE_NAMES)), value / 100), label=label, split=split, seed=seed, **point)
+        for split, values in (("test", test), ("validation", validation or test))
+        for seed, value in enumerate(values)
+        for point in ({} if greediness is None else {"greediness": greediness, "curve": "curve"},)
+    ]
 
 
 def test_the_repositorys_comparison_is_like_for_like(monkeypatch):
     monkeypatch.chdir(Path(__file__).resolve().parents[1])
     comparison = load_comparison("configs/compare/driving.yaml")
     assert len(comparison.seeds) == 5 and list(comparison.tasks.values()) == [("driving/bandit",)]
-    configs = [run.config for run in comparison.runs]
-    for field in ("offline_steps", "batch_size", "actor_hidden_dims", "eval_episodes", "data_dir"):
-        assert len({getattr(config, field) for config in configs}) == 1
+    for field in ("offline_steps", "batch_size", "eval_episodes", "data_dir"):
+        assert len({getattr(run.run, field) for run in comparison.runs}) == 1
+    assert len({run.config.actor_hidden_dims for run in comparison.runs}) == 1
     dipole = [row for row in comparison.rows if row.variant.algorithm == "dipole"]
     assert all(row.act["flow_steps"] == 10 for row in dipole)  # training's own is 1
-    assert sorted(row.act["greediness"] for row in dipole if "greediness" in row.act) == [
-        0,
-        0.25,
-        0.5,
-        0.75,
-        1,
-        1.5,
-        2,
-        3,
-    ]
+    omegas = sorted(row.act["greediness"] for row in dipole if "greediness" in row.act)
+    assert omegas == [0, 0.25, 0.5, 0.75, 1, 1.5, 2, 3]
 
 
 def test_omega_is_chosen_in_the_validation_scenes():
-    low = entry("dipole", [50, 52, 54, 56, 58], [60, 60, 60, 60, 60], greediness=0.5)
-    high = entry("dipole", [70, 70, 70, 70, 70], [59, 59, 59, 59, 59], greediness=2.0)
-    (curve,) = results.curves([high, entry("cloning", [40, 41, 42, 43, 44]), low])
-    assert curve == [low, high] and results.chosen(curve) is low
-    text = results.table([entry("cloning", [40, 41, 42, 43, 44]), low, high])
-    assert "dipole, omega 0.5" in text and "70.0" not in text
-    assert "| 0.5 (chosen) | 60.0 [60.0, 60.0] | 54.0 [" in results.curve_table(curve)
+    low = lines("dipole", [50, 52, 54, 56, 58], [60, 60, 60, 60, 60], greediness=0.5)
+    high = lines("dipole", [70, 70, 70, 70, 70], [59, 59, 59, 59, 59], greediness=2.0)
+    scores = pd.DataFrame([*high, *lines("cloning", [40, 41, 42, 43, 44]), *low])
+    assert results.chosen(scores) == {"curve": 0.5}
+    text = results.table(scores)
+    assert "dipole, omega 0.5" in text and "70.0" not in text and "| dipole leads by |" in text
+    assert [row.split("|")[-2].strip()[:6] for row in text.splitlines()[2:]] == ["12.0 [", ""]
+    points = results.curve_table(scores[scores["curve"] == "curve"], 0.5).splitlines()[4:]
+    assert points[0].startswith("| 0.5 (chosen) | 60.0 [60.0, 60.0] | 54.0 [") and points[1].startswith("| 2 | 59.0")
 
 
-def test_a_lead_is_a_difference_of_means_with_its_interval():
-    dipole = entry("dipole", [50, 52, 54, 56, 58])
-    assert results.lead_cell(dipole, dipole) == ""
-    assert results.lead_cell(dipole, entry("cloning", [40, 40, 40, 40, 40])).startswith("14.0 [1")
-    assert results.lead_cell(dipole, entry("planner", [96.0])).startswith("-42.0 [-4")
-    assert results.lead_cell(entry("constant", [5, 5, 5, 5, 5]), entry("cloning", [4, 4, 4, 4, 4])) == "1.0 [1.0, 1.0]"
+@pytest.mark.parametrize(
+    "reference, values, text",
+    [
+        ([50, 52, 54, 56, 58], [40, 40, 40, 40, 40], "14.0 [1"),
+        ([50, 52, 54, 56, 58], [96.0], "-42.0 [-4"),  # a planner
+        ([5, 5, 5, 5, 5], [4, 4, 4, 4, 4], "1.0 [1.0, 1.0]"),
+    ],
+)
+def test_a_lead_is_a_difference_of_means_with_its_interval(reference, values, text):
+    assert results.lead_cell(np.array(reference, float), np.array(values, float)).startswith(text)
 
 
-def test_few_seeds_are_shown_one_by_one():
-    assert results.pdms_cell(np.array([1.0, 3.0])) == "2.0 (1.0, 3.0)"
-    assert results.pdms_cell(np.array([3.0])) == "3.0"
+@pytest.mark.parametrize("values, text", [([1.0, 3.0], "2.0 (1.0, 3.0)"), ([3.0], "3.0")])
+def test_few_seeds_are_shown_one_by_one(values, text):
+    assert results.pdms_cell(np.array(values)) == text
 
 
 def test_a_row_has_the_seeds_that_are_finished(comparison, tmp_path):
@@ -281,63 +265,74 @@ def test_a_row_has_the_seeds_that_are_finished(comparison, tmp_path):
     later = "  - {algorithm: dipole, label: later}\n"
     more.write_text(comparison.read_text().replace("seeds: [0, 1]", "seeds: [0, 1, 2]") + later)
     found = results.read_results(load_comparison(more))
-    counts = {row.title: len(results.finished_of(found, row)) for row in found.rows}
-    assert counts == {"cloning": 2, "dipole, greediness 0.5": 2, "dipole-2, greediness 2.0": 2, "later": 0}
+    counts = {row.title: len(results.finished_of(found, row)) for row in found.comparison.rows}
+    assert counts == {"cloning": 2, "DIPOLE, greediness 0.5": 2, "dipole-2, greediness 2.0": 2, "later": 0}
 
 
-def test_results_are_refused_before_a_run_is_finished_and_for_other_scenes(folder, comparison, tmp_path, capsys):
-    def refused(path):
-        with pytest.raises(SystemExit) as exit_:
-            results.main(["--comparison", str(path), "--out", str(tmp_path / "out")])
-        assert exit_.value.code == 2 and not (tmp_path / "out").exists()
-        return capsys.readouterr().err
-
+def test_results_are_refused_before_a_run_is_finished_and_for_other_scenes(folder, comparison, tmp_path, refused):
+    out = tmp_path / "out"
     other = tmp_path / "other.yaml"
     other.write_text(comparison.read_text().replace("name: tiny", "name: other"))
-    assert "no run is finished: run `python -m harness.compare --config" in refused(other)
-    log = next(folder.glob("log_*.npz"))
+    unfinished = refused(results.main, "--comparison", other, "--out", out)
+    assert "no run is finished: run `python -m harness.compare --config" in unfinished
+    log = folder / "log_000005.npz"
     content = log.read_bytes()
-    log.unlink()
+    shutil.copy(folder / "log_000003.npz", log)
     try:
-        assert "its scenes (" in refused(comparison)
+        assert "its scenes (" in refused(results.main, "--comparison", comparison, "--out", out)
     finally:
         log.write_bytes(content)
+    assert not out.exists()
 
 
 # ---- Pictures ----
 
 
-def test_a_picture_of_the_sets_own_plans_and_of_a_runs(folder, run, tmp_path, capsys):
+def test_pictures_of_the_sets_own_plans_and_of_a_runs_are_beside_these(folder, run, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     token = read_split(folder, "train").tokens[0]
-    show.main([token, "--data_dir", str(folder), "--out", str(tmp_path / "own.png")])
-    show.main(["0", "--data_dir", str(folder), "--run", str(run), "--out", str(tmp_path / "run.png")])
-    assert (tmp_path / "own.png").read_bytes()[:4] == (tmp_path / "run.png").read_bytes()[:4] == PNG
-    assert capsys.readouterr().out.splitlines() == [str(tmp_path / "own.png"), str(tmp_path / "run.png")]
+    show.main([token, "--data_dir", str(folder)])
+    show.main(["0", "--run", str(run)])  # in the scenes that the run has learned from
+    show.main(["0", "--run", str(run), "--data_dir", str(folder), "--out", "own.png"])
+    paths = [folder / f"scene_{token}.png", run / "scene_0.png", tmp_path / "own.png"]
+    assert capsys.readouterr().out.splitlines() == [str(paths[0]), str(paths[1]), "own.png"]
+    assert all(path.read_bytes()[:4] == PNG for path in paths) and list(tmp_path.iterdir()) == paths[2:]
 
 
 def test_what_is_shown_are_the_candidates_and_the_chosen_plan(folder, run):
     scenes = read_split(folder, "test")
-    scene, plans, title = show.plans_to_show(folder, scenes.tokens[2], None, 16)
-    assert np.array_equal(plans[:-1], scenes.plans[2]) and np.array_equal(plans[-1], scenes.reference_plans[2])
+    scene, plans, chosen, title = show.plans_to_show(folder, scenes.tokens[2], None, 16)
+    assert np.array_equal(plans, scenes.plans[2]) and np.array_equal(chosen[0], scenes.reference_plans[2])
     assert scenes.tokens[2] in title and np.array_equal(scene.ego, scenes.scenes[2].ego)
-    _, sampled, title = show.plans_to_show(folder, "2", run, 4)
-    assert sampled.shape == (5, 8, 3) and title.endswith("dipole")
-    assert len(np.unique(sampled[:, -1, 0])) == 5
+    _, sampled, chosen, title = show.plans_to_show(folder, "2", Policy(run), 4)
+    assert sampled.shape == (4, 8, 3) and chosen.shape == (1, 8, 3) and title.endswith("dipole")
+    assert len(np.unique([*sampled[:, -1, 0], chosen[0, -1, 0]])) == 5
 
 
-def test_mistakes_are_one_sentence_each(folder, run, tmp_path, capsys):
-    def refused(command, *arguments):
+@pytest.fixture
+def refused(capsys):
+    """Runs a command that exits with code 2; returns the one line that it prints."""
+
+    def of(command, *arguments) -> str:
         with pytest.raises(SystemExit) as exit_:
-            command(list(arguments))
-        assert exit_.value.code == 2
+            command(list(map(str, arguments)))
         message = capsys.readouterr().err.strip()
-        assert message.count("\n") == 0
+        assert exit_.value.code == 2 and message.count("\n") == 0
         return message
 
-    data = ("--data_dir", str(folder))
-    assert "scene log_9: not in" in refused(show.main, "log_9", *data)
-    assert "holds no environment.json" in refused(show.main, "0", *data, "--run", str(tmp_path))
-    assert "no driving scenes in" in refused(table.main, "--data_dir", str(tmp_path))
-    policy, scenes = Policy(run), read_split(folder, "test")
+    return of
+
+
+def test_mistakes_are_one_sentence_each(folder, run, tmp_path, refused):
+    assert "scene log_9: not in" in refused(show.main, "log_9", "--data_dir", folder)
+    assert "holds no environment.json" in refused(show.main, "0", "--run", tmp_path)
+    assert "no driving scenes in" in refused(table.main, "--data_dir", tmp_path)
+    assert "no driving scenes in" in refused(table.main, "--run", run, "--data_dir", tmp_path)
+    with pytest.raises(UserError, match="its task is driving/bandit; give one of driving/navsim"):
+        navsim_policy.open_policy(run / "checkpoint.pt")
+
+
+def test_a_run_is_refused_in_a_set_whose_actions_have_other_numbers(run, monkeypatch):
+    monkeypatch.setattr("harness.driving.policies.load_data", lambda folder, kind: load_data(folder, "zscore"))
     with pytest.raises(UserError, match="have [0-9]+ numbers, those of this set 24: give the --data_dir"):
-        policy.plans(load_data(folder, "zscore"), np.zeros((1, 147), np.float32), scenes.logged_plans[:1])
+        Policy(run)

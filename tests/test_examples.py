@@ -7,11 +7,13 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from algorithms.dipole import DIPOLE
 from envs import load_task
 from examples import custom_task
+from examples.shared_trunk import SharedTrunkConfig, SharedTrunkDIPOLE
 from harness.run_folder import read_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -56,3 +58,41 @@ def test_the_minari_page_makes_a_set_that_is_read(tmp_path, monkeypatch):
     task = load_task("minari/own/pendulum-v0")
     assert (len(task.dataset), task.observation_dim, task.action_dim) == (400, 3, 1)
     assert task.dataset.actions.abs().max() > 0.5, "torques of up to 2 are scaled to [-1, 1]"
+
+
+@pytest.mark.parametrize("layer_norm", [False, True])
+def test_a_shared_trunk_has_the_parameters_of_both_networks_and_learns_two_policies(layer_norm):
+    config = SharedTrunkConfig(
+        actor_hidden_dims=(64, 48), value_hidden_dims=(16,), actor_layer_norm=layer_norm, learning_rate=3e-3
+    )
+    agent, plain = (kind(config, observation_dim=3, action_dim=2) for kind in (SharedTrunkDIPOLE, DIPOLE))
+    counts = [sum(parameter.numel() for parameter in one.flow.parameters()) for one in (agent, plain)]
+    assert abs(counts[0] / counts[1] - 1) < 0.01, counts
+    inputs = torch.randn(5, 3), torch.randn(5, 2), torch.full((5, 1), 0.3)
+    both = agent.flow(*inputs)
+    for member in (0, 1):
+        torch.testing.assert_close(agent.flow(*inputs, member=member)[0], both[member])
+
+    # One state; the reward is the first action: pi+ must lie above the data, pi- below.
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(300):
+        actions = torch.rand(64, 2, generator=generator) * 2 - 1
+        states = torch.zeros(64, 3)
+        rewards = 5 * actions[:, 0]
+        batch = {"observations": states, "actions": actions, "rewards": rewards, "next_observations": states}
+        agent.update(batch | {"masks": torch.zeros(64)})
+    positive, negative = (
+        agent.act(torch.zeros(500, 3), greediness=omega, num_candidates=1)[:, 0].mean() for omega in (0.0, -1.0)
+    )
+    assert positive > 0.15 and negative < -0.15, (positive, negative)
+
+
+def test_a_shared_trunk_is_trained_by_its_command(tmp_path):
+    command = [sys.executable, "-m", "examples.shared_trunk", "--config", "configs/dipole/exorl.yaml"]
+    command += ["--data_dir", str(tmp_path / "data"), "--run_dir", str(tmp_path / "runs"), "--device", "cpu"]
+    command += ["--collect_episodes", "2", "--offline_steps", "20", "--log_interval", "10", "--eval_interval", "20"]
+    command += ["--eval_episodes", "1", "--eval_environments", "1", "--sweep", '["greediness=0,1"]']
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (result,) = (tmp_path / "runs" / "shared_trunk").rglob("result.json")
+    assert read_json(result, needed=("score",))["score"] >= 0

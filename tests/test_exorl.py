@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import io
 import json
 import os
 import pickle
@@ -20,13 +19,12 @@ from dm_control.rl.control import PhysicsError
 from common.errors import UserError
 from envs import load_environment as load_environment_of
 from envs import load_task
-from envs.exorl import convert as conversion
 from envs.exorl.collect import collect, collect_episode
 from envs.exorl.convert import convert
-from envs.exorl.domains import DOMAINS, OFFICIAL_COLLECTORS, TASKS
-from envs.exorl.environment import ActionScale, ExORLEnvironment, load_environment
+from envs.exorl.domains import DOMAINS, TASKS
+from envs.exorl.environment import ExORLEnvironment, action_scale, load_environment
 from envs.exorl.fast_relabel import READERS, fast_rewards
-from envs.exorl.relabel import reference_rewards, relabel
+from envs.exorl.relabel import Relabeller, reference_rewards
 from envs.exorl.tasks import main
 
 STEPS = 60  # of the short episodes here
@@ -74,8 +72,7 @@ def refuses(root: Path, message: str, collector: str = "rnd") -> None:
         convert(root, "cartpole", collector)
     assert "\n" not in str(caught.value)
     files = [path.name for path in (root / "cartpole").iterdir() if path.is_file()]
-    # Hidden: where the next conversion goes on, see test_exorl_scale.py.
-    assert not [name for name in files if not name.startswith(".") and not name.endswith(".zip")]
+    assert not [name for name in files if not name.endswith(".zip")]
 
 
 # ---- rewards and environment ----
@@ -124,7 +121,7 @@ def test_relabelled_rewards_equal_the_online_ones(domain, task):
         actions[:] = actions[0]  # a constant push moves further than noise, so that rewards vary
     online, physics = [], []
     for action in actions:
-        step = theirs.step(ours._scale.to_control(action) if domain == "jaco" else action.astype(np.float64))
+        step = theirs.step(ours._scale.from_unit(action) if domain == "jaco" else action.astype(np.float64))
         observation, reward, terminated, _, _ = ours.step(action)
         online.append(step.reward)
         physics.append(theirs.physics.get_state())
@@ -133,7 +130,7 @@ def test_relabelled_rewards_equal_the_online_ones(domain, task):
         assert reward == pytest.approx(step.reward, abs=TOLERANCE)
         assert not terminated and step.discount == 1.0
     online = np.array(online)
-    relabelled = relabel(domain, [task], np.array(physics), actions)[task]
+    relabelled = Relabeller(domain, [task])(np.array(physics), actions)[task]
     assert relabelled.dtype == np.float32
     assert np.abs(relabelled - online).max() < TOLERANCE
     if "sparse" not in task:  # a shift by one row must not pass
@@ -145,7 +142,7 @@ def test_sparse_rewards_are_relabelled_where_they_change(domain, task):
     angles = np.linspace(0, 0.3, 50)
     physics = np.zeros((50, 4))
     physics[:, 1] = angles
-    rewards = relabel(domain, [task], physics, np.zeros((50, 1), np.float32))[task]
+    rewards = Relabeller(domain, [task])(physics, np.zeros((50, 1), np.float32))[task]
     assert rewards.tolist() == [float(np.cos(angle) >= 0.995) for angle in angles]
     assert 0 < rewards.sum() < 50
 
@@ -156,8 +153,8 @@ def test_the_control_that_led_to_the_state_counts():
     action = np.array([0.8], np.float32)
     _, online, _, _, _ = environment.step(action)
     physics = environment.physics_state()[None]
-    with_control = relabel("cartpole", ["balance"], physics, action[None])["balance"][0]
-    without_control = relabel("cartpole", ["balance"], physics, np.zeros((1, 1)))["balance"][0]
+    with_control = Relabeller("cartpole", ["balance"])(physics, action[None])["balance"][0]
+    without_control = Relabeller("cartpole", ["balance"])(physics, np.zeros((1, 1)))["balance"][0]
     assert with_control == pytest.approx(online, abs=TOLERANCE)
     # small_control is quadratic with 0 at ±1: 1 - 0.8² = 0.36, weighed as (4 + small_control) / 5. ExORL's own
     # relabeller zeroes the control and gives the larger value.
@@ -179,7 +176,7 @@ def test_the_fast_rewards_equal_the_references(domain):
     assert fast.shape == (len(widths.tasks), 500)
     assert np.abs(fast - reference_rewards(environments, states, actions)).max() < TOLERANCE
     assert (fast.std(axis=1) > 0.05).all() and fast.max() > 0.5
-    relabelled = relabel(domain, widths.tasks, states, actions)
+    relabelled = Relabeller(domain, widths.tasks)(states, actions)
     assert all(np.abs(relabelled[task] - row).max() < TOLERANCE for task, row in zip(widths.tasks, fast, strict=True))
 
 
@@ -192,13 +189,6 @@ def test_fast_and_reference_refuse_the_same_states(value):
         reference_rewards(environments, states, np.zeros((3, 6)))
     with pytest.raises(PhysicsError, match="walker: a state holds"):
         fast_rewards("walker", environments, states)
-
-
-def test_relabel_names_the_array_of_wrong_width():
-    with pytest.raises(ValueError, match="^physics: expected shape"):
-        relabel("cartpole", ["balance"], np.zeros((3, 5)), np.zeros((3, 1)))
-    with pytest.raises(ValueError, match="^actions: expected shape"):
-        relabel("cartpole", ["balance"], np.zeros((3, 4)), np.zeros((2, 1)))
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
@@ -215,27 +205,19 @@ def test_the_seed_determines_the_episode(domain):
     assert np.array_equal(first, roll(ExORLEnvironment(domain, DOMAINS[domain].tasks[0]), 7))
     assert not np.array_equal(first, other)
     assert first.shape[1] == DOMAINS[domain].observation_dim
+    assert environment.action_space.shape == (DOMAINS[domain].action_dim,)
     assert environment.physics_state().shape == (DOMAINS[domain].physics_dim,)
     assert environment.observation_space.contains(first[0])
 
 
-def test_an_episode_is_truncated_after_a_thousand_steps():
-    environment = ExORLEnvironment("cartpole", "swingup")
-    environment.reset(seed=0)
-    ends = [environment.step(np.zeros(1, np.float32))[2:4] for _ in range(1000)]
-    assert ends == [(False, False)] * 999 + [(False, True)]
-    for domain, task in TASKS.values():
-        if domain != "jaco":
-            assert load_environment(domain, task)._step_limit == DOMAINS[domain].episode_steps == 1000
-
-
-def test_jacos_episode_is_truncated_after_its_time_limit():
-    ours, theirs = ExORLEnvironment("jaco", "reach_top_left"), load_environment("jaco", "reach_top_left")
+@pytest.mark.parametrize("domain, task", [TASKS["cartpole_swingup"], TASKS["jaco_reach_top_left"]])
+def test_an_episode_is_truncated_where_dm_controls_ends(domain, task):
+    ours, theirs, widths = ExORLEnvironment(domain, task), load_environment(domain, task), DOMAINS[domain]
     ours.reset(seed=0)
     theirs.reset()
-    action = np.full(9, 0.1, np.float32)
-    assert [ours.step(action)[2:4] for _ in range(250)] == [(False, False)] * 249 + [(False, True)]
-    assert [theirs.step(action).last() for _ in range(250)] == [False] * 249 + [True]
+    action, steps = np.full(widths.action_dim, 0.1, np.float32), widths.episode_steps
+    assert [ours.step(action)[2:4] for _ in range(steps)] == [(False, False)] * (steps - 1) + [(False, True)]
+    assert [theirs.step(action).last() for _ in range(steps)] == [False] * (steps - 1) + [True]
 
 
 def test_jacos_observation_has_exorls_order():
@@ -282,6 +264,7 @@ def test_the_maze_starts_top_left_behind_walls():
     assert np.ptp(starts[:, 0]) > 0.1 and np.ptp(starts[:, 1]) > 0.1 and not starts[:, 2:].any()
 
     def push(start: tuple, action: tuple) -> np.ndarray:
+        environment.reset()
         with environment._physics.reset_context():
             environment._physics.set_state(np.array([*start, 0.0, 0.0]))
         return [environment.step(np.array(action, np.float32))[0] for _ in range(300)][-1]
@@ -302,10 +285,10 @@ def test_actions_beyond_the_limits_count_as_the_limits():
 
 
 def test_jacos_actions_span_its_actuators():
-    scale = ActionScale(load_environment("jaco", "reach_top_left"))
+    scale = action_scale(load_environment("jaco", "reach_top_left"))
     ends = np.repeat([0.628, 0.838, 5.0], 3)
-    assert np.allclose(scale.to_control(np.ones(9)), ends, atol=1e-3)
-    assert np.allclose(scale.to_control(np.full(9, -0.5)), -ends / 2, atol=1e-3)
+    assert np.allclose(scale.from_unit(np.ones(9)), ends, atol=1e-3)
+    assert np.allclose(scale.from_unit(np.full(9, -0.5)), -ends / 2, atol=1e-3)
 
 
 # ---- conversion and loading ----
@@ -346,7 +329,7 @@ def test_the_mazes_released_reward_has_four_columns(tmp_path, monkeypatch):
         assert np.array_equal(file["reward"][:], columns)
         assert np.abs(file["reward_reach_top_left"][1:] - episode["reward"][1:, 0]).max() < TOLERANCE
     write_episode(path, episode)
-    with pytest.raises(UserError, match=r"reward has shape \(61, 1\), expected \(61, 4\)"):
+    with pytest.raises(UserError, match=r"reward has shape \(61, 1\) .* expected \(61, 4\)"):
         convert(tmp_path, "point_mass_maze", "rnd")
 
 
@@ -437,26 +420,6 @@ def test_unknown_or_absent_data_is_named(tmp_path, name, message):
     assert "\n" not in str(caught.value)
 
 
-def test_a_truncated_episode_is_named(tmp_path, buffer):
-    path = buffer / short_name(1)
-    path.write_bytes(path.read_bytes()[:-200])
-    refuses(tmp_path, f"{short_name(1)}: truncated")
-
-
-def test_a_damaged_episode_is_named(tmp_path, buffer):
-    path = buffer / short_name(1)
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 255
-    path.write_bytes(bytes(content))
-    refuses(tmp_path, f"{short_name(1)}: truncated")
-
-
-def test_a_single_array_in_an_npz_name_is_named(tmp_path, buffer):
-    with open(buffer / short_name(1), "wb") as file:
-        np.save(file, np.zeros(3))
-    refuses(tmp_path, f"{short_name(1)}: truncated or not an npz of plain arrays")
-
-
 class MakesFolder:
     """Unpickling it makes a folder."""
 
@@ -467,14 +430,25 @@ class MakesFolder:
         return os.mkdir, (self.path,)
 
 
-def test_pickled_content_is_never_executed(tmp_path, buffer, cartpole_episodes):
-    trace = tmp_path / "executed"
-    write_episode(buffer / short_name(1), {**cartpole_episodes[1], "reward": np.array([MakesFolder(trace)])})
+@pytest.mark.parametrize("content", ["cut", "one bit", "a single array", "a pickle"])
+def test_a_damaged_episode_is_named_and_never_executed(tmp_path, buffer, cartpole_episodes, content):
+    path, trace = buffer / short_name(1), tmp_path / "executed"
+    sound = bytearray(path.read_bytes())
+    if content == "cut":
+        path.write_bytes(sound[:-200])
+    elif content == "one bit":
+        sound[len(sound) // 2] ^= 1
+        path.write_bytes(sound)
+    elif content == "a single array":
+        with open(path, "wb") as file:
+            np.save(file, np.zeros(3))
+    else:
+        write_episode(path, {**cartpole_episodes[1], "reward": np.array([MakesFolder(trace)])})
     refuses(tmp_path, f"{short_name(1)}: truncated or not an npz of plain arrays")
     assert not trace.exists()
 
 
-@pytest.mark.parametrize("name", ["episode_000003.npz", "walker_000003_60.npz", "episode_000003_0.npz"])
+@pytest.mark.parametrize("name", ["episode_000003.npz", "walker_000003_60.npz"])
 def test_a_wrong_name_is_named(tmp_path, buffer, name):
     (buffer / name).write_bytes(b"")
     refuses(tmp_path, f"{name}: not an episode")
@@ -524,11 +498,6 @@ def test_a_duplicated_episode_is_named(tmp_path, buffer):
     refuses(tmp_path, r"episode_1_60.npz: duplicates episode 1 of .*episode_000001_60.npz")
 
 
-def test_a_length_that_is_not_the_arrays_is_named(tmp_path, buffer, cartpole_episodes):
-    write_episode(buffer / short_name(1), {key: array[:-1] for key, array in cartpole_episodes[1].items()})
-    refuses(tmp_path, r"episode_000001_60.npz: observation has shape \(60, 5\), expected \(61, 5\)")
-
-
 @pytest.mark.parametrize("zipped", [False, True])
 @pytest.mark.parametrize("steps", [59, 61])
 def test_a_length_that_is_not_the_domains_is_named(tmp_path, buffer, steps, zipped):
@@ -541,9 +510,12 @@ def test_a_length_that_is_not_the_domains_is_named(tmp_path, buffer, steps, zipp
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"observation": np.zeros((STEPS + 1, 6))}, r"observation has shape \(61, 6\), expected \(61, 5\)"),
-        ({"physics": np.zeros((STEPS + 1, 18))}, r"physics has shape \(61, 18\), expected \(61, 4\)"),
-        ({"action": np.zeros((STEPS + 1, 1), int)}, "action has dtype int64"),
+        (
+            {"observation": np.zeros((STEPS, 5))},
+            r"observation has shape \(60, 5\) .* expected \(61, 5\) from the file's",
+        ),
+        ({"physics": np.zeros((STEPS + 1, 18))}, r"physics has shape \(61, 18\) .* expected \(61, 4\)"),
+        ({"action": np.zeros((STEPS + 1, 1), int)}, "action has shape .* and type int64"),
         ({"action": np.full((STEPS + 1, 1), np.nan)}, "action holds a NaN or infinity at row 0"),
         ({"physics": np.full((STEPS + 1, 4), 1e11)}, r"physics holds a value beyond 1e\+10"),
         ({"reward": None}, "array reward is missing"),
@@ -560,33 +532,12 @@ def test_an_empty_buffer_is_named(tmp_path):
     refuses(tmp_path, "cartpole/rnd/buffer: holds no episodes")
 
 
-def test_a_zip_with_a_path_outside_is_refused(tmp_path, buffer):
-    archive_path = zip_buffer(buffer)
-    with zipfile.ZipFile(archive_path, "a") as archive:
-        archive.writestr("../buffer/episode_000003_60.npz", b"")
-    refuses(tmp_path, r"rnd.zip: member ../buffer/episode_000003_60.npz lies outside")
-
-
 def test_a_truncated_zip_is_named(tmp_path, buffer):
     archive_path = zip_buffer(buffer)
     archive_path.write_bytes(archive_path.read_bytes()[:-50])
     refuses(tmp_path, "rnd.zip: holds no episodes .* empty, truncated or another archive")
     archive_path.write_bytes(archive_path.read_bytes()[:500])
     refuses(tmp_path, "rnd.zip: truncated or not a zip file")
-
-
-def test_an_interrupted_conversion_leaves_the_old_file(tmp_path, buffer, monkeypatch):
-    path = convert(tmp_path, "cartpole", "rnd")
-    before = path.read_bytes()
-
-    def interrupt(*arguments):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(conversion, "Relabeller", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        convert(tmp_path, "cartpole", "rnd")
-    assert path.read_bytes() == before
-    assert [p.name for p in path.parent.glob("[!.]*") if p.is_file()] == ["rnd.h5"]
 
 
 def test_a_source_that_changed_is_noticed(tmp_path, buffer, cartpole_episodes):
@@ -618,10 +569,11 @@ def test_a_file_that_does_not_fit_is_refused(tmp_path, buffer, change, message):
         load_task("exorl/rnd/cartpole_swingup", str(tmp_path))
 
 
-def test_a_file_that_is_not_hdf5_is_refused(tmp_path):
-    (tmp_path / "cartpole").mkdir()
-    (tmp_path / "cartpole" / "rnd.h5").write_bytes(b"no")
-    with pytest.raises(UserError, match="rnd.h5: cannot be read as HDF5") as caught:
+@pytest.mark.parametrize("cut", [2, -200])
+def test_a_file_that_is_no_whole_hdf5_is_refused(tmp_path, buffer, cut):
+    path = convert(tmp_path, "cartpole", "rnd")
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(UserError, match="rnd.h5: is damaged or no HDF5 file") as caught:
         load_task("exorl/rnd/cartpole_swingup", str(tmp_path))
     assert "\n" not in str(caught.value)
 
@@ -696,17 +648,6 @@ def test_an_absent_local_set_is_collected_when_asked_for(tmp_path, short_episode
     assert load_task(name, str(tmp_path), collect_episodes=9).identity["episodes"] == 2
 
 
-@pytest.mark.parametrize("name, steps", [("jaco_reach_top_right", 250), ("point_mass_maze_reach_bottom_left", 1000)])
-def test_domains_of_exorls_own_are_collected(tmp_path, name, steps):
-    task = load_task(f"exorl/local_random/{name}", str(tmp_path), collect_episodes=1)
-    assert task.identity["episodes"] == 1 and task.identity["transitions"] == len(task.dataset) == steps
-    domain, first = TASKS[name][0], DOMAINS[TASKS[name][0]].tasks[0]
-    assert list(files_of(tmp_path / domain / "local_random")) == [f"episode_000000_{steps}.npz"]
-    with h5py.File(task.identity["path"]) as file:
-        assert file["episode_length"][:].tolist() == [steps] and file["reward"].shape == (steps + 1,)
-        assert np.abs(file["reward"][1:] - file[f"reward_{first}"][1:]).max() < TOLERANCE
-
-
 def test_an_unfinished_collection_is_refused_and_finished_when_asked_for(tmp_path, short_episodes):
     folder = collect(tmp_path, "cartpole", "random", 3, seed=4)
     (folder / "buffer" / short_name(2)).unlink()
@@ -759,31 +700,6 @@ def test_the_command_collects_and_converts(tmp_path, short_episodes, capsys):
     assert capsys.readouterr().out.split() == [str(folder), f"{folder}.h5"]
     task = load_task("exorl/local_sticky_random/cartpole_balance", str(tmp_path))
     assert task.identity["generation"]["seed"] == 3
-
-
-def test_the_command_reports_a_mistake_in_one_line(tmp_path, capsys):
-    with pytest.raises(SystemExit) as caught:
-        main(["convert", "cartpole", "--collector", "rnd", "--data_dir", str(tmp_path)])
-    assert caught.value.code == 2
-    assert capsys.readouterr().err.count("\n") == 1
-
-
-def test_the_tables_agree_with_dm_control():
-    assert len(OFFICIAL_COLLECTORS) == 9
-    for domain, widths in DOMAINS.items():
-        environment = load_environment(domain, widths.tasks[0])
-        assert environment.action_spec().shape == (widths.action_dim,)
-        assert environment.physics.get_state().shape == (widths.physics_dim,)
-        assert ExORLEnvironment(domain, widths.tasks[0]).observation_space.shape == (widths.observation_dim,)
-
-
-def test_an_archive_that_is_read_stays_as_it_is(tmp_path, buffer):
-    archive_path = zip_buffer(buffer)
-    before = archive_path.read_bytes()
-    load_task("exorl/rnd/cartpole_swingup", str(tmp_path))
-    assert archive_path.read_bytes() == before
-    assert sorted(path.name for path in archive_path.parent.iterdir()) == ["rnd.h5", "rnd.zip"]
-    assert zipfile.is_zipfile(io.BytesIO(before))
 
 
 def test_a_data_dir_that_cannot_be_is_named(tmp_path):

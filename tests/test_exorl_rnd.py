@@ -56,6 +56,7 @@ def test_novelty_falls_where_states_are_revisited_and_stays_where_they_are_not()
     novelty, generator = make_novelty(), torch.Generator().manual_seed(1)
     visited = torch.randn(256, 6, generator=generator)
     elsewhere = 3 + torch.randn(256, 6, generator=generator)
+    target = {name: value.clone() for name, value in novelty.target.state_dict().items()}
     novelty.update(visited)
     before = novelty.errors(visited).mean()
     for _ in range(100):
@@ -63,6 +64,7 @@ def test_novelty_falls_where_states_are_revisited_and_stays_where_they_are_not()
     after, novel = novelty.rewards(visited).mean(), novelty.rewards(elsewhere).mean()
     assert novelty.errors(visited).mean() < before / 10
     assert novel > 10 * after
+    assert all(torch.equal(value, target[name]) for name, value in novelty.target.state_dict().items())
 
 
 def test_rewards_are_errors_over_their_running_deviation():
@@ -86,14 +88,6 @@ def test_normalised_observations_are_clipped():
     novelty = make_novelty(observation_clip=2.0)
     assert torch.equal(novelty.rewards(torch.full((1, 6), 50.0)), novelty.rewards(torch.full((1, 6), 80.0)))
     assert not torch.equal(novelty.rewards(torch.full((1, 6), 0.5)), novelty.rewards(torch.full((1, 6), 0.8)))
-
-
-def test_the_predictor_learns_and_its_target_never_changes():
-    novelty = make_novelty()
-    before = {name: value.clone() for name, value in novelty.named_parameters()}
-    novelty.update(torch.randn(32, 6))
-    for name, value in novelty.named_parameters():
-        assert torch.equal(value, before[name]) == name.startswith("target"), name
 
 
 def test_replay_gives_the_novelty_of_the_reached_states_now():
@@ -209,12 +203,6 @@ def test_the_record_says_how_the_set_was_made(tmp_path, tiny):
     torch.save({**saved, "hours": 7.0}, again / "collector.pt")
     longer = json.loads((collect(tmp_path, "walker", "rnd", 3) / "generation.json").read_text())
     assert 7 < longer["hours"] < 7.1 and {**longer, "hours": 0, "episodes": 2} == {**record, "hours": 0}
-
-
-def test_the_checkpoint_loads_without_code(tmp_path, tiny):
-    folder = collect(tmp_path, "walker", "rnd", 2)
-    saved = torch.load(folder / "collector.pt", weights_only=True)
-    assert saved["collector"]["next_episode"] == 2
 
 
 # ---- wrong input ----

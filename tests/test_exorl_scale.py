@@ -1,17 +1,14 @@
-"""ExORL at scale: interrupted conversions, memory of loading, memory-mapped observations, the documented reader."""
+"""ExORL at scale: killed and simultaneous conversions, memory of loading, mapped observations, the page's reader."""
 
 import dataclasses
 import json
 import os
 import re
-import shutil
 import signal
 import threading
 import time
 import tracemalloc
-import zipfile
 from pathlib import Path
-from typing import Callable
 
 import h5py
 import numpy as np
@@ -19,6 +16,7 @@ import pytest
 import torch
 
 from common.errors import UserError
+from common.files import locked
 from envs import load_task
 from envs.dataset import Dataset
 from envs.exorl import convert as conversion
@@ -59,150 +57,39 @@ def root(tmp_path, monkeypatch) -> Path:
     return tmp_path / "data"
 
 
-def whole_conversion(root: Path) -> Path:
-    """What an uninterrupted conversion makes of the same episodes, in another folder."""
-    other = Path(shutil.copytree(root, root.parent / "other", ignore=shutil.ignore_patterns("*.h5*")))
-    return convert(other, "cartpole", "rnd")
-
-
-def at_call(number: int, function: Callable, then: Callable) -> Callable:
-    """`function`, but its call number `number`, from 1, does `then` instead."""
-    calls = iter(range(1, 1_000_000))
-    return lambda *arguments, **options: (then if next(calls) == number else function)(*arguments, **options)
-
-
-def killed_conversion(root: Path, owner: object, function: str, call: int) -> None:
-    """Converts in a process that is killed with -9 at call number `call` of `owner.function`."""
+def test_a_killed_conversion_leaves_no_file_and_the_next_one_makes_it(root):
     process = os.fork()
     if process == 0:
         try:
-            kill = at_call(call, getattr(owner, function), lambda *_: os.kill(os.getpid(), signal.SIGKILL))
-            setattr(owner, function, kill)
+            conversion._read = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
             convert(root, "cartpole", "rnd")
         finally:
             os._exit(1)
-    _, status = os.waitpid(process, 0)
-    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
-
-
-def episodes_read(monkeypatch) -> list:
-    """The indices of the episodes that conversions in this process read from now on."""
-    read, reader = [], conversion.read_episode
-
-    def record(domain, episode, *arguments):
-        read.append(episode.index)
-        return reader(domain, episode, *arguments)
-
-    monkeypatch.setattr(conversion, "read_episode", record)
-    return read
-
-
-def visible(root: Path) -> list:
-    return sorted(path.name for path in (root / "cartpole").iterdir() if path.suffix == ".h5" and path.name[0] != ".")
-
-
-KILLS = [
-    (conversion, "read_episode", 1, 0),
-    (conversion, "read_episode", 6, 4),
-    (conversion, "write_text", 1, 0),  # the block is written, but not counted yet
-    (conversion, "write_text", 4, 6),
-    (conversion._Conversion, "_lay_out", 1, 0),
-    (conversion._Conversion, "_attributes", 1, 0),  # in the middle of HDF5's change of the file
-]
-
-
-@pytest.mark.parametrize("owner, function, call, done", KILLS)
-def test_a_killed_conversion_goes_on_where_it_stopped(root, monkeypatch, owner, function, call, done):
-    whole = whole_conversion(root).read_bytes()
-    killed_conversion(root, owner, function, call)
-    assert visible(root) == []
-    read = episodes_read(monkeypatch)
-    path = convert(root, "cartpole", "rnd")
-    assert read == list(range(done, EPISODES))
-    assert path.read_bytes() == whole
-    assert sorted(entry.name for entry in path.parent.iterdir()) == ["rnd", "rnd.h5"]
-
-
-def test_a_conversion_of_a_zip_goes_on(root, monkeypatch):
-    whole = whole_conversion(root)
-    buffer = root / "cartpole" / "rnd" / "buffer"
-    with zipfile.ZipFile(root / "cartpole" / "rnd.zip", "w") as archive:
-        for path in sorted(buffer.iterdir()):
-            archive.write(path, f"rnd/buffer/{path.name}")
-    shutil.rmtree(buffer.parent)
-    killed_conversion(root, conversion, "read_episode", 4)
-    read = episodes_read(monkeypatch)
-    assert convert(root, "cartpole", "rnd").read_bytes() == whole.read_bytes()
-    assert read == [2, 3, 4, 5, 6]
-
-
-def test_loading_finishes_a_killed_conversion(root):
-    killed_conversion(root, conversion, "read_episode", 6)
+    assert os.WTERMSIG(os.waitpid(process, 0)[1]) == signal.SIGKILL
+    assert sorted(path.suffix for path in (root / "cartpole").iterdir()) == ["", ".tmp"]
     task = load_task("exorl/rnd/cartpole_balance", str(root))
     assert task.identity["episodes"] == EPISODES and len(task.dataset) == EPISODES * STEPS
-
-
-def test_a_half_made_file_is_not_taken_for_a_complete_one(root):
-    killed_conversion(root, conversion, "read_episode", 6)
-    (root / "cartpole" / ".rnd.h5.partial").rename(root / "cartpole" / "rnd.h5")
-    with pytest.raises(UserError, match=r"rnd.h5: format None version None, .*run `python -m envs.exorl.tasks convert"):
-        load_task("exorl/rnd/cartpole_balance", str(root))
-
-
-def test_episodes_that_changed_since_are_read_again(root, monkeypatch):
-    killed_conversion(root, conversion, "read_episode", 6)
-    changed = root / "cartpole" / "rnd" / "buffer" / f"episode_000001_{STEPS}.npz"
-    size = changed.stat().st_size
-    write_episode(changed.parent, 1, seed=99)
-    assert changed.stat().st_size == size
-    read = episodes_read(monkeypatch)
-    path = convert(root, "cartpole", "rnd")
-    assert read == list(range(EPISODES))
-    assert path.read_bytes() == whole_conversion(root).read_bytes()
-
-
-def test_more_episodes_than_before_begin_anew(root, monkeypatch):
-    killed_conversion(root, conversion, "read_episode", 6)
-    write_episode(root / "cartpole" / "rnd" / "buffer", EPISODES, seed=EPISODES)
-    read = episodes_read(monkeypatch)
-    path = convert(root, "cartpole", "rnd")
-    assert read == list(range(EPISODES + 1))
-    assert path.read_bytes() == whole_conversion(root).read_bytes()
-
-
-def test_after_a_damaged_episode_was_mended_the_conversion_goes_on(root, monkeypatch):
-    damaged = root / "cartpole" / "rnd" / "buffer" / f"episode_000005_{STEPS}.npz"
-    content = damaged.read_bytes()
-    damaged.write_bytes(content[:-100])
-    with pytest.raises(UserError, match=f"episode_000005_{STEPS}.npz: truncated"):
-        convert(root, "cartpole", "rnd")
-    damaged.write_bytes(content)
-    read = episodes_read(monkeypatch)
-    path = convert(root, "cartpole", "rnd")
-    assert read == [4, 5, 6]
-    assert path.read_bytes() == whole_conversion(root).read_bytes()
+    assert sorted(path.name for path in (root / "cartpole").iterdir()) == ["rnd", "rnd.h5"]
 
 
 def test_a_second_process_waits_and_takes_the_firsts_file(root, monkeypatch):
-    read = episodes_read(monkeypatch)
     path, waiting = root / "cartpole" / "rnd.h5", threading.Event()
-    locked = conversion._locked
 
     def announce(folder):
         waiting.set()
         return locked(folder)
 
+    monkeypatch.setattr(conversion, "_write", None)
     with locked(path.parent):
-        monkeypatch.setattr(conversion, "_locked", announce)
+        monkeypatch.setattr(conversion, "locked", announce)
         second = threading.Thread(target=convert, args=(root, "cartpole", "rnd"))
         second.start()
         assert waiting.wait(10)
         time.sleep(0.05)
-        assert second.is_alive() and read == []
+        assert second.is_alive()
         path.write_bytes(b"made by the first")
     second.join(10)
-    assert not second.is_alive() and read == []
-    assert path.read_bytes() == b"made by the first"
+    assert not second.is_alive() and path.read_bytes() == b"made by the first"
 
 
 # ---- loading ----
@@ -265,13 +152,6 @@ def test_mapped_and_loaded_data_are_the_same(root):
     assert all(torch.equal(expected[name], found[name]) for name in expected)
     mapped.dataset.observations.zero_()  # stays in memory
     assert path.read_bytes() == before
-
-
-def test_values_that_are_not_finite_are_found_in_a_mapped_file(root):
-    with h5py.File(convert(root, "cartpole", "rnd"), "r+") as file:
-        file["observation"][4, 2] = np.nan
-    with pytest.raises(UserError, match="rnd.h5: observation holds a NaN or infinity at row 4"):
-        load_task("exorl/rnd/cartpole_balance", str(root), in_memory=False)
 
 
 def test_only_what_can_be_mapped_is_mapped(root):

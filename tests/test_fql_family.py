@@ -23,7 +23,7 @@ VARIANTS = {
     "iql-ddpgbc": ("iql", {"extraction": "ddpgbc", "value_layer_norm": False}),
     "ifql": ("ifql", {"num_candidates": 3, "flow_steps": 2}),
     "fql": ("fql", {"flow_steps": 2}),
-    "fql-min": ("fql", {"flow_steps": 2, "target_aggregation": "min", "normalise_q_loss": True}),
+    "fql-min": ("fql", {"flow_steps": 2, "pessimism": None, "normalise_q_loss": True}),
     "rebrac": ("rebrac", {"actor_interval": 1}),
     "rebrac-delayed": ("rebrac", {"actor_bc_weight": 0.5, "critic_bc_weight": 0.3}),
 }
@@ -137,7 +137,7 @@ def test_ifql_takes_the_candidate_that_the_smaller_critic_prefers():
 
 
 def test_fql_options_follow_their_formulas():
-    fields = SMALL | {"flow_steps": 2, "target_aggregation": "min", "normalise_q_loss": True}
+    fields = SMALL | {"flow_steps": 2, "pessimism": None, "normalise_q_loss": True}
     agent, batch = make_agent("fql", fields), make_batch(1)
     noise = agent.draw(BATCH)
     _, metrics = agent.loss(batch, noise)
@@ -148,7 +148,11 @@ def test_fql_options_follow_their_formulas():
     def policy(observations, z):
         return agent.policy(batch[observations], z)[0].clamp(-1, 1)
 
-    next_q = q(agent.target_critic, "next_observations", policy("next_observations", noise["next_z"])).min(dim=0).values
+    next_q = (
+        q(agent.target_critic, "next_observations", policy("next_observations", noise["next_z"][:, 0]))
+        .min(dim=0)
+        .values
+    )
     errors = q(agent.critic, "observations", batch["actions"]) - (batch["rewards"] + 0.99 * batch["masks"] * next_q)
     torch.testing.assert_close(metrics["critic/loss"], errors.square().mean().detach())
     policy_q = q(agent.critic, "observations", policy("observations", noise["z"])).mean(dim=0)

@@ -34,6 +34,8 @@ def frozen_agent(case: dict, stored: dict, folder: Path) -> torch.nn.Module:
     """The agent of a recorded checkpoint, in float64."""
     algorithm = load_algorithm(case["algorithm"])
     fields = {name: tuple(value) if isinstance(value, list) else value for name, value in case["config"].items()}
+    if "target_aggregation" in fields:
+        fields["pessimism"] = {"mean": 0.0, "min": None}[fields.pop("target_aggregation")]
     if stored["base"] is not None:
         torch.save(stored["base"], folder / "checkpoint.pt")
         fields["base"] = str(folder)
@@ -58,9 +60,8 @@ def test_twenty_updates_from_a_stored_checkpoint(name, checkpoints, tmp_path):
 
     for step in range(20):
         metrics = agent.update(checkpoints["batches"][step % 5])
-        assert metrics.keys() == case["metrics"].keys()
-        for metric, value in metrics.items():
-            assert_equal(value, case["metrics"][metric][step], f"{metric} of update {step}")
+        for metric, values in case["metrics"].items():
+            assert_equal(metrics[metric], values[step], f"{metric} of update {step}")
     networks = agent.state_dict()
     assert networks.keys() - {"base_sha256"} == case["sums"].keys()
     for parameter in case["sums"]:

@@ -68,34 +68,33 @@ def comparison(folder, seeds):
 
 
 def point(points, *key):
-    (found,) = [one for one in points if (one.panel, one.task, one.line, one.x) == key]
-    return found
+    return points.set_index(["panel", "task", "line", "x"]).loc[key]
 
 
 def test_points_are_the_means_over_seeds_of_what_the_runs_wrote(tmp_path):
     points = points_of(Results(made_up(comparison(tmp_path, 2), [CARTPOLE, CUBE])))
     greedy = point(points, OMEGA, CARTPOLE.task, "N = 16", 2.0)  # 0.2 + 0.1 + 0.1 + 0.032
-    assert greedy.values == pytest.approx((0.432, 0.433)) and greedy.bounds == greedy.values
+    assert greedy["values"] == pytest.approx((0.432, 0.433)) == (greedy["low"], greedy["high"])
     percent = point(points, "score at N = 1", CUBE.task, "exponential, clipped", 10.0)  # success is shown in %
-    assert percent.mean == pytest.approx(100 * (0.3 + 0.1 + 0.002 + 0.0005))
+    assert percent["mean"] == pytest.approx(100 * (0.3 + 0.1 + 0.002 + 0.0005))
     alone, dipole = (point(points, "score at N = 1", CARTPOLE.task, line, 1.0) for line in LINES)
-    assert (alone.mean, dipole.mean) == (pytest.approx(0.1125), pytest.approx(0.1625))
-    assert not [one for one in points if one.panel == OMEGA and one.line not in ("N = 1", "N = 16")]
+    assert (alone["mean"], dipole["mean"]) == (pytest.approx(0.1125), pytest.approx(0.1625))
+    assert set(points["line"][points["panel"] == OMEGA]) == {"N = 1", "N = 16"}
     alone = point(points, OMEGA, CARTPOLE.task, "N = 1", 0.0)  # of beta 10 only, which has the most values of omega
-    assert alone.values == pytest.approx((0.302, 0.303))
+    assert alone["values"] == pytest.approx((0.302, 0.303))
 
 
 def test_share_and_spike_are_of_the_second_half_of_the_log(tmp_path):
     points = points_of(Results(made_up(comparison(tmp_path, 2), [CARTPOLE, CUBE])))
-    assert point(points, SHARE, CUBE.task, "exponential, clipped", 10.0).mean == pytest.approx(0.25)
-    assert point(points, SHARE, CUBE.task, "exponential, no clip", 10.0).mean == 1.0
-    assert point(points, SPIKE, CUBE.task, "sigmoid", 1.0).values == (8.0 / 5.0,) * 2
+    assert point(points, SHARE, CUBE.task, "exponential, clipped", 10.0)["mean"] == pytest.approx(0.25)
+    assert point(points, SHARE, CUBE.task, "exponential, no clip", 10.0)["mean"] == 1.0
+    assert point(points, SPIKE, CUBE.task, "sigmoid", 1.0)["values"] == (8.0 / 5.0,) * 2
 
 
 def test_bars_are_intervals_from_five_seeds_on(tmp_path):
     points = points_of(Results(made_up(comparison(tmp_path, 5), [CARTPOLE, CUBE])))
     one = point(points, OMEGA, CARTPOLE.task, "N = 1", 0.0)
-    assert one.bounds == interval([np.array(one.values)]) and one.bounds[0] > min(one.values)
+    assert (one["low"], one["high"]) == interval([np.array(one["values"])]) and one["low"] > min(one["values"])
 
 
 def test_a_seed_that_diverged_is_counted_and_one_that_is_not_finished_is_left_out(tmp_path):
@@ -112,8 +111,8 @@ def test_a_seed_that_diverged_is_counted_and_one_that_is_not_finished_is_left_ou
     points = points_of(Results(plan))
     for panel in ("score at N = 1", "score at N = 16", SHARE, SPIKE):
         one = point(points, panel, CARTPOLE.task, "exponential, no clip", 10.0)
-        assert (len(one.values), one.diverged) == (1, 1)
-    assert point(points, SPIKE, CUBE.task, "exponential, no clip", 10.0).diverged == 0
+        assert (one["seeds"], len(one["values"]), one["diverged"]) == (1, 1, 1)
+    assert point(points, SPIKE, CUBE.task, "exponential, no clip", 10.0)["diverged"] == 0
 
 
 def test_the_figure_shows_the_points(tmp_path):
@@ -124,7 +123,7 @@ def test_the_figure_shows_the_points(tmp_path):
     drawn = dict(zip(axes[0].get_legend_handles_labels()[1], axes[0].get_legend_handles_labels()[0], strict=True))
     x, y = drawn["N = 16"].lines[0].get_data()
     np.testing.assert_allclose(x.astype(float), np.array([0.0, 1.0, 2.0]) + OMEGA_GAP / 2)  # beside the line of N = 1
-    np.testing.assert_allclose(y, [point(points, OMEGA, CARTPOLE.task, "N = 16", omega).mean for omega in (0, 1, 2)])
+    np.testing.assert_allclose(y, [point(points, OMEGA, CARTPOLE.task, "N = 16", omega)["mean"] for omega in (0, 1, 2)])
     assert list(drawn["mean return of the data"].get_ydata()) == [108.0, 108.0]
     assert [one.get_ylabel() for one in axes[:2]] == ["return", "success, %"]
     assert {one.get_yscale() for one in axes[6:]} == {"log"}

@@ -377,10 +377,14 @@ gymnasium.register("MinariTestBroken-v0", entry_point=f"{__name__}:Broken")
             {"id": "MinariTestBroken-v0", "entry_point": f"{__name__}:Broken"},
             r"cannot be built .AssertionError: .*: install",
         ),
+        (
+            {"entry_point": "absent_package.maze:PointMaze", "requirements": ["gymnasium-robotics>=1.2.3"]},
+            'cannot be built .*absent_package.*`pip install "gymnasium-robotics>=1.2.3"`',
+        ),
     ],
 )
 def test_an_environment_that_cannot_be_built_is_one_sentence(tmp_path, monkeypatch, changes, message):
-    path = create(tmp_path, monkeypatch)
+    path = create(tmp_path, monkeypatch, requirements=changes.pop("requirements", []))
     edit_metadata(path, env_spec=json.dumps(json.loads(gymnasium.spec("Pendulum-v1").to_json()) | changes))
     refuses(message)
 
@@ -403,16 +407,20 @@ def test_absent_data_sets_are_explained(tmp_path, monkeypatch):
         refuses("is no id of a Minari data set.* .expected minari/<namespace>", name)
 
 
-def test_download_puts_the_whole_set_in_place(tmp_path, monkeypatch):
+@pytest.mark.parametrize("meanwhile", [False, True])
+def test_download_puts_the_whole_set_in_place(tmp_path, monkeypatch, meanwhile):
+    """Also where another process fetched it meanwhile."""
     create(tmp_path / "server", monkeypatch)
     monkeypatch.delenv("MINARI_DATASETS_PATH")
 
     def download(name):
         shutil.copytree(tmp_path / "server" / name, minari.storage.get_dataset_path(name))
+        if meanwhile:
+            shutil.copytree(tmp_path / "server" / name, tmp_path / "local" / name)
 
     monkeypatch.setattr(minari, "download_dataset", download)
     task = load_task(f"minari/{NAME}", str(tmp_path / "local"))
-    assert task.identity["path"].startswith(str(tmp_path / "local" / NAME))
+    assert task.identity["path"].startswith(str(tmp_path / "local" / NAME)) and task.identity["episodes"] == EPISODES
     assert [path.name for path in (tmp_path / "local").iterdir()] == ["toy"]
     assert "MINARI_DATASETS_PATH" not in os.environ
 
@@ -480,18 +488,15 @@ def with_nan(array):
         (change("observations", lambda array: array[1:]), r"observations of episode_11 have shape \(14,\)"),
         (change("actions", lambda array: array[1:]), r"actions of episode_11 have shape \(13, 1\), expected \(14, 1\)"),
         (change("terminations", lambda array: array[1:]), "terminations of episode_11"),
+        (
+            change("rewards", lambda array: np.stack([array] * 2, axis=1)),
+            r"rewards of episode_11 have shape \(14, 2\), expected \(14,\): several objectives are not supported",
+        ),
     ],
 )
 def test_broken_data_sets_are_explained(tmp_path, monkeypatch, damage, message):
     damage(create(tmp_path, monkeypatch))
     refuses(message)
-
-
-def test_missing_environment_package_is_named(tmp_path, monkeypatch):
-    path = create(tmp_path, monkeypatch, requirements=["gymnasium-robotics>=1.2.3"])
-    spec = json.loads(json.loads(path.with_name("metadata.json").read_text())["env_spec"])
-    edit_metadata(path, env_spec=json.dumps(spec | {"entry_point": "absent_package.maze:PointMaze"}))
-    refuses("cannot be built .*absent_package.*" + re.escape('`pip install "gymnasium-robotics>=1.2.3"`'))
 
 
 @pytest.mark.parametrize(
@@ -518,17 +523,6 @@ def test_a_part_of_a_download_is_named(tmp_path, monkeypatch):
     main_file = create(tmp_path / "whole", monkeypatch)
     cut_file(main_file)
     refuses("delete this folder and fetch the data set again", data_dir=str(tmp_path / "whole"))
-
-
-def test_a_set_that_another_process_fetched_meanwhile_is_taken(tmp_path, monkeypatch):
-    create(tmp_path / "server", monkeypatch)
-
-    def download(name):
-        for root in (minari.storage.get_dataset_path(name), tmp_path / "local" / name):
-            shutil.copytree(tmp_path / "server" / name, root)
-
-    monkeypatch.setattr(minari, "download_dataset", download)
-    assert load_task(f"minari/{NAME}", str(tmp_path / "local")).identity["episodes"] == EPISODES
 
 
 class Counted(GoalEnv):
@@ -567,12 +561,3 @@ def test_numbers_in_a_dict_empty_episodes_and_rewards_in_vectors_are_read(tmp_pa
     assert task.dataset.rewards[task.dataset.valid].tolist() == [0, 1, 0, 1] and task.identity["episodes"] == 2
     result = evaluate(Still(), task.make_env, 1, 0)
     assert result.successes.tolist() == [1] and result.returns.tolist() == [50]
-
-
-def test_several_objectives_are_refused(tmp_path, monkeypatch):
-    def two(index):
-        episode = pendulum_episode(index)
-        return episode | {"rewards": np.stack([episode["rewards"]] * 2, axis=1)}
-
-    create(tmp_path, monkeypatch, episode=two)
-    refuses(r"rewards of episode_0 have shape \(3, 2\), expected \(3,\): several objectives are not supported")

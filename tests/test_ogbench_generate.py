@@ -14,7 +14,6 @@ from envs.ogbench.collect import (
     ManipulationCollector,
     PointMazeCollector,
     make_collector,
-    parameters,
 )
 from envs.ogbench.generate import generate, main
 from envs.ogbench.names import DATASETS, GENERATED, official_episodes, sidecar_file, train_file, validation_file
@@ -204,7 +203,7 @@ def test_an_interrupted_generation_goes_on(tmp_path, made, monkeypatch):
 
 
 def test_finished_files_are_not_made_again(made, monkeypatch):
-    monkeypatch.setattr(generation, "_Worker", None)
+    monkeypatch.setattr(generation, "run_jobs", None)
     before = train_file(made, STITCH).stat().st_mtime_ns
     generate(STITCH, 12 * STEPS, seed=2, out=str(made))
     assert train_file(made, STITCH).stat().st_mtime_ns == before
@@ -226,12 +225,6 @@ def test_an_interruption_while_the_files_are_written_leaves_none(tmp_path, made,
 # ---- wrong input ----
 
 
-@pytest.mark.parametrize("dataset", [name for name in DATASETS if name not in GENERATED])
-def test_what_needs_experts_says_why(tmp_path, dataset):
-    refuses(f"{dataset} cannot be generated here: its policies are SAC experts", dataset, out=str(tmp_path / "a"))
-    assert list(tmp_path.iterdir()) == []
-
-
 @pytest.mark.parametrize(
     "dataset, options, message",
     [
@@ -240,9 +233,14 @@ def test_what_needs_experts_says_why(tmp_path, dataset):
         (STITCH, {"transitions": 0}, "transitions: expected a multiple of 200"),
         (STITCH, {"seed": -1}, "seed: expected at least 0, got -1"),
         (STITCH, {"workers": 0}, "workers: expected at least 1, got 0"),
+        *(
+            (name, {}, f"{name} cannot be generated here: its policies are SAC experts")
+            for name in DATASETS
+            if name not in GENERATED
+        ),
     ],
 )
-def test_wrong_arguments_are_named(tmp_path, dataset, options, message):
+def test_what_cannot_be_made_is_named(tmp_path, dataset, options, message):
     refuses(message, dataset, out=str(tmp_path / "a"), **options)
     assert list(tmp_path.iterdir()) == []
 
@@ -286,21 +284,3 @@ def test_a_full_disk_is_named_and_leaves_nothing_broken(tmp_path, made, monkeypa
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     refuses("file/below: cannot be written .Not a directory", out=str(tmp_path / "file" / "below"))
-
-
-def test_the_command_prints_one_line(tmp_path, capsys):
-    with pytest.raises(SystemExit) as caught:
-        main(["antmaze-large-navigate", "--transitions", "1000", "--out", str(tmp_path)])
-    assert caught.value.code == 2
-    assert capsys.readouterr().err.count("\n") == 1
-
-
-def test_every_data_set_has_its_parameters():
-    assert {parameters(dataset)["policy"] for dataset in GENERATED} == {
-        "plan oracle",
-        "Markov oracle",
-        "breadth-first waypoints",
-    }
-    assert parameters("puzzle-4x4-noisy")["random_action_probability"] == 0.2
-    assert parameters("cube-double-play")["stack_probability"] == [0.0, 0.25]
-    assert official_episodes("pointmaze-giant-navigate") == (500, 2000)

@@ -15,13 +15,15 @@ import pytest
 import torch
 
 from algorithms.dipole import DIPOLE
+from algorithms.dipole_lora import DIPOLELoRAConfig
 from common.errors import UserError
+from envs.chunks import chunked
 from harness import run_files
 from harness.config import RunConfig
 from harness.loggers import CsvLog
 from harness.online import FIRST_SEED, OnlinePhase
 from harness.plots import plot_learning_curve
-from harness.run_folder import RunFolder, read_checkpoint, remove_run, run_path
+from harness.run_folder import RunFolder, read_checkpoint, remove_run, run_path, with_chunks
 from harness.train import train_run
 from tests.conftest import small_config
 from tests.test_agents import make_agent
@@ -176,6 +178,51 @@ def test_termination_masks_truncation_bootstraps_and_the_task_shifts_rewards(tmp
     assert phase.metrics()["exploration/success"] == 1.0 and phase.metrics()["exploration/length"] == 3
 
 
+class ChunkRecorder(Recorder):
+    """Its action number i of query q is q + i / 10, in both entries."""
+
+    def act(self, observations, **options):
+        super().act(observations)
+        return torch.tensor([[len(self.asked) / 100 + step / 1000 for step in (0, 1) for _ in range(2)]])
+
+
+def test_a_chunk_is_executed_to_the_end_of_the_episode_and_no_further(tmp_path):
+    """Of episodes of 3, 2, 3 and 2 steps, single transitions are kept; their windows are what is sampled."""
+    task = chunked(dataclasses.replace(toy_task(), make_env=EndingEnv), 2, 0.99)
+    phase = OnlinePhase(online_run(tmp_path), task, task.dataset, tmp_path)
+    agent = ChunkRecorder()
+    with contextlib.closing(phase):
+        for _ in range(10):
+            phase.step(agent)
+    taken = (1000 * phase.replay.newest(10)["actions"][:, 0]).round().tolist()
+    assert taken == [10, 11, 20, 30, 31, 40, 41, 50, 60, 61]
+    assert phase.replay.sample(5, torch.Generator())["actions"].shape == (5, 4)
+
+
+def test_a_method_without_a_discount_has_no_chunks(tmp_path):
+    run, config = toy_settings(tmp_path, action_chunk=2)[0], DIPOLELoRAConfig()
+    with pytest.raises(UserError, match="action_chunk must be 1 for dipole_lora, which discounts nothing"):
+        with_chunks(toy_task(), run, config)
+
+
+@pytest.mark.parametrize("start, updates", [(0, ONLINE), (1, ONLINE), (21, ONLINE - 20)])
+def test_online_updates_begin_with_the_step_that_is_named(tmp_path, monkeypatch, start, updates):
+    made = []
+    update = DIPOLE.update
+    monkeypatch.setattr(DIPOLE, "update", lambda agent, batch: made.append(1) or update(agent, batch))
+    folder = train(tmp_path, online_start=start, log_interval=10)
+    assert len(made) == OFFLINE + updates
+    without = [row["step"] for row in rows_of(folder / run_files.TRAIN_LOG) if not row["critic/loss"]]
+    assert without == ([] if start <= 1 else ["70", "80"])
+    assert len(transitions_of(folder)["rewards"]) == ONLINE
+
+
+def test_an_evaluation_counts_environment_steps(tmp_path):
+    folder = train(tmp_path, action_chunk=4)
+    assert {row["length"] for row in rows_of(folder / run_files.EVAL_LOG)} == {str(EPISODE_LENGTH)}
+    assert json.loads((folder / "environment.json").read_text())["environment"]["action_chunk"] == 4
+
+
 def test_what_is_not_finite_is_refused(tmp_path):
     class Broken(PointEnv):
         def _observation(self):
@@ -264,9 +311,10 @@ class InMidEpisode(InterruptedEnv):
     at = 30
 
 
-def test_the_interrupted_episode_is_played_again(tmp_path, capsys):
-    """From a checkpoint five steps into an episode, in no step of which the agent acts anew."""
-    changes = {"checkpoint_interval": 25, "offline_steps": 50}
+@pytest.mark.parametrize("changes", [{}, {"action_chunk": 3, "online_start": 10}])
+def test_the_interrupted_episode_is_played_again(tmp_path, capsys, changes):
+    """From a checkpoint five steps into an episode and two into a chunk, in no step of which the agent acts anew."""
+    changes |= {"checkpoint_interval": 25, "offline_steps": 50}
     straight = train(tmp_path / "straight", **changes)
     folder = interrupt(tmp_path / "stopped", InMidEpisode, **changes)
     assert checkpoint_of(folder)["loop"]["online"]["steps"] == 5

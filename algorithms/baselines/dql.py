@@ -1,7 +1,7 @@
 """DQL: Diffusion Q-Learning (Wang, Hunt & Zhou, ICLR 2023, arXiv 2208.06193).
 
 A diffusion model with T noise levels is the policy; x_t = sqrt(abar_t) a + sqrt(1 - abar_t) eps is an action at level t
-and eps_theta predicts the noise in it. With two critics Q_k, their targets Qbar_k and an EMA copy of the policy:
+and eps_theta predicts the noise in it. With K critics Q_k, their targets Qbar_k and an EMA copy of the policy:
 
     critic loss   sum_k E[(Q_k(s,a) - y)^2],   y = r + discount mask min_k max_c Qbar_k(s', a'_c)
                   with C next actions a'_c of the EMA policy (C = 1, or 10 for the max-Q backup)
@@ -12,23 +12,12 @@ and eps_theta predicts the noise in it. With two critics Q_k, their targets Qbar
                   x <- mean of the posterior q(x_{t-1} | x, x0) + its standard deviation times z
     acting        of N sampled actions, one drawn with probabilities softmax(min_k Qbar_k)
 
-abar_t is the product of the 1 - beta_u of the levels u up to t, and
-beta_u = 1 - exp(-b_min / T - (b_max - b_min) (2u - 1) / (2 T^2)).
-The critics take their step first; the policy's loss is evaluated with the new ones.
+`signal_level` gives abar_t. The critics take their step first; the policy's loss is evaluated with the new ones.
 
     python algorithms/baselines/dql.py --task exorl/local_sticky_random/cartpole_swingup
 
-Differences from the paper and its released code (PyTorch):
-  - FQL's networks, so that capacity is the same for all methods here: GELU and layer norm, 4 x 512, with sinusoids of
-    the level as an input of the policy (published: Mish, 3 x 256, two layers that encode the sinusoids);
-  - eta, the max-Q backup, the clipping norm and the policy's learning rate are set per D4RL task there; the defaults
-    here are those of the released agent, with the schedule and T of its command line;
-  - levels are numbered 1 to T (there 0 to T - 1);
-  - its learning-rate decay takes one step per 50,000 updates of a cosine as long as the number of epochs, which leaves
-    0.999 of the rate at the end; it is off here and `decay_length: 2000` turns it on;
-  - rewards are the task's: there they are standardised or shifted in some domains; the last policy is evaluated, there
-    the best by online evaluation.
-
+Differences from the paper and its released code, such as FQL's networks: docs/dql.md. Of more than two critics, i and j
+are the first and the last.
 Needs torch only; training from the command line needs the rest of this repository.
 """
 
@@ -37,6 +26,7 @@ import sys
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Optional
 
 import torch
 import torch.nn.functional as F
@@ -65,6 +55,8 @@ class DQLConfig:
     value_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)  # hidden sizes of critics and value
     actor_layer_norm: bool = False  # layer norm in the policy networks
     value_layer_norm: bool = True  # layer norm in critics and value
+    num_critics: int = 2  # K
+    pessimism: Optional[float] = None  # rho: standard deviations of the critics taken off their mean; null: minimum
     diffusion_steps: int = 5  # T: noise levels of the diffusion
     q_weight: float = 1.0  # eta: weight of the normalised Q in the policy's loss
     backup_candidates: int = 1  # C: next actions per state, of which a target critic takes its best; 10: max-Q backup
@@ -87,10 +79,10 @@ class Noise(nn.Module):
         return self
 
     def normal(self, *shape: int) -> Tensor:
-        return torch.randn(shape, generator=self.generator, dtype=self.like.dtype, device=self.like.device)
+        return self.like.new_empty(shape).normal_(generator=self.generator)
 
     def uniform(self, *shape: int) -> Tensor:
-        return torch.rand(shape, generator=self.generator, dtype=self.like.dtype, device=self.like.device)
+        return self.like.new_empty(shape).uniform_(generator=self.generator)
 
     def integers(self, high: int, *shape: int) -> Tensor:
         return torch.randint(high, shape, generator=self.generator, device=self.like.device)
@@ -172,7 +164,7 @@ def check_columns(agent: nn.Module, columns: dict, names: tuple[str, ...]) -> No
         "next_actions": [agent.action_dim],
     }
     size = len(columns["observations"])
-    for name in names:
+    for name in (*names, "valid") if "valid" in columns else names:
         column = columns.get(name)
         width = widths.get(name, [])
         found = type(column).__name__
@@ -181,6 +173,13 @@ def check_columns(agent: nn.Module, columns: dict, names: tuple[str, ...]) -> No
         if found != f"{like.dtype} {[size, *width]} on {like.device}":
             wanted = f"{like.dtype} {['N', *width]} on {like.device}".replace("'", "")
             raise ValueError(f"{name} must be {wanted}, not {found} (observations have N = {size})")
+
+
+def aggregated(q: Tensor, pessimism: float | None) -> Tensor:
+    """mean_k q_k - pessimism std_k q_k of K critics' values [K, ...] -> [...]; with None their minimum."""
+    if pessimism is None:
+        return q.amin(dim=0)
+    return q.mean(dim=0) - pessimism * q.std(dim=0, correction=0)
 
 
 def signal_level(t: Tensor, diffusion_steps: int) -> Tensor:
@@ -221,12 +220,11 @@ def resample(actions: Tensor, log_weights: Tensor, uniform: Tensor) -> Tensor:
     """
     gumbel = -torch.log(-torch.log(uniform.clamp(min=torch.finfo(uniform.dtype).tiny)))
     drawn = (log_weights + gumbel).argmax(dim=-1)[..., None, None]
-    index = drawn.expand(*drawn.shape[:-1], actions.shape[-1])
-    return actions.gather(-2, index).squeeze(-2)
+    return torch.take_along_dim(actions, drawn, dim=-2).squeeze(-2)
 
 
 class DQL(nn.Module):
-    """A diffusion policy with its EMA copy, and two critics with targets."""
+    """A diffusion policy with its EMA copy, and critics with targets."""
 
     act_options = ("num_candidates",)  # config fields that act() takes as well
     batch_fields = ()  # columns of a minibatch beyond the usual ones
@@ -245,7 +243,7 @@ class DQL(nn.Module):
         actor_sizes = (pair_dim, *config.actor_hidden_dims, action_dim)
 
         def critics() -> nn.Module:
-            return self.critic_class(2, value_sizes, config.value_layer_norm, self.noise.generator)
+            return self.critic_class(config.num_critics, value_sizes, config.value_layer_norm, self.noise.generator)
 
         def policy() -> nn.Module:
             return self.denoiser_class(actor_sizes, config.actor_layer_norm, self.noise.generator)
@@ -274,7 +272,7 @@ class DQL(nn.Module):
         """The critics' gradient step, the policy's with the new critics, then the targets'; detached 0-d metrics.
 
         batch: tensors of the agent's dtype and device: observations and next_observations [B, O], actions [B, A] in
-        [-1, 1], rewards [B], masks [B] in [0, 1] (0: no bootstrapping). Raises ValueError for any other shape.
+        [-1, 1], rewards [B], masks [B] (0: no bootstrap), valid [B] of chunks. Raises ValueError for any other shape.
         """
         check_columns(self, batch, (*COLUMNS, *self.batch_fields))
         config = self.config
@@ -296,7 +294,7 @@ class DQL(nn.Module):
         """Sets the optimisers' rates to 0-d tensors computed on the device, which a CUDA graph can replay."""
         config = self.config
         if config.decay_length > 0:
-            step = (self.updates // config.decay_interval).to(next(self.parameters()).dtype)
+            step = (self.updates // config.decay_interval).to(next(self.parameters()))
             angle = math.pi * step / config.decay_length
             factor = (1 + torch.cos(angle)) / 2  # from 1 at the start to 0 at the end
             self.critic_optimizer.param_groups[0]["lr"] = config.critic_learning_rate * factor
@@ -332,13 +330,15 @@ class DQL(nn.Module):
         return loss, {name: metric.detach() for name, metric in metrics.items()}
 
     def critic_loss(self, batch: dict, next_noise: Tensor) -> tuple[Tensor, dict]:
-        """Both critics on the smaller of the target critics' best values of the EMA policy's next actions."""
+        """All critics on the least of the target critics' best values of the EMA policy's next actions."""
         with torch.no_grad():
             next_actions = self.sample(self.ema_denoiser, batch["next_observations"], next_noise)
-            next_q = self.candidate_q(batch["next_observations"], next_actions).amax(dim=-1).amin(dim=0)
+            next_q = self.candidate_q(batch["next_observations"], next_actions).amax(dim=-1)
+            next_q = aggregated(next_q, self.config.pessimism)
             target_q = batch["rewards"] + self.config.discount * batch["masks"] * next_q
         q = self.critic(batch["observations"], batch["actions"]).squeeze(-1)
-        loss = (q - target_q).square().mean(dim=1).sum()
+        valid = batch.get("valid", torch.ones_like(batch["rewards"]))
+        loss = (valid * (q - target_q).square()).mean(dim=1).sum()
         metrics = {
             "critic/loss": loss,
             "critic/q_mean": q.mean(),
@@ -348,16 +348,17 @@ class DQL(nn.Module):
 
     def policy_loss(self, batch: dict, noise: dict) -> tuple[Tensor, dict]:
         """Cloning, and the normalised Q of an action sampled through the whole chain."""
-        config = self.config
-        observations = batch["observations"]
+        config, observations = self.config, batch["observations"]
         t = noise["t"].to(noise["noise"].dtype)
         x_t = noised(batch["actions"], noise["noise"], signal_level(t, config.diffusion_steps))
-        bc_loss = (self.denoiser(observations, x_t, t) - noise["noise"]).square().mean()
+        valid = batch.get("valid", torch.ones_like(batch["rewards"]))
+        errors = (self.denoiser(observations, x_t, t) - noise["noise"]).square()
+        bc_loss = (valid[:, None] * errors).mean()
 
         sampled = self.sample(self.denoiser, observations, noise["chain"]).squeeze(1)
         q = self.critic(observations, sampled).squeeze(-1)
         ratios = q.mean(dim=1) / q.abs().mean(dim=1).detach().flip(0)
-        q_loss = -torch.where(noise["coin"] > 0.5, ratios[0], ratios[1])
+        q_loss = -torch.where(noise["coin"] > 0.5, ratios[0], ratios[-1])
         loss = bc_loss + config.q_weight * q_loss
         metrics = {
             "actor/loss": loss,
@@ -368,7 +369,7 @@ class DQL(nn.Module):
         return loss, metrics
 
     def candidate_q(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """Each target critic at observations [N, O] for each of the candidate actions [N, C, A]: [2, N, C]."""
+        """Each target critic at observations [N, O] for each of the candidate actions [N, C, A]: [K, N, C]."""
         num_states, count, _ = actions.shape
         repeated = observations.repeat_interleave(count, dim=0)
         q = self.target_critic(repeated, actions.flatten(0, 1))
@@ -416,7 +417,7 @@ class DQL(nn.Module):
         """The trained agent of a run folder, on the CPU; needs nothing else of the repository."""
         checkpoint = torch.load(Path(run_dir) / "checkpoint.pt", map_location="cpu", weights_only=True)
         stored = checkpoint["config"]
-        config = DQLConfig(**{field.name: stored[field.name] for field in fields(DQLConfig)})
+        config = DQLConfig(**{each.name: stored[each.name] for each in fields(DQLConfig) if each.name in stored})
         agent = cls(config, checkpoint["observation_dim"], checkpoint["action_dim"])
         agent.load_state_dict(checkpoint["agent"]["networks"])
         return agent

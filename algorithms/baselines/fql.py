@@ -1,6 +1,6 @@
 """FQL: Flow Q-Learning (Park, Li and Levine, ICML 2025, arXiv 2502.02538).
 
-With two critics Q_k(s,a), their targets Qbar_k, a velocity v(s,x,t) and a one-step policy mu(s,z), z ~ N(0, I):
+With K critics Q_k(s,a), their targets Qbar_k, a velocity v(s,x,t) and a one-step policy mu(s,z), z ~ N(0, I):
 
     critic loss    mean_k E[(Q_k(s,a) - y)^2],  y = r + discount mask mean_k Qbar_k(s', clip(mu(s',z)))
     flow loss      E[|v(s,x_t,t) - (a - x0)|^2],  x_t = (1 - t) x0 + t a,  x0 ~ N(0, I),  t ~ U[0, 1]
@@ -23,10 +23,10 @@ Needs torch only; training from the command line needs the rest of this reposito
 
 import math
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Optional
 
 import torch
 import torch.nn.functional as F
@@ -45,10 +45,13 @@ class FQLConfig:
     value_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)  # hidden sizes of critics and value
     actor_layer_norm: bool = False  # layer norm in the policy networks
     value_layer_norm: bool = True  # layer norm in critics and value
-    target_aggregation: Literal["mean", "min"] = "mean"  # of the target critics in the critics' targets (FQL: q_agg)
+    num_critics: int = 2  # K
+    pessimism: Optional[float] = 0.0  # rho: standard deviations of the critics taken off their mean; null: minimum
     distillation_weight: float = 10.0  # alpha: weight of the distance to the flow's samples in the policy's loss
     normalise_q_loss: bool = False  # divide the policy's Q term by the mean of |Q| (FQL: normalize_q_loss)
     flow_steps: int = 10  # Euler steps of the flow
+    num_candidates: int = 1  # N: actions sampled per state when acting; the critics choose among them
+    target_candidates: int = 1  # N of the next actions in the critics' targets
 
 
 class Noise(nn.Module):
@@ -67,10 +70,10 @@ class Noise(nn.Module):
         return self
 
     def normal(self, *shape: int) -> Tensor:
-        return torch.randn(shape, generator=self.generator, dtype=self.like.dtype, device=self.like.device)
+        return self.like.new_empty(shape).normal_(generator=self.generator)
 
     def uniform(self, *shape: int) -> Tensor:
-        return torch.rand(shape, generator=self.generator, dtype=self.like.dtype, device=self.like.device)
+        return self.like.new_empty(shape).uniform_(generator=self.generator)
 
 
 class EnsembleMLP(nn.Module):
@@ -131,7 +134,7 @@ def check_columns(agent: nn.Module, columns: dict, names: tuple[str, ...]) -> No
         "next_actions": [agent.action_dim],
     }
     size = len(columns["observations"])
-    for name in names:
+    for name in (*names, "valid") if "valid" in columns else names:
         column = columns.get(name)
         width = widths.get(name, [])
         found = type(column).__name__
@@ -142,16 +145,23 @@ def check_columns(agent: nn.Module, columns: dict, names: tuple[str, ...]) -> No
             raise ValueError(f"{name} must be {wanted}, not {found} (observations have N = {size})")
 
 
+def aggregated(q: Tensor, pessimism: float | None) -> Tensor:
+    """mean_k q_k - pessimism std_k q_k of K critics' values [K, ...] -> [...]; with None their minimum."""
+    if pessimism is None:
+        return q.amin(dim=0)
+    return q.mean(dim=0) - pessimism * q.std(dim=0, correction=0)
+
+
 def frozen_q_values(critic: EnsembleMLP, observations: Tensor, actions: Tensor) -> Tensor:
-    """Values [2, B] of the critics held fixed: gradients reach the actions [B, A] only."""
+    """Values [K, B] of the critics held fixed: gradients reach the actions [B, A] only."""
     frozen = {name: parameter.detach() for name, parameter in critic.named_parameters()}
     return torch.func.functional_call(critic, frozen, (observations, actions)).squeeze(-1)
 
 
 class FQL(nn.Module):
-    """A flow that clones the data, a one-step policy, and two critics with targets."""
+    """A flow that clones the data, a one-step policy, and critics with targets."""
 
-    act_options = ()  # config fields that act() takes as well
+    act_options = ("num_candidates",)  # config fields that act() takes as well
     batch_fields = ()  # columns of a minibatch beyond the usual ones
 
     def __init__(self, config: FQLConfig, observation_dim: int, action_dim: int, seed: int = 0):
@@ -170,8 +180,8 @@ class FQL(nn.Module):
             return EnsembleMLP(1, sizes, config.actor_layer_norm, self.noise.generator)
 
         pair_dim = observation_dim + action_dim
-        self.critic = value_network(2, pair_dim)
-        self.target_critic = value_network(2, pair_dim).requires_grad_(False)
+        self.critic = value_network(config.num_critics, pair_dim)
+        self.target_critic = value_network(config.num_critics, pair_dim).requires_grad_(False)
         self.target_critic.load_state_dict(self.critic.state_dict())
         self.flow = policy_network(pair_dim + 1)
         self.policy = policy_network(pair_dim)
@@ -183,7 +193,7 @@ class FQL(nn.Module):
         """The target critics' step, then one gradient step of all networks; returns detached 0-d metrics.
 
         batch: tensors of the agent's dtype and device: observations and next_observations [B, O], actions [B, A] in
-        [-1, 1], rewards [B], masks [B] in [0, 1] (0: no bootstrapping). Raises ValueError for any other shape.
+        [-1, 1], rewards [B], masks [B] (0: no bootstrap), valid [B] of chunks. Raises ValueError for any other shape.
         """
         check_columns(self, batch, (*COLUMNS, *self.batch_fields))
         loss, metrics = self.loss(batch, self.draw(len(batch["actions"])))
@@ -197,7 +207,7 @@ class FQL(nn.Module):
         """The random numbers of one update, in the order of the released code."""
         size = (batch_size, self.action_dim)
         return {
-            "next_z": self.noise.normal(*size),
+            "next_z": self.noise.normal(batch_size, self.config.target_candidates, self.action_dim),
             "x0": self.noise.normal(*size),
             "t": self.noise.uniform(batch_size, 1),
             "z": self.noise.normal(*size),
@@ -205,6 +215,7 @@ class FQL(nn.Module):
 
     def loss(self, batch: dict, noise: dict) -> tuple[Tensor, dict]:
         """The sum of all losses at the present parameters, and the metrics: a pure function."""
+        batch = {"valid": torch.ones_like(batch["rewards"]), **batch}  # 0: an episode ended within the chunk
         critic_loss, metrics = self.critic_loss(batch, noise["next_z"])
         flow_loss = self.flow_loss(batch, noise["x0"], noise["t"])
         policy_loss, policy_metrics = self.policy_loss(batch, noise["z"])
@@ -217,12 +228,12 @@ class FQL(nn.Module):
         """Temporal differences to the target critics at the one-step policy's action: mean over the critics."""
         config = self.config
         with torch.no_grad():
-            next_actions = self.policy(batch["next_observations"], next_z)[0].clamp(-1, 1)
+            next_actions = self.best_action(batch["next_observations"], next_z)
             next_q = self.target_critic(batch["next_observations"], next_actions).squeeze(-1)
-            next_q = next_q.amin(dim=0) if config.target_aggregation == "min" else next_q.mean(dim=0)
+            next_q = aggregated(next_q, config.pessimism)
             target_q = batch["rewards"] + config.discount * batch["masks"] * next_q
         q = self.critic(batch["observations"], batch["actions"]).squeeze(-1)
-        loss = (q - target_q).square().mean()
+        loss = (batch["valid"] * (q - target_q).square()).mean()
         metrics = {
             "critic/loss": loss,
             "critic/q_mean": q.mean(),
@@ -235,7 +246,7 @@ class FQL(nn.Module):
         actions = batch["actions"]
         x_t = (1 - t) * x0 + t * actions
         velocity = self.flow(batch["observations"], x_t, t)[0]
-        return (velocity - (actions - x0)).square().mean()
+        return (batch["valid"][:, None] * (velocity - (actions - x0)).square()).mean()
 
     def policy_loss(self, batch: dict, z: Tensor) -> tuple[Tensor, dict]:
         """Near the flow's sample from the same noise z [B, A], and uphill for the mean critic, which is held fixed."""
@@ -263,22 +274,33 @@ class FQL(nn.Module):
             x = x + self.flow(observations, x, t)[0] / self.config.flow_steps
         return x.clamp(-1, 1)
 
-    @torch.no_grad()
-    def act(self, observations: Tensor, explore: bool = False) -> Tensor:
-        """Actions [N, A] in [-1, 1] for observations [N, O]: the one-step policy's, always with fresh noise.
+    def best_action(self, observations: Tensor, z: Tensor) -> Tensor:
+        """Of the one-step policy's actions with the noise z [N, C, A], those that the critics' mean prefers: [N, A]."""
+        repeated = observations.repeat_interleave(z.shape[1], dim=0)
+        actions = self.policy(repeated, z.flatten(0, 1))[0].clamp(-1, 1)
+        if z.shape[1] == 1:
+            return actions
+        q = self.critic(repeated, actions).mean(dim=0).view(z.shape[:2])
+        return actions.view_as(z)[torch.arange(len(z), device=z.device), q.argmax(dim=1)]
 
-        `explore` changes nothing: FQL's code explores as it is evaluated.
+    @torch.no_grad()
+    def act(self, observations: Tensor, explore: bool = False, **options) -> Tensor:
+        """Actions [N, A] in [-1, 1] for observations [N, O]; `options` replace the config's (see act_options).
+
+        `explore` changes nothing: FQL's code explores as it is evaluated, always with fresh noise.
         """
+        config = replace(self.config, **options)
         check_columns(self, {"observations": observations}, ("observations",))
-        z = self.noise.normal(len(observations), self.action_dim)
-        return self.policy(observations, z)[0].clamp(-1, 1)
+        return self.best_action(
+            observations, self.noise.normal(len(observations), config.num_candidates, self.action_dim)
+        )
 
     @classmethod
     def load(cls, run_dir: str | Path) -> "FQL":
         """The trained agent of a run folder, on the CPU; needs nothing else of the repository."""
         checkpoint = torch.load(Path(run_dir) / "checkpoint.pt", map_location="cpu", weights_only=True)
         stored = checkpoint["config"]
-        config = FQLConfig(**{field.name: stored[field.name] for field in fields(FQLConfig)})
+        config = FQLConfig(**{each.name: stored[each.name] for each in fields(FQLConfig) if each.name in stored})
         agent = cls(config, checkpoint["observation_dim"], checkpoint["action_dim"])
         agent.load_state_dict(checkpoint["agent"]["networks"])
         return agent

@@ -1,6 +1,6 @@
 """IFQL: implicit flow Q-learning, the baseline of FQL's paper (Park et al., ICML 2025, arXiv 2502.02538).
 
-IDQL (Hansen-Estruch et al., 2023, arXiv 2304.10573) with a flow in place of its diffusion policy. With V(s), two
+IDQL (Hansen-Estruch et al., 2023, arXiv 2304.10573) with a flow in place of its diffusion policy. With V(s), K
 critics Q_k(s,a), their targets Qbar_k, and a velocity v(s,x,t):
 
     critic loss   sum_k E[(Q_k(s,a) - y)^2],  y = r + discount mask V(s')                 (IQL, eq. 6)
@@ -25,6 +25,7 @@ import sys
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal, Optional
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +44,9 @@ class IFQLConfig:
     value_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)  # hidden sizes of critics and value
     actor_layer_norm: bool = False  # layer norm in the policy networks
     value_layer_norm: bool = True  # layer norm in critics and value
+    num_critics: int = 2  # K
+    pessimism: Optional[float] = None  # rho: standard deviations of the critics taken off their mean; null: minimum
+    critic_reduction: Literal["sum", "mean"] = "sum"  # of the critics' losses (FQL's code; QAM's: mean)
     expectile: float = 0.9  # expectile of the value regression
     num_candidates: int = 32  # N: actions sampled per state when acting; the critics choose among them
     flow_steps: int = 10  # Euler steps of the flow
@@ -64,10 +68,10 @@ class Noise(nn.Module):
         return self
 
     def normal(self, *shape: int) -> Tensor:
-        return torch.randn(shape, generator=self.generator, dtype=self.like.dtype, device=self.like.device)
+        return self.like.new_empty(shape).normal_(generator=self.generator)
 
     def uniform(self, *shape: int) -> Tensor:
-        return torch.rand(shape, generator=self.generator, dtype=self.like.dtype, device=self.like.device)
+        return self.like.new_empty(shape).uniform_(generator=self.generator)
 
 
 class EnsembleMLP(nn.Module):
@@ -128,7 +132,7 @@ def check_columns(agent: nn.Module, columns: dict, names: tuple[str, ...]) -> No
         "next_actions": [agent.action_dim],
     }
     size = len(columns["observations"])
-    for name in names:
+    for name in (*names, "valid") if "valid" in columns else names:
         column = columns.get(name)
         width = widths.get(name, [])
         found = type(column).__name__
@@ -139,9 +143,16 @@ def check_columns(agent: nn.Module, columns: dict, names: tuple[str, ...]) -> No
             raise ValueError(f"{name} must be {wanted}, not {found} (observations have N = {size})")
 
 
+def aggregated(q: Tensor, pessimism: float | None) -> Tensor:
+    """mean_k q_k - pessimism std_k q_k of K critics' values [K, ...] -> [...]; with None their minimum."""
+    if pessimism is None:
+        return q.amin(dim=0)
+    return q.mean(dim=0) - pessimism * q.std(dim=0, correction=0)
+
+
 def expectile_loss(error: Tensor, expectile: float) -> Tensor:
     """mean of |expectile - 1[u < 0]| u^2, with u = `error` of any shape (IQL, eq. 5)."""
-    weight = (expectile - (error < 0).to(error.dtype)).abs()
+    weight = (expectile - (error < 0).to(error)).abs()
     return (weight * error.square()).mean()
 
 
@@ -157,7 +168,7 @@ def best_candidate(critic: EnsembleMLP, observations: Tensor, candidates: Tensor
 
 
 class IFQL(nn.Module):
-    """A flow policy, two critics with targets, and a state value."""
+    """A flow policy, critics with targets, and a state value."""
 
     act_options = ("num_candidates", "flow_steps")  # config fields that act() takes as well
     batch_fields = ()  # columns of a minibatch beyond the usual ones
@@ -178,8 +189,8 @@ class IFQL(nn.Module):
             return EnsembleMLP(1, sizes, config.actor_layer_norm, self.noise.generator)
 
         pair_dim = observation_dim + action_dim
-        self.critic = value_network(2, pair_dim)
-        self.target_critic = value_network(2, pair_dim).requires_grad_(False)
+        self.critic = value_network(config.num_critics, pair_dim)
+        self.target_critic = value_network(config.num_critics, pair_dim).requires_grad_(False)
         self.target_critic.load_state_dict(self.critic.state_dict())
         self.value = value_network(1, observation_dim)
         self.flow = policy_network(pair_dim + 1)
@@ -191,7 +202,7 @@ class IFQL(nn.Module):
         """The target critics' step, then one gradient step of all networks; returns detached 0-d metrics.
 
         batch: tensors of the agent's dtype and device: observations and next_observations [B, O], actions [B, A] in
-        [-1, 1], rewards [B], masks [B] in [0, 1] (0: no bootstrapping). Raises ValueError for any other shape.
+        [-1, 1], rewards [B], masks [B] (0: no bootstrap), valid [B] of chunks. Raises ValueError for any other shape.
         """
         check_columns(self, batch, (*COLUMNS, *self.batch_fields))
         loss, metrics = self.loss(batch, self.draw(len(batch["actions"])))
@@ -210,6 +221,7 @@ class IFQL(nn.Module):
 
     def loss(self, batch: dict, noise: dict) -> tuple[Tensor, dict]:
         """The sum of all losses at the present parameters, and the metrics: a pure function."""
+        batch = {"valid": torch.ones_like(batch["rewards"]), **batch}  # 0: an episode ended within the chunk
         critic_loss, metrics = self.critic_loss(batch)
         value_loss, value_metrics = self.value_loss(batch)
         policy_loss = self.policy_loss(batch, noise["x0"], noise["t"])
@@ -218,12 +230,13 @@ class IFQL(nn.Module):
         return loss, {name: metric.detach() for name, metric in metrics.items()}
 
     def critic_loss(self, batch: dict) -> tuple[Tensor, dict]:
-        """Temporal differences of the critics to the next state's value: summed over the critics."""
+        """Temporal differences of the critics to the next state's value: summed over the critics, or averaged."""
         with torch.no_grad():
             next_value = self.value(batch["next_observations"])[0, :, 0]
             target_q = batch["rewards"] + self.config.discount * batch["masks"] * next_value
         q = self.critic(batch["observations"], batch["actions"]).squeeze(-1)
-        loss = (q - target_q).square().mean(dim=1).sum()
+        losses = (batch["valid"] * (q - target_q).square()).mean(dim=1)
+        loss = losses.sum() if self.config.critic_reduction == "sum" else losses.mean()
         metrics = {
             "critic/loss": loss,
             "critic/q_mean": q.mean(),
@@ -232,9 +245,10 @@ class IFQL(nn.Module):
         return loss, metrics
 
     def value_loss(self, batch: dict) -> tuple[Tensor, dict]:
-        """Expectile regression on the smaller target critic at the data's actions."""
+        """Expectile regression on the target critics at the data's actions."""
         with torch.no_grad():
-            data_q = self.target_critic(batch["observations"], batch["actions"]).squeeze(-1).amin(dim=0)
+            data_q = self.target_critic(batch["observations"], batch["actions"]).squeeze(-1)
+            data_q = aggregated(data_q, self.config.pessimism)
         value = self.value(batch["observations"])[0, :, 0]
         loss = expectile_loss(data_q - value, self.config.expectile)
         metrics = {
@@ -249,7 +263,7 @@ class IFQL(nn.Module):
         actions = batch["actions"]
         x_t = (1 - t) * x0 + t * actions
         velocity = self.flow(batch["observations"], x_t, t)[0]
-        return (velocity - (actions - x0)).square().mean()
+        return (batch["valid"][:, None] * (velocity - (actions - x0)).square()).mean()
 
     @torch.no_grad()
     def act(self, observations: Tensor, explore: bool = False, **options) -> Tensor:
@@ -276,7 +290,7 @@ class IFQL(nn.Module):
         """The trained agent of a run folder, on the CPU; needs nothing else of the repository."""
         checkpoint = torch.load(Path(run_dir) / "checkpoint.pt", map_location="cpu", weights_only=True)
         stored = checkpoint["config"]
-        config = IFQLConfig(**{field.name: stored[field.name] for field in fields(IFQLConfig)})
+        config = IFQLConfig(**{each.name: stored[each.name] for each in fields(IFQLConfig) if each.name in stored})
         agent = cls(config, checkpoint["observation_dim"], checkpoint["action_dim"])
         agent.load_state_dict(checkpoint["agent"]["networks"])
         return agent

@@ -1,6 +1,6 @@
 """IQL: Implicit Q-Learning (Kostrikov et al., ICLR 2022, arXiv 2110.06169), with a Gaussian policy.
 
-With V(s), two critics Q_k(s,a), their targets Qbar_k, and the policy pi(a|s) = N(mu(s), I):
+With V(s), K critics Q_k(s,a), their targets Qbar_k, and the policy pi(a|s) = N(mu(s), I):
 
     critic loss   sum_k E[(Q_k(s,a) - y)^2],  y = r + discount mask V(s')                 (eq. 6)
     value loss    E[|expectile - 1[u < 0]| u^2],  u = min_k Qbar_k(s,a) - V(s)            (eq. 5)
@@ -29,7 +29,7 @@ import sys
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Optional
 
 import torch
 import torch.nn.functional as F
@@ -50,6 +50,8 @@ class IQLConfig:
     value_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)  # hidden sizes of critics and value
     actor_layer_norm: bool = False  # layer norm in the policy networks
     value_layer_norm: bool = True  # layer norm in critics and value
+    num_critics: int = 2  # K
+    pessimism: Optional[float] = None  # rho: standard deviations of the critics taken off their mean; null: minimum
     expectile: float = 0.9  # expectile of the value regression
     extraction: Literal["awr", "ddpgbc"] = "awr"  # advantage-weighted regression, or policy gradient and cloning
     inverse_temperature: float = 10.0  # beta: multiplies the advantage in the policy's weights
@@ -72,7 +74,7 @@ class Noise(nn.Module):
         return self
 
     def normal(self, *shape: int) -> Tensor:
-        return torch.randn(shape, generator=self.generator, dtype=self.like.dtype, device=self.like.device)
+        return self.like.new_empty(shape).normal_(generator=self.generator)
 
 
 class EnsembleMLP(nn.Module):
@@ -133,7 +135,7 @@ def check_columns(agent: nn.Module, columns: dict, names: tuple[str, ...]) -> No
         "next_actions": [agent.action_dim],
     }
     size = len(columns["observations"])
-    for name in names:
+    for name in (*names, "valid") if "valid" in columns else names:
         column = columns.get(name)
         width = widths.get(name, [])
         found = type(column).__name__
@@ -144,20 +146,27 @@ def check_columns(agent: nn.Module, columns: dict, names: tuple[str, ...]) -> No
             raise ValueError(f"{name} must be {wanted}, not {found} (observations have N = {size})")
 
 
+def aggregated(q: Tensor, pessimism: float | None) -> Tensor:
+    """mean_k q_k - pessimism std_k q_k of K critics' values [K, ...] -> [...]; with None their minimum."""
+    if pessimism is None:
+        return q.amin(dim=0)
+    return q.mean(dim=0) - pessimism * q.std(dim=0, correction=0)
+
+
 def expectile_loss(error: Tensor, expectile: float) -> Tensor:
     """mean of |expectile - 1[u < 0]| u^2, with u = `error` of any shape (IQL, eq. 5)."""
-    weight = (expectile - (error < 0).to(error.dtype)).abs()
+    weight = (expectile - (error < 0).to(error)).abs()
     return (weight * error.square()).mean()
 
 
 def frozen_q_values(critic: EnsembleMLP, observations: Tensor, actions: Tensor) -> Tensor:
-    """Values [2, B] of the critics held fixed: gradients reach the actions [B, A] only."""
+    """Values [K, B] of the critics held fixed: gradients reach the actions [B, A] only."""
     frozen = {name: parameter.detach() for name, parameter in critic.named_parameters()}
     return torch.func.functional_call(critic, frozen, (observations, actions)).squeeze(-1)
 
 
 class IQL(nn.Module):
-    """A Gaussian policy, two critics with targets, and a state value."""
+    """A Gaussian policy, critics with targets, and a state value."""
 
     act_options = ()  # config fields that act() takes as well
     batch_fields = ()  # columns of a minibatch beyond the usual ones
@@ -178,8 +187,8 @@ class IQL(nn.Module):
             return EnsembleMLP(1, sizes, config.actor_layer_norm, self.noise.generator)
 
         pair_dim = observation_dim + action_dim
-        self.critic = value_network(2, pair_dim)
-        self.target_critic = value_network(2, pair_dim).requires_grad_(False)
+        self.critic = value_network(config.num_critics, pair_dim)
+        self.target_critic = value_network(config.num_critics, pair_dim).requires_grad_(False)
         self.target_critic.load_state_dict(self.critic.state_dict())
         self.value = value_network(1, observation_dim)
         self.policy = policy_network(observation_dim)
@@ -192,7 +201,7 @@ class IQL(nn.Module):
         """The target critics' step, then one gradient step of all networks; returns detached 0-d metrics.
 
         batch: tensors of the agent's dtype and device: observations and next_observations [B, O], actions [B, A] in
-        [-1, 1], rewards [B], masks [B] in [0, 1] (0: no bootstrapping). Raises ValueError for any other shape.
+        [-1, 1], rewards [B], masks [B] (0: no bootstrap), valid [B] of chunks. Raises ValueError for any other shape.
         """
         check_columns(self, batch, (*COLUMNS, *self.batch_fields))
         loss, metrics = self.loss(batch, self.draw(len(batch["actions"])))
@@ -208,21 +217,22 @@ class IQL(nn.Module):
 
     def loss(self, batch: dict, noise: dict) -> tuple[Tensor, dict]:
         """The sum of all losses at the present parameters, and the metrics: a pure function."""
+        batch = {"valid": torch.ones_like(batch["rewards"]), **batch}  # 0: an episode ended within the chunk
         q = self.critic(batch["observations"], batch["actions"]).squeeze(-1)
         value = self.value(batch["observations"])[0, :, 0]
         critic_loss, metrics = self.critic_loss(batch, q)
         value_loss, value_metrics = self.value_loss(batch, value)
-        policy_loss, policy_metrics = self.policy_loss(batch, (q.amin(dim=0) - value).detach())
+        policy_loss, policy_metrics = self.policy_loss(batch, (aggregated(q, self.config.pessimism) - value).detach())
         loss = critic_loss + value_loss + policy_loss
         metrics |= value_metrics | policy_metrics
         return loss, {name: metric.detach() for name, metric in metrics.items()}
 
     def critic_loss(self, batch: dict, q: Tensor) -> tuple[Tensor, dict]:
-        """Temporal differences of the critics' values q [2, B] to the next state's value: summed over the critics."""
+        """Temporal differences of the critics' values q [K, B] to the next state's value: summed over the critics."""
         with torch.no_grad():
             next_value = self.value(batch["next_observations"])[0, :, 0]
             target_q = batch["rewards"] + self.config.discount * batch["masks"] * next_value
-        loss = (q - target_q).square().mean(dim=1).sum()
+        loss = (batch["valid"] * (q - target_q).square()).mean(dim=1).sum()
         metrics = {
             "critic/loss": loss,
             "critic/q_mean": q.mean(),
@@ -231,9 +241,10 @@ class IQL(nn.Module):
         return loss, metrics
 
     def value_loss(self, batch: dict, value: Tensor) -> tuple[Tensor, dict]:
-        """Expectile regression of V [B] on the smaller target critic at the data's actions."""
+        """Expectile regression of V [B] on the target critics at the data's actions."""
         with torch.no_grad():
-            data_q = self.target_critic(batch["observations"], batch["actions"]).squeeze(-1).amin(dim=0)
+            data_q = self.target_critic(batch["observations"], batch["actions"]).squeeze(-1)
+            data_q = aggregated(data_q, self.config.pessimism)
         loss = expectile_loss(data_q - value, self.config.expectile)
         return loss, {"value/loss": loss, "value/mean": value.mean()}
 
@@ -245,16 +256,17 @@ class IQL(nn.Module):
         log_prob = -0.5 * (error + math.log(2 * math.pi)).sum(dim=-1)
         if config.extraction == "awr":
             weights = torch.exp(config.inverse_temperature * advantage).clamp(max=MAX_EXPONENTIAL_WEIGHT)
-            loss = -(weights * log_prob).mean()
+            loss = -(weights * batch["valid"] * log_prob).mean()
             clipped = (weights == MAX_EXPONENTIAL_WEIGHT).to(weights.dtype)
             metrics = {
                 "actor/weight_mean": weights.mean(),
                 "actor/weight_clipped": clipped.mean(),
             }
         else:
-            q = frozen_q_values(self.critic, batch["observations"], mean.clamp(-1, 1)).amin(dim=0)
+            q = frozen_q_values(self.critic, batch["observations"], mean.clamp(-1, 1))
+            q = aggregated(q, config.pessimism)
             q_loss = -q.mean() / q.detach().abs().mean()  # does not depend on the rewards' scale
-            loss = q_loss - config.bc_weight * log_prob.mean()
+            loss = q_loss - config.bc_weight * (batch["valid"] * log_prob).mean()
             metrics = {
                 "actor/q_loss": q_loss,
                 "actor/q_mean": q.mean(),
@@ -285,7 +297,7 @@ class IQL(nn.Module):
         """The trained agent of a run folder, on the CPU; needs nothing else of the repository."""
         checkpoint = torch.load(Path(run_dir) / "checkpoint.pt", map_location="cpu", weights_only=True)
         stored = checkpoint["config"]
-        config = IQLConfig(**{field.name: stored[field.name] for field in fields(IQLConfig)})
+        config = IQLConfig(**{each.name: stored[each.name] for each in fields(IQLConfig) if each.name in stored})
         agent = cls(config, checkpoint["observation_dim"], checkpoint["action_dim"])
         agent.load_state_dict(checkpoint["agent"]["networks"])
         return agent

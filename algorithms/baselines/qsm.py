@@ -39,7 +39,7 @@ import sys
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Optional
 
 import torch
 import torch.nn.functional as F
@@ -63,7 +63,7 @@ class QSMConfig:
     actor_layer_norm: bool = False  # layer norm in the policy networks
     value_layer_norm: bool = True  # layer norm in critics and value
     num_critics: int = 2  # K
-    pessimism: float = 0.5  # rho: standard deviations of the target critics taken off their mean
+    pessimism: Optional[float] = 0.5  # rho: standard deviations of the critics taken off their mean; null: minimum
     diffusion_steps: int = 10  # T: noise levels of the diffusion
     score_weight: float = 1.0  # M_q (QAM: inv_temp): the predicted noise is drawn to -M_q times Q's action gradient
     bc_weight: float = 10.0  # alpha: weight of behaviour cloning in the policy's loss
@@ -91,7 +91,7 @@ class Noise(nn.Module):
         return self
 
     def normal(self, *shape: int) -> Tensor:
-        return torch.randn(shape, generator=self.generator, dtype=self.like.dtype, device=self.like.device)
+        return self.like.new_empty(shape).normal_(generator=self.generator)
 
     def integers(self, high: int, *shape: int) -> Tensor:
         return torch.randint(high, shape, generator=self.generator, device=self.like.device)
@@ -166,7 +166,7 @@ def check_columns(agent: nn.Module, columns: dict, names: tuple[str, ...]) -> No
         "next_actions": [agent.action_dim],
     }
     size = len(columns["observations"])
-    for name in names:
+    for name in (*names, "valid") if "valid" in columns else names:
         column = columns.get(name)
         width = widths.get(name, [])
         found = type(column).__name__
@@ -175,6 +175,13 @@ def check_columns(agent: nn.Module, columns: dict, names: tuple[str, ...]) -> No
         if found != f"{like.dtype} {[size, *width]} on {like.device}":
             wanted = f"{like.dtype} {['N', *width]} on {like.device}".replace("'", "")
             raise ValueError(f"{name} must be {wanted}, not {found} (observations have N = {size})")
+
+
+def aggregated(q: Tensor, pessimism: float | None) -> Tensor:
+    """mean_k q_k - pessimism std_k q_k of K critics' values [K, ...] -> [...]; with None their minimum."""
+    if pessimism is None:
+        return q.amin(dim=0)
+    return q.mean(dim=0) - pessimism * q.std(dim=0, correction=0)
 
 
 def clip_gradients(parameters: list, max_norm: float) -> None:
@@ -237,6 +244,14 @@ def action_gradient(critic: EnsembleMLP, observations: Tensor, actions: Tensor) 
         return torch.autograd.grad(q.sum(), actions)[0]
 
 
+def mean_of_valid(errors: Tensor, batch: dict) -> Tensor:
+    """The mean of errors [B, A]; of chunks, that of each one's mean to the power of `valid`, as QAM's code has it.
+
+    So a chunk that is not valid counts 1 and has no gradient.
+    """
+    return (errors.mean(dim=-1) ** batch["valid"]).mean() if "valid" in batch else errors.mean()
+
+
 class QSM(nn.Module):
     """A diffusion policy, and critics with targets."""
 
@@ -269,7 +284,7 @@ class QSM(nn.Module):
         """The target critics' step, then one gradient step of all networks; returns detached 0-d metrics.
 
         batch: tensors of the agent's dtype and device: observations and next_observations [B, O], actions [B, A] in
-        [-1, 1], rewards [B], masks [B] in [0, 1] (0: no bootstrapping). Raises ValueError for any other shape.
+        [-1, 1], rewards [B], masks [B] (0: no bootstrap), valid [B] of chunks. Raises ValueError for any other shape.
         """
         check_columns(self, batch, (*COLUMNS, *self.batch_fields))
         loss, metrics = self.loss(batch, self.draw(len(batch["actions"])))
@@ -304,10 +319,11 @@ class QSM(nn.Module):
         with torch.no_grad():
             next_actions = self.sample(batch["next_observations"], next_noise).squeeze(1)
             next_q = self.target_critic(batch["next_observations"], next_actions).squeeze(-1)
-            next_q = next_q.mean(dim=0) - config.pessimism * next_q.std(dim=0, correction=0)
+            next_q = aggregated(next_q, config.pessimism)
             target_q = batch["rewards"] + config.discount * batch["masks"] * next_q
         q = self.critic(batch["observations"], batch["actions"]).squeeze(-1)
-        loss = (q - target_q).square().mean()
+        valid = batch.get("valid", torch.ones_like(batch["rewards"]))
+        loss = (valid * (q - target_q).square()).mean()
         metrics = {
             "critic/loss": loss,
             "critic/q_mean": q.mean(),
@@ -324,8 +340,8 @@ class QSM(nn.Module):
         critic = self.target_critic if config.use_target_critic_gradient else self.critic
         gradient = action_gradient(critic, observations, x_t)
         predicted = self.denoiser(observations, x_t, t)
-        bc_loss = (predicted - noise).square().mean()
-        score_loss = (predicted + config.score_weight * gradient).square().mean()
+        bc_loss = mean_of_valid((predicted - noise).square(), batch)
+        score_loss = mean_of_valid((predicted + config.score_weight * gradient).square(), batch)
         loss = config.bc_weight * bc_loss + score_loss
         metrics = {
             "actor/loss": loss,
@@ -380,7 +396,7 @@ class QSM(nn.Module):
         """The trained agent of a run folder, on the CPU; needs nothing else of the repository."""
         checkpoint = torch.load(Path(run_dir) / "checkpoint.pt", map_location="cpu", weights_only=True)
         stored = checkpoint["config"]
-        config = QSMConfig(**{field.name: stored[field.name] for field in fields(QSMConfig)})
+        config = QSMConfig(**{each.name: stored[each.name] for each in fields(QSMConfig) if each.name in stored})
         agent = cls(config, checkpoint["observation_dim"], checkpoint["action_dim"])
         agent.load_state_dict(checkpoint["agent"]["networks"])
         return agent

@@ -1,6 +1,6 @@
 """ReBRAC: Revisited Behaviour-Regularised Actor-Critic (Tarasov et al., NeurIPS 2023, arXiv 2305.09836).
 
-TD3+BC with the cloning penalty in the critics' targets too. With two critics Q_k(s,a), a policy mu(s) in (-1, 1),
+TD3+BC with the cloning penalty in the critics' targets too. With K critics Q_k(s,a), a policy mu(s) in (-1, 1),
 targets Qbar_k and mubar, noise e = clip(actor_noise z), z ~ N(0, I), and the data's next action b':
 
     critic loss   mean_k E[(Q_k(s,a) - y)^2],
@@ -30,6 +30,7 @@ import sys
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
+from typing import Optional
 
 import torch
 import torch.nn.functional as F
@@ -49,11 +50,15 @@ class ReBRACConfig:
     value_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)  # hidden sizes of critics and value
     actor_layer_norm: bool = False  # layer norm in the policy networks
     value_layer_norm: bool = True  # layer norm in critics and value
+    num_critics: int = 2  # K
+    pessimism: Optional[float] = None  # rho: standard deviations of the critics taken off their mean; null: minimum
     actor_bc_weight: float = 0.0  # weight of the squared distance to the data's action in the policy's loss
     critic_bc_weight: float = 0.0  # weight of that to the data's next action in the critics' targets
-    actor_interval: int = 2  # updates between those of the policy and of all targets
+    actor_interval: int = 2  # updates between those of the policy
+    target_interval: Optional[int] = None  # updates between those of all targets; null: as the policy
     actor_noise: float = 0.2  # standard deviation of the noise on next actions and when exploring
     actor_noise_clip: float = 0.5  # largest size of that noise
+    noisy_evaluation: bool = False  # act with that noise in evaluations too, as QAM's code
 
 
 class Noise(nn.Module):
@@ -72,7 +77,7 @@ class Noise(nn.Module):
         return self
 
     def normal(self, *shape: int) -> Tensor:
-        return torch.randn(shape, generator=self.generator, dtype=self.like.dtype, device=self.like.device)
+        return self.like.new_empty(shape).normal_(generator=self.generator)
 
 
 class EnsembleMLP(nn.Module):
@@ -134,7 +139,7 @@ def check_columns(agent: nn.Module, columns: dict, names: tuple[str, ...]) -> No
         "next_actions": [agent.action_dim],
     }
     size = len(columns["observations"])
-    for name in names:
+    for name in (*names, "valid") if "valid" in columns else names:
         column = columns.get(name)
         width = widths.get(name, [])
         found = type(column).__name__
@@ -145,23 +150,30 @@ def check_columns(agent: nn.Module, columns: dict, names: tuple[str, ...]) -> No
             raise ValueError(f"{name} must be {wanted}, not {found} (observations have N = {size})")
 
 
+def aggregated(q: Tensor, pessimism: float | None) -> Tensor:
+    """mean_k q_k - pessimism std_k q_k of K critics' values [K, ...] -> [...]; with None their minimum."""
+    if pessimism is None:
+        return q.amin(dim=0)
+    return q.mean(dim=0) - pessimism * q.std(dim=0, correction=0)
+
+
 def frozen_q_values(critic: EnsembleMLP, observations: Tensor, actions: Tensor) -> Tensor:
-    """Values [2, B] of the critics held fixed: gradients reach the actions [B, A] only."""
+    """Values [K, B] of the critics held fixed: gradients reach the actions [B, A] only."""
     frozen = {name: parameter.detach() for name, parameter in critic.named_parameters()}
     return torch.func.functional_call(critic, frozen, (observations, actions)).squeeze(-1)
 
 
 class ReBRAC(nn.Module):
-    """A deterministic policy and two critics, all with targets."""
+    """A deterministic policy and critics, all with targets."""
 
     act_options = ()  # config fields that act() takes as well
-    batch_fields = ("next_actions",)  # columns of a minibatch beyond the usual ones
 
     def __init__(self, config: ReBRACConfig, observation_dim: int, action_dim: int, seed: int = 0):
         super().__init__()
         self.config = config
         self.observation_dim = observation_dim
         self.action_dim = action_dim
+        self.batch_fields = ("next_actions",) if config.critic_bc_weight != 0 else ()  # beyond the usual columns
         self.noise = Noise(seed)
 
         def value_network(members: int, input_dim: int) -> EnsembleMLP:
@@ -173,8 +185,8 @@ class ReBRAC(nn.Module):
             return EnsembleMLP(1, sizes, config.actor_layer_norm, self.noise.generator)
 
         pair_dim = observation_dim + action_dim
-        self.critic = value_network(2, pair_dim)
-        self.target_critic = value_network(2, pair_dim).requires_grad_(False)
+        self.critic = value_network(config.num_critics, pair_dim)
+        self.target_critic = value_network(config.num_critics, pair_dim).requires_grad_(False)
         self.target_critic.load_state_dict(self.critic.state_dict())
         self.policy = policy_network(observation_dim)
         self.policy.weights[-1].data *= math.sqrt(POLICY_OUTPUT_VARIANCE)
@@ -189,8 +201,8 @@ class ReBRAC(nn.Module):
         """The targets' step and one gradient step, as the schedule has them; returns detached 0-d metrics.
 
         batch: tensors of the agent's dtype and device: observations and next_observations [B, O], actions [B, A] in
-        [-1, 1], rewards [B], masks [B] in [0, 1] (0: no bootstrapping), and the
-        data's next_actions [B, A]. Raises ValueError for any other shape.
+        [-1, 1], rewards [B], masks [B] in [0, 1] (0: no bootstrapping); next_actions [B, A], the
+        data's, if in `batch_fields`; valid [B] of chunks. Raises ValueError for any other shape.
         """
         check_columns(self, batch, (*COLUMNS, *self.batch_fields))
         self.updates += 1
@@ -198,14 +210,15 @@ class ReBRAC(nn.Module):
         self.optimizer.zero_grad()
         loss.backward()
         # From before the step, as FQL's code.
-        gated_soft_update(self.target_critic, self.critic, self.config.target_rate, self.moves_policy())
-        gated_soft_update(self.target_policy, self.policy, self.config.target_rate, self.moves_policy())
+        gate = self.is_due(self.config.target_interval or self.config.actor_interval)
+        gated_soft_update(self.target_critic, self.critic, self.config.target_rate, gate)
+        gated_soft_update(self.target_policy, self.policy, self.config.target_rate, gate)
         self.optimizer.step()
         return metrics
 
-    def moves_policy(self) -> Tensor:
-        """Whether the present update moves the policy and all targets: 0-d, on the device."""
-        return self.updates % self.config.actor_interval == 0
+    def is_due(self, interval: int) -> Tensor:
+        """Whether the present update is one of every `interval`: 0-d, on the device."""
+        return self.updates % interval == 0
 
     def draw(self, batch_size: int) -> dict:
         """The random numbers of one update."""
@@ -213,9 +226,11 @@ class ReBRAC(nn.Module):
 
     def loss(self, batch: dict, noise: dict) -> tuple[Tensor, dict]:
         """The losses that the present update differentiates, and all metrics: a pure function."""
+        batch = {"valid": torch.ones_like(batch["rewards"]), **batch}  # 0: an episode ended within the chunk
         critic_loss, metrics = self.critic_loss(batch, noise["next_noise"])
         policy_loss, policy_metrics = self.policy_loss(batch)
-        loss = critic_loss + self.moves_policy() * policy_loss  # a skipped gradient is zero, which Adam still takes
+        # A skipped gradient is zero, which Adam still takes.
+        loss = critic_loss + self.is_due(self.config.actor_interval) * policy_loss
         metrics |= policy_metrics
         return loss, {name: metric.detach() for name, metric in metrics.items()}
 
@@ -225,26 +240,29 @@ class ReBRAC(nn.Module):
         with torch.no_grad():
             next_actions = torch.tanh(self.target_policy(batch["next_observations"])[0])
             next_actions = self.perturbed(next_actions, next_noise)
-            next_distance = (next_actions - batch["next_actions"]).square().sum(dim=-1)
-            next_q = self.target_critic(batch["next_observations"], next_actions).squeeze(-1).amin(dim=0)
-            next_q = next_q - config.critic_bc_weight * next_distance
+            next_q = self.target_critic(batch["next_observations"], next_actions).squeeze(-1)
+            next_q = aggregated(next_q, config.pessimism)
+            if config.critic_bc_weight != 0:
+                next_distance = (next_actions - batch["next_actions"]).square().sum(dim=-1)
+                next_q = next_q - config.critic_bc_weight * next_distance
             target_q = batch["rewards"] + config.discount * batch["masks"] * next_q
         q = self.critic(batch["observations"], batch["actions"]).squeeze(-1)
-        loss = (q - target_q).square().mean()
+        loss = (batch["valid"] * (q - target_q).square()).mean()
         metrics = {
             "critic/loss": loss,
             "critic/q_mean": q.mean(),
             "critic/target_mean": target_q.mean(),
-            "critic/next_distance": next_distance.mean(),
         }
+        if config.critic_bc_weight != 0:
+            metrics["critic/next_distance"] = next_distance.mean()
         return loss, metrics
 
     def policy_loss(self, batch: dict) -> tuple[Tensor, dict]:
-        """Uphill for the smaller critic, which is held fixed, and near the data."""
+        """Uphill for the critics, which are held fixed, and near the data."""
         actions = torch.tanh(self.policy(batch["observations"])[0])
-        q = frozen_q_values(self.critic, batch["observations"], actions).amin(dim=0)
+        q = aggregated(frozen_q_values(self.critic, batch["observations"], actions), self.config.pessimism)
         q_loss = -q.mean() / q.detach().abs().mean()  # does not depend on the rewards' scale
-        bc_loss = (actions - batch["actions"]).square().sum(dim=-1).mean()
+        bc_loss = (batch["valid"] * (actions - batch["actions"]).square().sum(dim=-1)).mean()
         loss = q_loss + self.config.actor_bc_weight * bc_loss
         metrics = {
             "actor/loss": loss,
@@ -268,7 +286,7 @@ class ReBRAC(nn.Module):
         """
         check_columns(self, {"observations": observations}, ("observations",))
         actions = torch.tanh(self.policy(observations)[0])
-        if explore:
+        if explore or self.config.noisy_evaluation:
             actions = self.perturbed(actions, self.noise.normal(*actions.shape))
         return actions
 
@@ -277,7 +295,7 @@ class ReBRAC(nn.Module):
         """The trained agent of a run folder, on the CPU; needs nothing else of the repository."""
         checkpoint = torch.load(Path(run_dir) / "checkpoint.pt", map_location="cpu", weights_only=True)
         stored = checkpoint["config"]
-        config = ReBRACConfig(**{field.name: stored[field.name] for field in fields(ReBRACConfig)})
+        config = ReBRACConfig(**{each.name: stored[each.name] for each in fields(ReBRACConfig) if each.name in stored})
         agent = cls(config, checkpoint["observation_dim"], checkpoint["action_dim"])
         agent.load_state_dict(checkpoint["agent"]["networks"])
         return agent

@@ -11,7 +11,7 @@ import numpy as np
 from envs.driving.navsim_export import Source
 from envs.driving.navsim_interface import navsim_module, read_cache
 from envs.driving.planner import constant_velocity
-from envs.driving.scene_files import read_log, read_road, road_path
+from envs.driving.scene_files import read_log
 from envs.driving.score import score
 from envs.driving.vehicle import KNOTS
 
@@ -80,18 +80,14 @@ def compare(folder, metric_cache, logs):
     scorer = navsim_module(f"{planner}.scoring.pdm_scorer").PDMScorer(sampling)
     source, generator = Source(metric_cache, logs), np.random.default_rng(3)
     for path in sorted(folder.glob("log_*.npz")):
-        record = read_log(path)
-        for index in range(len(record.step)):
-            token = record.token(index, path.stem)
-            scene = record.scene(index, read_road(road_path(folder, token)))
+        part = read_log(path)
+        for index, (token, scene) in enumerate(zip(part.tokens, part.scenes)):  # noqa: B905 (Python 3.9)
             cache = read_cache(source.caches, token)
-            fixed = [constant_velocity(scene), record.logged_plan[index], record.reference_plan[index]]
-            plans = np.concatenate(
-                [fixed, np.zeros((1, KNOTS, 3)), smooth_plans(scene, generator), record.plans[index]]
-            )
-            kinds = [*KINDS[:4], *["smooth"] * SMOOTH, *["drawn"] * len(record.plans[index])]
+            fixed = [constant_velocity(scene), part.logged_plans[index], part.reference_plans[index]]
+            plans = np.concatenate([fixed, np.zeros((1, KNOTS, 3)), smooth_plans(scene, generator), part.plans[index]])
+            kinds = [*KINDS[:4], *["smooth"] * SMOOTH, *["drawn"] * len(part.plans[index])]
             mine, states = ours(scene, plans)
-            for plan, kind, numbers, driven in zip(plans, kinds, mine, states):  # noqa: B905 (Python 3.9)
+            for plan, kind, numbers, driven in zip(plans, kinds, mine, states):  # noqa: B905
                 theirs, their_states, reference = navsims(cache, plan, simulator, scorer)
                 yield {
                     "token": token,

@@ -1,10 +1,11 @@
-# ruff: noqa: B023 - its closures are called within their loop
 """A small synthetic data set in the formats that NAVSIM reads: nuPlan maps and OpenScene's logs at 2 Hz.
 
 python -m benchmarks.navsim.make_data DATA_ROOT --logs 24
 
 DATA_ROOT/maps as NUPLAN_MAPS_ROOT, DATA_ROOT/navsim_logs/mini/<log>.pkl. No sensor data.
 """
+
+# ruff: noqa: B023 - its closures are called within their loop
 
 import argparse
 import pickle

@@ -44,9 +44,8 @@ class Lane:
     polygon: object
     limit: float
     block: int
-    index: int = 0
+    index: int  # from 1, the leftmost
     next: list = field(default_factory=list)  # ids of connectors
-    edge: bool = False  # the rightmost lane
 
 
 @dataclass
@@ -127,8 +126,7 @@ class Town:
                         strip(line, -index * WIDTH, -(index + 1) * WIDTH - (SHOULDER if index == count - 1 else 0)),
                         limit,
                         block.id,
-                        index,
-                        edge=index == count - 1,
+                        index + 1,
                     )
                     self.lanes[lane.id] = lane
                     block.lanes.append(lane.id)
@@ -219,84 +217,56 @@ def write_map(town: Town, folder: Path, location: str, crs: str, version: str) -
     path = folder / location / version / "map.gpkg"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
-    line = lambda points: shapely.LineString(town.world(points))  # noqa: E731
-    area = town.world_polygon
-    layers = {}
-    layers["lanes_polygons"] = [
-        dict(
-            fid=lane.id,
-            lane_fid=lane.id,
-            lane_group_fid=lane.block,
-            lane_index=lane.index + 1,
-            speed_limit_mps=lane.limit,
-            left_boundary_fid=1,
-            right_boundary_fid=1,
-            from_edge_fid=0,
-            to_edge_fid=0,
-            geometry=area(lane.polygon),
-        )
-        for lane in town.lanes.values()
-    ]
-    layers["lane_groups_polygons"] = [
-        dict(fid=b.id, lane_group_fid=b.id, left_boundary_fid=1, right_boundary_fid=1, geometry=area(b.polygon))
-        for b in town.blocks.values()
-    ]
-    layers["intersections"] = [
-        dict(fid=k, intersection_type_fid=1, geometry=area(p)) for k, p in town.intersections.items()
-    ]
-    layers["lane_connectors"] = [
-        dict(
-            fid=c.id,
-            exit_lane_fid=c.start,
-            entry_lane_fid=c.end,
-            lane_group_connector_fid=c.block,
-            intersection_fid=c.intersection,
-            speed_limit_mps=c.limit,
-            traffic_light_stop_line_fids="",
-            geometry=line(c.points),
-        )
-        for c in town.connectors.values()
-    ]
-    layers["gen_lane_connectors_scaled_width_polygons"] = [
-        dict(
-            fid=k + 1,
-            lane_connector_fid=c.id,
-            lane_group_connector_fid=c.block,
-            intersection_fid=c.intersection,
-            left_boundary_fid=1,
-            right_boundary_fid=1,
-            geometry=area(c.polygon),
-        )
-        for k, c in enumerate(town.connectors.values())
-    ]
-    layers["lane_group_connectors"] = [
-        dict(
-            fid=b.id,
-            from_lane_group_fid=b.start,
-            to_lane_group_fid=b.end,
-            intersection_fid=b.intersection,
-            geometry=area(b.polygon),
-        )
-        for b in town.block_connectors.values()
-    ]
-    paths = [(lane.id, -1, lane.points) for lane in town.lanes.values()] + [
-        (-1, c.id, c.points) for c in town.connectors.values()
-    ]
-    layers["baseline_paths"] = [
-        dict(fid=k + 1, lane_fid=lane, lane_connector_fid=connector, path_type_fid=0, geometry=line(points))
-        for k, (lane, connector, points) in enumerate(paths)
-    ]
-    layers["carpark_areas"] = [dict(fid=k, geometry=area(p)) for k, p in town.carparks.items()]
-    first = next(iter(town.lanes.values()))
-    layers["boundaries"] = [dict(fid=1, boundary_type_fid=2, geometry=line(first.points))]
-    some = shapely.box(-300, -300, -295, -295)
-    layers["stop_polygons"] = [dict(fid=1, stop_polygon_type_fid=1, geometry=area(some))]
-    for name in ("crosswalks", "walkways", "generic_drivable_areas"):
-        layers[name] = [dict(fid=1, geometry=area(some))]
-    layers["road_segments"] = [
-        dict(fid=k + 1, geometry=area(shapely.union_all([p for p in [strip(points, width, -width)]])))
-        for k, (points, width) in enumerate(town.roads)
-    ]
+
+    def line(points):
+        return shapely.LineString(town.world(points))
+
+    def layer(items, geometry, **columns):
+        """Rows of items: columns are names of their fields, or numbers that all have; geometry gives a row's."""
+        values = [
+            {name: getattr(one, of) if isinstance(of, str) and of else of for name, of in columns.items()}
+            for one in items
+        ]
+        return [{**row, "geometry": geometry(one)} for row, one in zip(values, items)]  # noqa: B905 (Python 3.9)
+
+    def area(one):
+        return town.world_polygon(one.polygon)
+
+    lanes, connectors = list(town.lanes.values()), list(town.connectors.values())
+    sides = {"left_boundary_fid": 1, "right_boundary_fid": 1}
+    of_lane = {"fid": "id", "lane_fid": "id", "lane_group_fid": "block", "lane_index": "index"}
+    of_lane |= {"speed_limit_mps": "limit", **sides, "from_edge_fid": 0, "to_edge_fid": 0}
+    of_connector = {"lane_group_connector_fid": "block", "intersection_fid": "intersection"}
+    ends = {"fid": "id", "exit_lane_fid": "start", "entry_lane_fid": "end", **of_connector}
+    ends |= {"speed_limit_mps": "limit", "traffic_light_stop_line_fids": ""}
+    of_block = {"fid": "id", "from_lane_group_fid": "start", "to_lane_group_fid": "end"}
+    of_block |= {"intersection_fid": "intersection"}
+    widths = layer(connectors, area, lane_connector_fid="id", **of_connector, **sides)
+    paths = [(lane.id, -1, lane.points) for lane in lanes] + [(-1, one.id, one.points) for one in connectors]
+    some = town.world_polygon(shapely.box(-300, -300, -295, -295))
+    layers = {
+        "lanes_polygons": layer(lanes, area, **of_lane),
+        "lane_groups_polygons": layer(town.blocks.values(), area, fid="id", lane_group_fid="id", **sides),
+        "intersections": [
+            {"fid": k, "intersection_type_fid": 1, "geometry": town.world_polygon(p)}
+            for k, p in town.intersections.items()
+        ],
+        "lane_connectors": layer(connectors, lambda one: line(one.points), **ends),
+        "gen_lane_connectors_scaled_width_polygons": [{"fid": k, **row} for k, row in enumerate(widths, start=1)],
+        "lane_group_connectors": layer(town.block_connectors.values(), area, **of_block),
+        "baseline_paths": [
+            {"fid": k, "lane_fid": lane, "lane_connector_fid": one, "path_type_fid": 0, "geometry": line(points)}
+            for k, (lane, one, points) in enumerate(paths, start=1)
+        ],
+        "carpark_areas": [{"fid": k, "geometry": town.world_polygon(p)} for k, p in town.carparks.items()],
+        "boundaries": layer(lanes[:1], lambda one: line(one.points), fid=1, boundary_type_fid=2),
+        "stop_polygons": [{"fid": 1, "stop_polygon_type_fid": 1, "geometry": some}],
+        **{name: [{"fid": 1, "geometry": some}] for name in ("crosswalks", "walkways", "generic_drivable_areas")},
+        "road_segments": [
+            {"fid": k, "geometry": town.world_polygon(shapely.union_all([strip(points, width, -width)]))}
+            for k, (points, width) in enumerate(town.roads, start=1)
+        ],
+    }
     for name, rows in layers.items():
         frame = geopandas.GeoDataFrame(rows, geometry="geometry", crs=crs).to_crs("EPSG:4326")
         pyogrio.write_dataframe(frame, path, layer=name, driver="GPKG", layer_options={"FID": "fid"})

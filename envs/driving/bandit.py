@@ -15,37 +15,16 @@ import numpy as np
 from gymnasium import spaces
 from tqdm import tqdm
 
-from common.errors import UserError
 from envs.driving.curate import score_matrix
 from envs.driving.encoding import Encoding
 from envs.driving.observation import UNKNOWN_TO_NAVSIM, Scaling, observe
 from envs.driving.planner import along_route
 from envs.driving.scene import Scene
-from envs.driving.scene_files import (
-    SCORE_NAMES,
-    SPLITS,
-    StoredRoad,
-    log_paths,
-    read_arrays,
-    read_log,
-    road_path,
-    write_arrays,
-)
+from envs.driving.scene_files import SCORE_NAMES, SPLITS, SceneSet, read_arrays, read_split, write_arrays
 from envs.driving.score import score
 
 CACHE_VERSION = 1  # raise it when the same scenes no longer give the same cache
 NAVSIM_KIND = "navsim-"  # begins the kinds of scenes from NAVSIM, whose observation lacks what its logs do not hold
-
-
-@dataclass(frozen=True, eq=False)
-class SceneSet:
-    """A split's S scenes with K plans each [S, K, 8, 3], what the logging driver did and what the planner chose."""
-
-    scenes: list[Scene]
-    tokens: list[str]
-    plans: np.ndarray
-    logged_plans: np.ndarray
-    reference_plans: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,20 +48,6 @@ class BanditData:
 def observed(scene: Scene, kind: str) -> np.ndarray:
     """The observation of a kind of encoding [O], before scaling."""
     return np.delete(observe(scene), UNKNOWN_TO_NAVSIM) if kind.startswith(NAVSIM_KIND) else observe(scene)
-
-
-def read_split(folder: Path, split: str) -> SceneSet:
-    """The scenes of a split. Raises UserError where there are none."""
-    scenes, tokens, parts = [], [], []
-    for path in log_paths(folder, split):
-        record = read_log(path)
-        for index in range(len(record.step)):
-            scenes.append(record.scene(index, StoredRoad(road_path(folder, record.family_of(index)))))
-            tokens.append(record.token(index, path.stem))
-        parts.append((record.plans, record.logged_plan, record.reference_plan))
-    if not scenes:
-        raise UserError(f"{folder}: no log of the {split} split has a scene: collect more logs (--logs)")
-    return SceneSet(scenes, tokens, *(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
 def fingerprint(folder: Path) -> str:

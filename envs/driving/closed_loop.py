@@ -10,10 +10,10 @@ from gymnasium import spaces
 from envs.driving.bandit import data_path, read_data
 from envs.driving.collect import FAMILIES, traffic_module
 from envs.driving.comfort import comfort_verdicts
-from envs.driving.curate import AGENT_RADIUS, HISTORY_STEPS
+from envs.driving.curate import scene_at
 from envs.driving.observation import OBSERVATION_DIM
 from envs.driving.planner import along_route
-from envs.driving.scene import Scene, project
+from envs.driving.scene import HISTORY_STEPS, Log, Scene, project
 from envs.driving.scene_files import read_road, road_path
 from envs.driving.score import Motion
 from envs.driving.vehicle import (
@@ -36,7 +36,7 @@ ROUTE_END = 10.0  # metres before the end of the route where an episode is over
 
 
 class Drive:
-    """One episode: the traffic, the ego's states so far and what the last step did. Plans are [8, 3], not actions."""
+    """One episode: the traffic, the ego's states and the others' frames so far. Plans are [8, 3], not actions."""
 
     def __init__(self, folder: Path, seed: int):
         self.traffic = traffic_module()
@@ -44,34 +44,23 @@ class Drive:
         self.road = read_road(road_path(folder, family))
         self.environment, self.driver = self.traffic.make_environment(family, seed)
         self.centreline = self.traffic.route_line(self.driver)
-        middles = [self.driver.state()]
-        for self.time in range(1, WARM_UP + 1):
-            self.traffic.advance(self.environment, self.time - 1)
+        self.frames, middles = [self.traffic.frame(self.environment, self.driver)], [self.driver.state()]
+        for _ in range(WARM_UP):
+            self._advance()
             middles.append(self.driver.state())
         ego = self.traffic.rear_axle_states(np.array(middles))
-        self.states = np.stack([initial_state(row[:3], *row[3:]) for row in ego])  # [T, 11]
+        self.states = np.stack([initial_state(row[:3], *row[3:]) for row in ego])  # [T, 11], as many as frames
         self.driver.place(ego[-1, :3], ego[-1, 3])
-        self.frame = self.traffic.frame(self.environment, self.driver)
 
-    def scene(self) -> Scene:
-        """What is known now: agents [1, n, 4] at this moment only."""
-        return self._scene([self.frame], len(self.states) - 1)
+    def _advance(self) -> None:
+        self.traffic.advance(self.environment, len(self.frames) - 1)
+        self.frames.append(self.traffic.frame(self.environment, self.driver))
 
-    def _scene(self, frames: list[dict], step: int) -> Scene:
-        """The scene that begins at state number `step` and lasts as long as `frames`."""
-        agents, size = self.traffic.table(frames)
-        near = np.hypot(*(agents[0, :, :2] - self.states[step, [X, Y]]).T) <= AGENT_RADIUS
-        return Scene(
-            road=self.road,
-            ego=self.states[step, [X, Y, HEADING, V_X, A_X, STEER, YAW_RATE]],
-            history=self.states[step - np.array(HISTORY_STEPS)][:, [X, Y, HEADING]],
-            agents=agents[:, near],
-            size=size[near],
-            static=np.zeros(int(near.sum()), bool),
-            centreline=self.centreline,
-            speed_limit=self.traffic.SPEED_LIMIT,
-            reference_progress=0.0,
-        )
+    def scene(self, step: int = -1) -> Scene:
+        """The scene that begins at state number `step`, by default now: of the others what has happened since."""
+        ego = self.states[:, [X, Y, HEADING, V_X, A_X, STEER, YAW_RATE]]
+        log = Log(ego, *self.traffic.table(self.frames), self.centreline, self.traffic.SPEED_LIMIT)
+        return scene_at(log, step % len(ego), self.road)
 
     def step(self, plan: np.ndarray) -> Dict[str, Any]:
         """Drives the first half second of a plan [8, 3] while the others react; returns what happened in it.
@@ -79,15 +68,13 @@ class Drive:
         collision: at fault, by the rules of the score's NC; off_road; progress: metres of the route; comfortable: the
         verdict on the last 4 s, absent before there are as many since the first plan; arrived: the route is over.
         """
-        begin, frames = len(self.states) - 1, [self.frame]
+        begin = len(self.states) - 1
         driven = simulate(plan[None], self.states[-1])[0, 1 : KNOT_STEPS + 1]
         for state in driven:
-            self.traffic.advance(self.environment, self.time)
+            self._advance()
             self.driver.place(state[[X, Y, HEADING]], state[V_X])
-            self.time += 1
-            frames.append(self.traffic.frame(self.environment, self.driver))
-        self.frame, self.states = frames[-1], np.concatenate([self.states, driven])
-        motion = Motion(self._scene(frames, begin), self.states[None, begin:])
+        self.states = np.concatenate([self.states, driven])
+        motion = Motion(self.scene(begin), self.states[None, begin:])
         arc, _ = project(self.states[-1, [X, Y]], self.centreline)
         length = np.hypot(*np.diff(self.centreline, axis=0).T).sum()
         happened = {

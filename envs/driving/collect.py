@@ -6,6 +6,7 @@ Every log depends on the seed and its number alone, so the files are bit-identic
 often the collection was interrupted; more logs can be added later. Needs requirements-driving.txt.
 """
 
+import functools
 import importlib
 import importlib.util
 import multiprocessing
@@ -21,8 +22,8 @@ from tqdm import tqdm
 
 from common.errors import CommandParser, UserError, exit_on_user_error
 from common.files import make_folder, remove_abandoned
-from envs.driving.curate import PLANS, curate
-from envs.driving.scene_files import log_path, read_road, road_path, write_log, write_road
+from envs.driving.curate import curate
+from envs.driving.scene_files import PLANS, log_path, read_road, road_path, write_log, write_road
 from envs.generation_record import RECORD, read_record, refuse_other_making, write_record
 
 GENERATOR_VERSION = 1  # raise it when the same seed no longer gives the same files
@@ -69,8 +70,8 @@ def collect_log(folder: Path, seed: int, index: int) -> None:
     family = FAMILIES[index % len(FAMILIES)]
     traffic_seed, plan_seed = np.random.SeedSequence([seed, index]).spawn(2)
     log = traffic.simulate(family, int(traffic_seed.generate_state(1)[0]), LOG_STEPS)
-    record = curate(family, log, read_road(road_path(folder, family)), np.random.default_rng(plan_seed))
-    write_log(log_path(folder, index), record)
+    entries, steps = curate(family, log, read_road(road_path(folder, family)), np.random.default_rng(plan_seed))
+    write_log(log_path(folder, index), entries, family, steps, log.centreline, log.speed_limit)
 
 
 def _start_worker() -> None:
@@ -91,25 +92,17 @@ def _describe(seed: int, logs: int) -> dict:
     }
 
 
-def check_making(folder: Path, record: dict, but: Sequence[str] = ()) -> dict:
-    """The record of the set in `folder`, {} where there is none. Raises UserError where it differs from `record`."""
-    if not (folder / RECORD).exists():
-        return {}
-    existing = read_sidecar(folder)
-    refuse_other_making(folder / RECORD, existing, record, f"choose another --out or delete {folder}", but)
-    return existing
+def open_set(folder: Path, record: dict, but: Sequence[str] = ()) -> dict:
+    """Makes the set's folder; returns the record of a set that is there, else {}, for `write_record` after the roads.
 
-
-def _open_set(folder: Path, record: dict) -> None:
-    """Creates the set's folder with its record and roads, or checks that the existing set is of the same making."""
-    existing = check_making(folder, record, but=("logs",))
-    record = {**record, "logs": max(record["logs"], existing.get("logs", 0))}
+    Raises UserError where the set there is of another making, in other fields than those of `but`.
+    """
+    existing = read_sidecar(folder) if (folder / RECORD).exists() else {}
+    if existing:
+        refuse_other_making(folder / RECORD, existing, record, f"choose another --out or delete {folder}", but)
     make_folder(folder, "--out")
     remove_abandoned(folder)
-    for family in FAMILIES:
-        if not road_path(folder, family).exists():
-            write_road(road_path(folder, family), traffic_module().rasterise(family))
-    write_record(folder / RECORD, record)
+    return existing
 
 
 def collect(folder: Path, logs: int, seed: int = 0, workers: int = 1) -> Path:
@@ -121,23 +114,25 @@ def collect(folder: Path, logs: int, seed: int = 0, workers: int = 1) -> Path:
         if value < least:
             raise UserError(f"{name}: expected at least {least}, got {value}")
     traffic_module()
-    _open_set(folder, _describe(seed, logs))
+    record = _describe(seed, logs)
+    existing = open_set(folder, record, but=("logs",))
+    for family in FAMILIES:
+        if not road_path(folder, family).exists():
+            write_road(road_path(folder, family), traffic_module().rasterise(family))
+    write_record(folder / RECORD, {**record, "logs": max(logs, existing.get("logs", 0))})
     missing = missing_logs(folder, logs)
     workers = min(workers, -(-len(missing) // LOGS_PER_WORKER))
     bar = {"desc": "collect driving", "unit": "log", "total": logs, "initial": logs - len(missing), "disable": None}
-    if workers <= 1:
-        for index in tqdm(missing, **bar):
-            collect_log(folder, seed, index)
-        return folder
+    one = functools.partial(collect_log, folder, seed)
     # spawn: a fork would copy this process's threads' locks, torch's among them.
     context = multiprocessing.get_context("spawn")
-    executor = ProcessPoolExecutor(workers, context, initializer=_start_worker)
+    executor = ProcessPoolExecutor(workers, context, initializer=_start_worker) if workers > 1 else None
     try:
-        count = len(missing)
-        for _ in tqdm(executor.map(collect_log, [folder] * count, [seed] * count, missing), **bar):
+        for _ in tqdm(map(one, missing) if executor is None else executor.map(one, missing), **bar):
             pass
     finally:
-        executor.shutdown(cancel_futures=True)
+        if executor is not None:
+            executor.shutdown(cancel_futures=True)
     return folder
 
 

@@ -6,42 +6,44 @@ angle.
 """
 
 from dataclasses import replace
-from typing import Optional, Sequence
+from typing import List, Optional, Tuple
 
 import numpy as np
 
 from envs.driving.comfort import LOWER, SIGNALS, UPPER
 from envs.driving.planner import choose, constant_velocity, perturb, proposals
-from envs.driving.scene import FUTURE_STEPS, Log, Road, Scene
-from envs.driving.scene_files import SCORE_NAMES, LogRecord
+from envs.driving.scene import FUTURE_STEPS, HISTORY_STEPS, Log, Road, Scene
+from envs.driving.scene_files import PLANS, SCORE_NAMES, Entry
 from envs.driving.score import Scores, score
 from envs.driving.vehicle import KNOT_STEPS, KNOTS, to_frame
 
-HISTORY_STEPS = (15, 10, 5)  # before the scene
 # From one scene of a log to the next; most of the intersection's are trivial, so that they are looked for more often.
 SCENE_STEPS = {"roundabout": 10, "intersection": 5}
 AGENT_RADIUS = 80.0  # metres around the ego
 TRIVIAL, SOLVABLE = 0.8, 0.8  # PDMS: constant velocity at most, the best proposal at least
-PLANS = 16  # per scene
 # How often a plan is drawn: the chosen proposal, the logging driver's, each proposal, constant velocity.
 CHOSEN_SHARE, LOGGED_SHARE, PROPOSAL_SHARE, CONSTANT_SHARE = 4.0, 4.0, 1.0, 0.3
 PERTURBED = 0.7  # share of the plans
 
 
-def curate(family: str, log: Log, road: Road, generator: np.random.Generator) -> LogRecord:
-    """The scenes of a log (see `scene.Log`), SCENE_STEPS apart, that are neither trivial nor unsolvable."""
-    kept = []
+def curate(family: str, log: Log, road: Road, generator: np.random.Generator) -> Tuple[List[Entry], List[int]]:
+    """(scenes of a log, SCENE_STEPS apart, that are neither trivial nor unsolvable, their steps)."""
+    entries, steps = [], []
     for step in range(HISTORY_STEPS[0], len(log.ego) - FUTURE_STEPS + 1, SCENE_STEPS[family]):
         scene = scene_at(log, step, road)
         logged = to_frame(log.ego[step + KNOT_STEPS * np.arange(1, KNOTS + 1), :3], scene.pose)
         entry = _judge(scene, logged, generator)
         if entry is not None:
-            kept.append({"step": step, "logged_plan": logged, **entry})
-    return _record(family, kept, log)
+            entries.append(entry)
+            steps.append(step)
+    return entries, steps
 
 
 def scene_at(log: Log, step: int, road: Road) -> Scene:
-    """The scene at `step` of a log, with the agents that are then present and near; its reference progress is 0."""
+    """The scene at `step` of a log, with the agents that are then present and near, as long as the log goes on.
+
+    Its reference progress is 0.
+    """
     future = log.agents[step : step + FUTURE_STEPS]
     distance = np.hypot(*(future[0, :, :2] - log.ego[step, :2]).T)
     near = distance <= AGENT_RADIUS  # false where absent, NaN
@@ -58,8 +60,8 @@ def scene_at(log: Log, step: int, road: Road) -> Scene:
     )
 
 
-def _judge(scene: Scene, logged: np.ndarray, generator: np.random.Generator) -> Optional[dict]:
-    """What is stored of a scene, None where it is left out. The generator is drawn from for kept scenes only."""
+def _judge(scene: Scene, logged: np.ndarray, generator: np.random.Generator) -> Optional[Entry]:
+    """The scene as it is stored, None where it is left out. The generator is drawn from for kept scenes only."""
     if not starts_in_comfort(scene):
         return None
     candidates = np.concatenate([proposals(scene), constant_velocity(scene)[None], logged[None]])
@@ -74,12 +76,7 @@ def _judge(scene: Scene, logged: np.ndarray, generator: np.random.Generator) -> 
     shares[-2:] = CONSTANT_SHARE, LOGGED_SHARE
     shares[chosen] += CHOSEN_SHARE
     plans = draw_plans(candidates, shares, generator)
-    return {
-        "scene": scene,
-        "reference_plan": candidates[chosen],
-        "plans": plans,
-        "scores": score_matrix(score(scene, plans)),
-    }
+    return Entry(scene, plans, score_matrix(score(scene, plans)), logged, candidates[chosen])
 
 
 def draw_plans(candidates: np.ndarray, shares: np.ndarray, generator: np.random.Generator) -> np.ndarray:
@@ -98,40 +95,3 @@ def starts_in_comfort(scene: Scene) -> bool:
 def score_matrix(scores: Scores) -> np.ndarray:
     """[B, 6] by SCORE_NAMES."""
     return np.stack([getattr(scores, name) for name in SCORE_NAMES], axis=-1)
-
-
-def padded_agents(scenes: Sequence[Scene]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(agents [S, 51, N, 4], size [S, N, 2], static [S, N]) of scenes, padded to the largest number of agents."""
-    most = max((len(scene.size) for scene in scenes), default=0)
-    agents = np.full((len(scenes), FUTURE_STEPS, most, 4), np.nan)
-    size, static = np.full((len(scenes), most, 2), np.nan), np.zeros((len(scenes), most), bool)
-    for index, scene in enumerate(scenes):
-        count = len(scene.size)
-        agents[index, :, :count] = scene.agents
-        size[index, :count], static[index, :count] = scene.size, scene.static
-    return agents, size, static
-
-
-def _record(family: str, kept: list[dict], log: Log) -> LogRecord:
-    """The kept scenes as arrays, agents padded to the largest number."""
-    agents, size, static = padded_agents([entry["scene"] for entry in kept])
-
-    def stacked(values: list, *shape: int) -> np.ndarray:
-        return np.array(values, float).reshape(len(kept), *shape)
-
-    return LogRecord(
-        family=np.array(family),
-        step=np.array([entry["step"] for entry in kept], int),
-        ego=stacked([entry["scene"].ego for entry in kept], 7),
-        history=stacked([entry["scene"].history for entry in kept], len(HISTORY_STEPS), 3),
-        agents=agents,
-        size=size,
-        static=static,
-        centreline=log.centreline,
-        speed_limit=np.array(log.speed_limit),
-        reference_progress=stacked([entry["scene"].reference_progress for entry in kept]),
-        plans=stacked([entry["plans"] for entry in kept], PLANS, KNOTS, 3),
-        scores=stacked([entry["scores"] for entry in kept], PLANS, len(SCORE_NAMES)),
-        logged_plan=stacked([entry["logged_plan"] for entry in kept], KNOTS, 3),
-        reference_plan=stacked([entry["reference_plan"] for entry in kept], KNOTS, 3),
-    )

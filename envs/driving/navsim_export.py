@@ -10,22 +10,19 @@ one file; a log whose file is there is kept, so that the same command continues 
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Optional, Sequence, Tuple
 
 import numpy as np
 from tqdm import tqdm
 
 from common.errors import CommandParser, UserError, exit_on_user_error
-from common.files import make_folder, remove_abandoned
-from envs.driving.collect import check_making
+from envs.driving.collect import open_set
 from envs.driving.curate import (
     CHOSEN_SHARE,
     CONSTANT_SHARE,
     LOGGED_SHARE,
-    PLANS,
     PROPOSAL_SHARE,
     draw_plans,
-    padded_agents,
     score_matrix,
 )
 from envs.driving.navsim_interface import (
@@ -41,7 +38,18 @@ from envs.driving.navsim_interface import (
 )
 from envs.driving.planner import constant_velocity, proposals
 from envs.driving.scene import Scene
-from envs.driving.scene_files import CYCLE, SPLITS, LogRecord, log_path, road_path, split_of, write_log, write_road
+from envs.driving.scene_files import (
+    CYCLE,
+    PLANS,
+    SPLITS,
+    Entry,
+    log_path,
+    road_path,
+    split_of,
+    stack,
+    write_log,
+    write_road,
+)
 from envs.driving.score import Motion, progress_of, score, start_of
 from envs.driving.vehicle import KNOTS, track
 from envs.generation_record import RECORD, write_record
@@ -112,45 +120,24 @@ class Source:
 
 def export_log(source: Source, name: str, index: int, folder: Path, seed: int) -> None:
     """Writes the roads and the file of one log."""
-    generator = np.random.default_rng(np.random.SeedSequence([seed, index]))
+    generator, tokens = np.random.default_rng(np.random.SeedSequence([seed, index])), source.tokens[name]
     entries = []
-    for token in source.tokens[name]:
+    for token in tokens:
         scene, reference, logged = source.scene(token)
         plans, scores = scored_plans(scene, reference, logged, generator)
         write_road(road_path(folder, token), scene.road)
-        entries.append((token, scene, plans, scores, logged, reference))
-    write_log(log_path(folder, index), _record(entries))
-
-
-def _record(entries: List[tuple]) -> LogRecord:
-    """The scenes of a log as arrays, padded to the longest route and the largest number of agents."""
-    tokens, scenes, *columns = ([entry[place] for entry in entries] for place in range(len(entries[0])))
-    plans, scores, logged, reference = (np.stack(column) for column in columns)
-    agents, size, static = padded_agents(scenes)
-    collided, annotated = np.zeros(static.shape, bool), np.zeros(static.shape, bool)
-    centreline = np.full((len(scenes), max(len(scene.centreline) for scene in scenes), 2), np.nan)
-    for index, scene in enumerate(scenes):
-        collided[index, : len(scene.collided)] = scene.collided
-        annotated[index, : len(scene.annotated)] = scene.annotated
-        centreline[index, : len(scene.centreline)] = scene.centreline
-    return LogRecord(
-        family=np.array(tokens),
-        step=np.arange(len(scenes)),
-        ego=np.stack([scene.ego for scene in scenes]),
-        history=np.stack([scene.history for scene in scenes]),
-        agents=agents,
-        size=size,
-        static=static,
-        centreline=centreline,
-        speed_limit=np.array([scene.speed_limit for scene in scenes]),
-        reference_progress=np.array([scene.reference_progress for scene in scenes]),
-        plans=plans,
-        scores=scores,
-        logged_plan=logged,
-        reference_plan=reference,
-        collided=collided,
+        entries.append(Entry(scene, plans, scores, logged, reference))
+    scenes = [entry.scene for entry in entries]
+    write_log(
+        log_path(folder, index),
+        entries,
+        family=tokens,
+        step=np.arange(len(tokens)),
+        centreline=stack([scene.centreline for scene in scenes], (None, 2)),
+        speed_limit=[scene.speed_limit for scene in scenes],
+        collided=stack([scene.collided for scene in scenes], (None,), False),
         lateral=np.stack([scene.lateral for scene in scenes]),
-        annotated=annotated,
+        annotated=stack([scene.annotated for scene in scenes], (None,), False),
     )
 
 
@@ -192,21 +179,15 @@ def export(metric_cache: Path, logs_path: Path, folder: Path, limit: Optional[in
             f"{metric_cache}: its scenes are of {len(names)} logs in {logs_path}, a set that is split by log needs "
             f"{least}: cache more logs"
         )
-    _open_set(folder, describe(source, seed))
+    record = describe(source, seed)
+    open_set(folder, record)
+    write_record(folder / RECORD, record)
     for index, name in enumerate(tqdm(names, desc="export NAVSIM", unit="log", disable=None)):
         if not log_path(folder, index).exists():
             export_log(source, name, index, folder, seed)
     if source.without_log:
         print(f"{source.without_log} cached scenes are not in the logs of {logs_path} and were left out")
     return folder
-
-
-def _open_set(folder: Path, record: Dict[str, Any]) -> None:
-    """Creates the set's folder with its record, or checks that the set there is of the same making."""
-    check_making(folder, record)
-    make_folder(folder, "--out")
-    remove_abandoned(folder)
-    write_record(folder / RECORD, record)
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> None:

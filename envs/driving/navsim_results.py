@@ -6,35 +6,25 @@ Prints a table for each kind of score, since none can be compared with another: 
 EPDMS of two stages, whose versions combine them in different ways.
 """
 
-import csv
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence, Tuple
+
+import pandas as pd
 
 from common.errors import CommandParser, UserError, exit_on_user_error
 
 FIX = "give a csv of run_pdm_score.py or run_pdm_score_one_stage.py"
-
-
-@dataclass(frozen=True)
-class Layout:
-    """A kind of result file: its title, a column that it has, and the tokens of the rows that hold its scores."""
-
-    title: str
-    column: str
-    scores: Dict[str, str]  # heading: token
-    others: Tuple[str, ...] = ()  # tokens of rows that hold other averages
-
-
-COMBINED = "the stages weighted into one mean"
 V2_0 = ("average_all_frames", "pseudo_closed_loop", "average_expert_frames")
 V2_1 = ("average_all_frames_extended_pdm_score", "average_expert_frames_extended_pdm_score", "extended_pdm_score")
-LAYOUTS = (
-    Layout("PDMS, NAVSIM v1.1", "comfort", {"PDMS": "average"}),
-    Layout("EPDMS, NAVSIM v2.0, two stages", "history_comfort", {COMBINED: V2_0[1]}, (V2_0[0], V2_0[2])),
-    Layout("EPDMS, NAVSIM v2.1 or v2.1.1, two stages", "history_comfort", {COMBINED: V2_1[2]}, V2_1[:2]),
-    Layout(
+COMBINED = "the stages weighted into one mean"
+ONE_STAGE_V2_0 = ("EPDMS, NAVSIM v2.0, one stage", "history_comfort", {"EPDMS": V2_0[0]}, V2_0)
+LAYOUTS = (  # title, a column of the file, {heading: token of the row that holds the score}, tokens of all such rows
+    ("PDMS, NAVSIM v1.1", "comfort", {"PDMS": "average"}, ("average",)),
+    ("EPDMS, NAVSIM v2.0, two stages", "history_comfort", {COMBINED: V2_0[1]}, V2_0),
+    ONE_STAGE_V2_0,
+    ("EPDMS, NAVSIM v2.1 or v2.1.1, two stages", "history_comfort", {COMBINED: V2_1[2]}, V2_1),
+    (
         "EPDMS, NAVSIM v2.1.2 or v2.2, two stages",
         "history_comfort_stage_one",
         {
@@ -42,19 +32,19 @@ LAYOUTS = (
             "stage two": "extended_pdm_score_stage_two",
             "mean product of the stages": "extended_pdm_score_combined",
         },
+        tuple(f"extended_pdm_score_{part}" for part in ("stage_one", "stage_two", "combined")),
     ),
-    Layout("EPDMS, NAVSIM v2.1 to v2.2, one stage", "two_frame_extended_comfort", {"EPDMS": "average_all_frames"}),
+    ("EPDMS, NAVSIM v2.1 to v2.2, one stage", "two_frame_extended_comfort", {"EPDMS": V2_0[0]}, V2_0[:1]),
 )
-ONE_STAGE_V2_0 = Layout("EPDMS, NAVSIM v2.0, one stage", "history_comfort", {"EPDMS": V2_0[0]}, V2_0[1:])
-SUMMARIES = {token for each in LAYOUTS for token in (*each.scores.values(), *each.others)}
+SUMMARIES = {token for *_, tokens in LAYOUTS for token in tokens}
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a file holds: scores in [0, 1] by heading, how many scenes and how many of them failed."""
+    """What a file holds: its layout's title, scores in [0, 1] by heading, how many scenes and how many failed."""
 
-    layout: Layout
-    scores: Dict[str, float]
+    title: str
+    scores: dict[str, float]
     scenes: int
     failed: int
 
@@ -62,56 +52,44 @@ class Result:
 def read_result(path: Path) -> Result:
     """The result in a file. Raises UserError for another file and for one whose stages NAVSIM could not combine."""
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        rows = pd.read_csv(path, encoding="utf-8-sig", dtype={"token": str, "valid": str})
+    except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors, as those of the text's encoding
         raise UserError(f"{path}: cannot be read ({error}); {FIX}") from error
-    if not rows or not {"token", "valid", "score"} <= set(rows[0]):
+    if not {"token", "valid", "score"} <= set(rows.columns):
         raise UserError(f"{path}: is no result of NAVSIM's scoring scripts; {FIX}")
-    summary = {row["token"]: row for row in rows if row["token"] in SUMMARIES}
-    layout = _layout(summary, list(rows[0]))
-    if layout is None:
+    is_summary = rows["token"].isin(SUMMARIES)
+    scenes, summary = rows[~is_summary], rows[is_summary].drop_duplicates("token", keep="last").set_index("token")
+    fitting = [each for each in LAYOUTS if set(each[3]) == set(summary.index) and each[1] in rows]
+    if not fitting:
         raise UserError(f"{path}: its layout is of none of NAVSIM's versions 1.1 to 2.2; {FIX}")
-    if "two stages" in layout.title and any(summary[token]["valid"] != "True" for token in layout.scores.values()):
+    if fitting[-1] is ONE_STAGE_V2_0:  # all its frames are of the first stage, which was not combined with another
+        everything, stages, first = (summary.loc[token] for token in V2_0)
+        one_stage = stages["valid"] != "True" and everything["score"] == first["score"]
+        fitting = fitting[1:] if one_stage else fitting[:1]
+    title, _, tokens, _ = fitting[0]
+    if "two stages" in title and (summary.loc[list(tokens.values()), "valid"] != "True").any():
         raise UserError(f"{path}: NAVSIM could not combine its two stages (valid is False): see its log")
-    scores = {heading: _number(summary[token]["score"]) for heading, token in layout.scores.items()}
-    if any(math.isnan(score) for score in scores.values()):
+    scores = {heading: float(summary.loc[token, "score"]) for heading, token in tokens.items()}
+    if pd.isna(list(scores.values())).any():
         raise UserError(f"{path}: holds no score, no scene was scored: see the log of NAVSIM's script")
-    scenes = [row for row in rows if row["token"] not in SUMMARIES]
-    return Result(layout, scores, len(scenes), sum(row["valid"] != "True" for row in scenes))
+    return Result(title, scores, len(scenes), int((scenes["valid"] != "True").sum()))
 
 
-def _layout(summary: Dict[str, Dict[str, str]], columns: List[str]) -> Optional[Layout]:
-    """The layout of a file by its rows that are no scenes and by its columns."""
-    for layout in LAYOUTS:
-        if set(summary) == {*layout.scores.values(), *layout.others} and layout.column in columns:
-            everything, stages, first = (summary.get(token) for token in V2_0)
-            if stages and stages["valid"] != "True" and everything["score"] == first["score"]:
-                return ONE_STAGE_V2_0  # all its frames are of the first stage
-            return layout
-    return None
-
-
-def _number(text: str) -> float:
-    return float(text) if text else math.nan
-
-
-def tables(results: Dict[Path, Result]) -> str:
+def tables(results: dict[Path, Result]) -> str:
     """A table in Markdown for each layout, in the order of LAYOUTS."""
     texts = []
-    for layout in (*LAYOUTS, ONE_STAGE_V2_0):
-        chosen = {path: result for path, result in results.items() if result.layout is layout}
+    for title, *_ in LAYOUTS:
+        chosen = {path: result for path, result in results.items() if result.title == title}
         if chosen:
-            headings = [layout.title, *layout.scores, "scenes", "failed"]
-            lines = [f"| {' | '.join(headings)} |", f"|{'---|' * len(headings)}"]
+            headings = [title, *next(iter(chosen.values())).scores, "scenes", "failed"]
+            lines = [headings, ["---"] * len(headings)]
             for path, result in chosen.items():
-                cells = [f"{100 * score:.1f}" for score in result.scores.values()]
-                lines.append(f"| {' | '.join([str(path), *cells, str(result.scenes), str(result.failed)])} |")
-            texts.append("\n".join(lines))
+                lines.append([path, *(f"{100 * s:.1f}" for s in result.scores.values()), result.scenes, result.failed])
+            texts.append("\n".join(f"| {' | '.join(map(str, line))} |" for line in lines))
     return "\n\n".join(texts)
 
 
-def main(arguments: Optional[Sequence[str]] = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = CommandParser("python -m envs.driving.navsim_results", __doc__)
     parser.add_argument("results", type=Path, nargs="+", metavar="RESULT.csv")
     with exit_on_user_error():

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from envs.driving.scene import FUTURE_STEPS, Scene, project
-from envs.driving.score import Scores, relative_progress, score
+from envs.driving.score import Scores, pdms_of, relative_progress, score
 from envs.driving.vehicle import DT, KNOT_STEPS, KNOTS, LENGTH, REAR_AXLE_TO_CENTRE, STEPS, WIDTH, to_frame, wrap
 
 SPEED_FRACTIONS = (0.2, 0.4, 0.6, 0.8, 1.0)
@@ -133,7 +133,7 @@ def among(scores: Scores) -> np.ndarray:
     """PDMS [B] of plans whose progress is measured by the best of them, as a planner compares its proposals."""
     multiplier = scores.no_collision * scores.drivable_area
     progress = relative_progress(scores.raw_progress, multiplier, float((scores.raw_progress * multiplier).max()))
-    return multiplier * (5 * progress + 5 * scores.time_to_collision + 2 * scores.comfort) / 12
+    return pdms_of(multiplier, progress, scores.time_to_collision, scores.comfort)
 
 
 def perturb(plans: np.ndarray, generator: np.random.Generator) -> np.ndarray:

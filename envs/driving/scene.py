@@ -9,6 +9,7 @@ from envs.driving.polygons import PolygonRoad
 
 DRIVABLE = np.uint32(1 << 31)  # bit of a raster's cell; bits 0 to 30 say which lanes cover it
 MAX_LANES = 31
+HISTORY_STEPS = (15, 10, 5)  # before the scene
 FUTURE_STEPS = 51  # of the agents: 0 to 5.0 s, 0.1 s apart
 EGO_NAMES = ("x", "y", "heading", "speed", "acceleration", "steer", "yaw_rate")
 

@@ -2,8 +2,7 @@
 
 PDMS = NC DAC (5 EP + 5 TTC + 2 C) / 12, with no at-fault collision (NC), drivable area compliance (DAC), ego progress
 (EP), time to collision (TTC) and comfort (C). Rules: NAVSIM's pdm_scorer.py, branch v1.1 (Apache-2.0), written anew
-from their definition. `extended_scores` holds the terms of version 2 (EPDMS) for which a scene carries what they need.
-Every score is in [0, 1].
+from their definition. `epdms` combines the terms of version 2, which a scene alone does not give. All are in [0, 1].
 """
 
 from dataclasses import dataclass
@@ -37,7 +36,6 @@ TTC_OFFSETS = np.array([0, 3, 6, 9])  # steps that the ego is moved ahead
 TTC_STOPPED_SPEED = 0.005  # m/s
 TTC_LAST_STEP = {1: 40, 2: 31}  # by NAVSIM's version
 PROGRESS_THRESHOLD = 5.0  # metres; where the better of the pair made no more, progress is full
-PROGRESS_WEIGHT, TTC_WEIGHT, COMFORT_WEIGHT = 5.0, 5.0, 2.0
 MULTIPLIERS = (  # of EPDMS, by the columns of NAVSIM's result files
     "no_at_fault_collisions",
     "drivable_area_compliance",
@@ -46,7 +44,6 @@ MULTIPLIERS = (  # of EPDMS, by the columns of NAVSIM's result files
 )
 WEIGHTS = {"ego_progress": 5.0, "time_to_collision_within_bound": 5.0, "lane_keeping": 2.0, "history_comfort": 2.0}
 TWO_FRAMES, TWO_FRAMES_WEIGHT = "two_frame_extended_comfort", 2.0
-LANE_KEEPING_DISTANCE, LANE_KEEPING_STEPS = 0.5, 20  # metres from the centreline for 2 s in a row
 EGO_SIZE = np.array([LENGTH, WIDTH])
 NEVER = -1  # instead of a step
 
@@ -84,21 +81,24 @@ def score(scene: Scene, plans: np.ndarray) -> Scores:
     raw_progress = motion.raw_progress()
     multiplier = no_collision * drivable_area
     progress = relative_progress(raw_progress, multiplier, scene.reference_progress)
-    weighted = PROGRESS_WEIGHT * progress + TTC_WEIGHT * time_to_collision + COMFORT_WEIGHT * comfort
-    pdms = multiplier * weighted / (PROGRESS_WEIGHT + TTC_WEIGHT + COMFORT_WEIGHT)
     return Scores(
-        no_collision,
-        drivable_area,
-        time_to_collision,
-        comfort,
-        progress,
-        pdms,
-        collision_step,
-        ttc_step,
-        comfort_terms,
-        raw_progress,
-        states,
+        no_collision=no_collision,
+        drivable_area=drivable_area,
+        time_to_collision=time_to_collision,
+        comfort=comfort,
+        progress=progress,
+        pdms=pdms_of(multiplier, progress, time_to_collision, comfort),
+        collision_step=collision_step,
+        ttc_step=ttc_step,
+        comfort_terms=comfort_terms,
+        raw_progress=raw_progress,
+        states=states,
     )
+
+
+def pdms_of(multiplier: np.ndarray, progress: np.ndarray, ttc: np.ndarray, comfort: np.ndarray) -> np.ndarray:
+    """PDMS [B] of NC times DAC, EP, TTC and C."""
+    return multiplier * (5 * progress + 5 * ttc + 2 * comfort) / 12
 
 
 def start_of(scene: Scene) -> np.ndarray:
@@ -133,20 +133,6 @@ def epdms(terms: Mapping[str, np.ndarray]) -> np.ndarray:
     multiplier = np.prod([terms[name] for name in MULTIPLIERS], axis=0)
     weighted = sum(weight * np.asarray(terms[name]) for name, weight in weights.items())
     return multiplier * weighted / sum(weights.values())
-
-
-def extended_scores(scene: Scene, states: np.ndarray) -> dict[str, np.ndarray]:
-    """Terms of EPDMS for simulated states [B, 41, 11], each [B]: time to collision, comfort and lane keeping.
-
-    Comfort sees the simulated states only, where NAVSIM's version 2 puts 1.5 s of driven history before them. They are
-    not enough for `epdms`: traffic lights, driving direction and the previous frame's plan are not in a scene.
-    """
-    motion = Motion(scene, states)
-    return {
-        "time_to_collision": motion.time_to_collision(TTC_LAST_STEP[2])[0],
-        "comfort": comfort_verdicts(states, version=2).all(axis=1).astype(np.float64),
-        "lane_keeping": motion.lane_keeping(),
-    }
 
 
 class Motion:
@@ -245,20 +231,6 @@ class Motion:
         """Metres [B] along the centreline from the box centre's start to its end, not negative."""
         arc, _ = project(self.centre[:, [0, -1], :2], self.scene.centreline)
         return np.maximum(arc[:, 1] - arc[:, 0], 0.0)
-
-    def lane_keeping(self) -> np.ndarray:
-        """LK [B] of version 2: 0 where the box centre is too far from the centreline for 2 s in a row.
-
-        Steps in an intersection are passed over: they neither count nor end a row.
-        """
-        _, distance = project(self.centre[..., :2], self.scene.centreline)
-        far = distance > LANE_KEEPING_DISTANCE
-        skipped = self.scene.road.intersection_at(self.centre[..., :2])
-        result, row = np.ones(len(far)), np.zeros(len(far), dtype=np.int64)
-        for step in range(far.shape[1]):
-            row = np.where(skipped[:, step], row, np.where(far[:, step], row + 1, 0))
-            result[row >= LANE_KEEPING_STEPS] = 0.0
-        return result
 
 
 def _first(plan: np.ndarray, step: np.ndarray, plans: int) -> np.ndarray:

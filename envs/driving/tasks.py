@@ -50,12 +50,8 @@ def load(name: str, data_dir: Optional[str] = None, collect_episodes: int = 0) -
     if name not in TASKS:
         raise UserError(f"task driving/{name}: unknown{nearest_names(name, TASKS)} (known: {', '.join(TASKS)})")
     kind, split = TASKS[name]
-    if is_exported(name):
-        folder = data_folder(data_dir or EXPORTED_DATA_DIR)
-        sidecar = _exported(name, folder, collect_episodes)
-    else:
-        folder = data_folder(data_dir)
-        sidecar = _collected(name, folder, collect_episodes)
+    folder = scenes_folder(name, data_dir)
+    sidecar = _made(name, folder, collect_episodes)
     data = load_data(folder, kind)
     scenes = {part: len(observations) for part, observations in data.observations.items()}
     rewards = {part: scores[..., SCORE] for part, scores in data.scores.items()}
@@ -97,48 +93,42 @@ def load(name: str, data_dir: Optional[str] = None, collect_episodes: int = 0) -
     )
 
 
+def scenes_folder(name: str, data_dir: Optional[str] = None) -> Path:
+    """The folder of the set of task `name`: data_dir, or the default of its kind."""
+    return data_folder(data_dir or (EXPORTED_DATA_DIR if is_exported(name) else None))
+
+
 def is_exported(name: str) -> bool:
     """Whether the task `name` is one of scenes from NAVSIM."""
     return name.startswith("navsim")
 
 
-def _exported(name: str, folder: Path, collect_episodes: int) -> dict:
-    """The record of the set that was exported to `folder`."""
-    if collect_episodes > 0:
+def _made(name: str, folder: Path, collect_episodes: int) -> dict:
+    """The record of the task's set; collects an absent embedded one, or finishes it, where asked for."""
+    exported = is_exported(name)
+    if exported and collect_episodes > 0:
         raise UserError(f"driving/{name}: its scenes cannot be collected: set collect_episodes to 0, {EXPORT_COMMAND}")
-    if not folder.exists():
+    if exported and not folder.exists():
         raise UserError(
             f"no scenes from NAVSIM in {folder}: export them with `{EXPORT_COMMAND} --out {folder}` in NAVSIM's own "
             "environment (docs/navsim.md), or set data_dir"
         )
-    sidecar = read_sidecar(folder)
-    if "metric" not in sidecar:
-        raise UserError(f"{folder}: its scenes are not NAVSIM's, use task driving/{name.replace('navsim', 'bandit')}")
-    if sidecar["generator_version"] != EXPORTER_VERSION:
-        raise UserError(f"{folder}: exported by an older version, which let a policy see the future: export it again")
-    missing = missing_logs(folder, sidecar["logs"])
-    if missing:
-        raise UserError(
-            f"{folder}: {len(missing)} of {sidecar['logs']} logs are missing, the export was interrupted: give its "
-            "command again"
-        )
-    return sidecar
-
-
-def _collected(name: str, folder: Path, collect_episodes: int) -> dict:
-    """The record of the embedded set; collects an absent one, or finishes an interrupted one, where asked for."""
     if collect_episodes > 0 and not folder.exists():
         collect(folder, collect_episodes)
     sidecar = read_sidecar(folder)
-    if "metric" in sidecar:
-        raise UserError(f"{folder}: its scenes are from NAVSIM, use task driving/navsim, not driving/{name}")
+    if exported != ("metric" in sidecar):
+        origin, other = ("not", name.replace("navsim", "bandit")) if exported else ("from", "navsim")
+        raise UserError(f"{folder}: its scenes are {origin} NAVSIM's, use task driving/{other}, not driving/{name}")
+    if exported and sidecar["generator_version"] != EXPORTER_VERSION:
+        raise UserError(f"{folder}: exported by an older version, which let a policy see the future: export it again")
     missing = missing_logs(folder, sidecar["logs"])
     if missing and collect_episodes > 0:
         collect(folder, sidecar["logs"], sidecar["seed"])
     elif missing:
+        command = EXPORT_COMMAND if exported else collect_command(folder, sidecar["logs"])
         raise UserError(
-            f"{folder}: {len(missing)} of {sidecar['logs']} logs are missing, the collection was interrupted: finish "
-            f"it with `{collect_command(folder, sidecar['logs'])}`"
+            f"{folder}: {len(missing)} of {sidecar['logs']} logs are missing, making them was interrupted: finish it "
+            f"with `{command}`"
         )
     return sidecar
 

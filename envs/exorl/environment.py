@@ -10,6 +10,7 @@ import gymnasium
 import numpy as np
 from dm_control.rl import control
 
+from envs.actions import ActionScale
 from envs.exorl.domains import DOMAINS
 
 with warnings.catch_warnings():
@@ -49,18 +50,10 @@ def load_environment(domain: str, task: str) -> Union[control.Environment, compo
         return importlib.import_module(f"envs.exorl.{domain}").load(task)
 
 
-class ActionScale:
-    """The map from actions in [-1, 1]^A to the actuators' own ranges (the quadruped's lift joints end at 1.1)."""
-
-    def __init__(self, environment: Union[control.Environment, composer.Environment]):
-        spec = environment.action_spec()
-        self.shape = spec.shape
-        self._half_range = (spec.maximum - spec.minimum) / 2
-        self._middle = (spec.maximum + spec.minimum) / 2
-
-    def to_control(self, actions: np.ndarray) -> np.ndarray:
-        """Controls, float64, of actions [..., A]; actions outside [-1, 1] count as its ends."""
-        return np.minimum(np.maximum(actions, -1.0), 1.0) * self._half_range + self._middle
+def action_scale(environment: Union[control.Environment, composer.Environment]) -> ActionScale:
+    """The map from [-1, 1]^A to the actuators' own ranges (the quadruped's lift joints end at 1.1)."""
+    spec = environment.action_spec()
+    return ActionScale(gymnasium.spaces.Box(spec.minimum, spec.maximum, dtype=np.float64), "dm_control")
 
 
 class ExORLEnvironment(gymnasium.Env):
@@ -70,24 +63,17 @@ class ExORLEnvironment(gymnasium.Env):
     flattened in dm_control's own order as float32 [O], exactly as ExORL stored them, which wrappers that sort the
     entries by name do not give. Actions are float32 [A] in [-1, 1]; a step's reward belongs to the state it reaches.
     `reset(seed=n)` determines the episode completely; without a seed the task's generator runs on.
-    It steps the suite's physics and task directly, as dm_control's Environment does, without building its TimeStep.
-    Jaco's environment is of dm_control's composer, whose step does more, and is left to itself.
     """
 
     metadata = {"render_modes": ["rgb_array"]}
 
     def __init__(self, domain: str, task: str):
-        environment = load_environment(domain, task)
-        self._environment = environment
+        self._environment = load_environment(domain, task)
         width = self._flatten(self._restart()).shape
-        self._physics = environment.physics  # the composer's exists from the first reset on
-        self._task = environment.task
-        self._physics_steps = round(environment.control_timestep() / environment.physics.timestep())
-        self._scale = ActionScale(environment)
-        if isinstance(environment, composer.Environment):
-            self._advance, self._random = self._advance_composer, environment.random_state
-        else:
-            self._advance, self._random = self._advance_suite, environment.task.random
+        self._physics = self._environment.physics  # the composer's exists from the first reset on
+        self._scale = action_scale(self._environment)
+        has_composer = isinstance(self._environment, composer.Environment)
+        self._random = self._environment.random_state if has_composer else self._environment.task.random
         self._camera = CAMERAS.get(domain, 0)
         self._episode_steps = DOMAINS[domain].episode_steps
         self._steps = 0
@@ -110,20 +96,9 @@ class ExORLEnvironment(gymnasium.Env):
         return self._flatten(self._restart()), {}
 
     def step(self, action: np.ndarray) -> Tuple[np.ndarray, float, bool, bool, Dict[str, Any]]:
-        observation, reward = self._advance(self._scale.to_control(action))
+        step = self._environment.step(self._scale.from_unit(action))
         self._steps += 1
-        return self._flatten(observation), float(reward), False, self._steps >= self._episode_steps, {}
-
-    def _advance_suite(self, controls: np.ndarray) -> Tuple[Dict[str, np.ndarray], float]:
-        physics, task = self._physics, self._task
-        task.before_step(controls, physics)
-        physics.step(self._physics_steps)
-        task.after_step(physics)
-        return task.get_observation(physics), task.get_reward(physics)
-
-    def _advance_composer(self, controls: np.ndarray) -> Tuple[Dict[str, np.ndarray], float]:
-        step = self._environment.step(controls)
-        return step.observation, step.reward
+        return self._flatten(step.observation), float(step.reward), False, self._steps >= self._episode_steps, {}
 
     def render(self) -> np.ndarray:
         """A picture of the scene, uint8 [FRAME_SIZE, FRAME_SIZE, 3], without shadows.

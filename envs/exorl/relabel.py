@@ -7,41 +7,29 @@ import numpy as np
 from dm_control import composer
 from dm_control.rl import control
 
-from envs.exorl.domains import DOMAINS
-from envs.exorl.environment import ActionScale, load_environment
+from envs.exorl.environment import action_scale, load_environment
 from envs.exorl.fast_relabel import READERS, fast_rewards
 
 
 class Relabeller:
-    """Rewards of a domain's tasks, in as many calls as the states come in: loading the environments takes longest."""
+    """Rewards of a domain's tasks, in as many calls as the states come in: loading the environments takes longest.
+
+    A state's reward is r(s'), that of the state itself, ExORL's convention; it equals the online reward to float32
+    rounding. ExORL's relabeller zeroes the control, which changes the rewards of the tasks that contain it (cartpole's
+    balance and swingup, point_mass_maze); here the action that led to the state is set first.
+    """
 
     def __init__(self, domain: str, task_names: Sequence[str]):
         self.domain, self.task_names = domain, tuple(task_names)
         self.environments = [load_environment(domain, name) for name in task_names]
 
     def __call__(self, physics: np.ndarray, actions: np.ndarray) -> Dict[str, np.ndarray]:
-        """Rewards float32 [n] by task name, see `relabel`."""
-        expected = {"physics": DOMAINS[self.domain].physics_dim, "actions": DOMAINS[self.domain].action_dim}
-        for name, array in (("physics", physics), ("actions", actions)):
-            if array.shape != (len(physics), expected[name]):
-                shape = [len(physics), expected[name]]
-                raise ValueError(f"{name}: expected shape {shape}, got {list(array.shape)}")
+        """Rewards float32 [n] by task name of states `physics` [n, P], reached by `actions` [n, A] in [-1, 1]."""
         if self.domain in READERS:
             rewards = fast_rewards(self.domain, self.environments, physics)
         else:
             rewards = reference_rewards(self.environments, physics, actions)
         return dict(zip(self.task_names, rewards.astype(np.float32), strict=True))
-
-
-def relabel(domain: str, task_names: Sequence[str], physics: np.ndarray, actions: np.ndarray) -> Dict[str, np.ndarray]:
-    """Rewards float32 [n] by task name: those of states `physics` [n, P], reached by `actions` [n, A] in [-1, 1].
-
-    Row i's reward belongs to the state of row i: r(s'), ExORL's convention. It equals the online reward to float32
-    rounding. ExORL's relabeller zeroes the control, which changes the rewards of the tasks that contain it
-    (cartpole's balance and swingup, point_mass_maze); here the action that led to the state is set first.
-    Raises ValueError where the widths are not the domain's.
-    """
-    return Relabeller(domain, task_names)(physics, actions)
 
 
 def reference_rewards(
@@ -53,9 +41,9 @@ def reference_rewards(
     positions, velocities, their sensors and the control only. One physics serves all tasks of `environments`: those
     of a domain differ in nothing that a reward reads from it.
     """
-    simulator, scale = environments[0].physics, ActionScale(environments[0])
+    simulator, scale = environments[0].physics, action_scale(environments[0])
     rewards = np.empty((len(environments), len(states)))
-    for row, (state, controls) in enumerate(zip(states, scale.to_control(actions), strict=True)):
+    for row, (state, controls) in enumerate(zip(states, scale.from_unit(actions), strict=True)):
         simulator.set_state(state)
         simulator.set_control(controls)
         with simulator.check_invalid_state():

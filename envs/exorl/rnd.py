@@ -7,16 +7,16 @@ idea on a larger DDPG (URLB, Laskin et al., 2021) and ten million steps; these a
 
 import contextlib
 import dataclasses
-import random
 import time
 from pathlib import Path
-from typing import Dict, Iterator, List, Tuple
+from typing import Dict, Iterator, Tuple
 
 import numpy as np
 import torch
 from stable_baselines3 import SAC
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.torch_layers import create_mlp
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.utils import set_random_seed
 from torch import nn
@@ -24,9 +24,10 @@ from tqdm import tqdm
 
 from common.errors import UserError
 from common.files import replacing
-from envs.exorl.collect import as_episode, episode_file, write_episode
 from envs.exorl.domains import DOMAINS
 from envs.exorl.environment import ExORLEnvironment
+from envs.exorl.source import episode_file, record_episode, write_episode
+from envs.seeding import generators_preserved
 
 CHECKPOINT = "collector.pt"
 
@@ -54,13 +55,6 @@ class RNDParameters:
     replay_capacity: int = 1_000_000  # transitions
 
 
-def _mlp(sizes: List[int]) -> nn.Sequential:
-    layers = []
-    for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True):
-        layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
-
-
 class Novelty(nn.Module):
     """The novelty of states: how badly `predictor` foretells the outputs of the fixed random network `target`.
 
@@ -70,8 +64,9 @@ class Novelty(nn.Module):
 
     def __init__(self, observation_dim: int, parameters: RNDParameters):
         super().__init__()
-        sizes = [observation_dim, *parameters.hidden_dims, parameters.features]
-        self.target, self.predictor = _mlp(sizes).requires_grad_(False), _mlp(sizes)
+        sizes = observation_dim, parameters.features, list(parameters.hidden_dims)
+        self.target, self.predictor = (nn.Sequential(*create_mlp(*sizes)) for _ in range(2))
+        self.target.requires_grad_(False)
         self.observation_statistics = nn.BatchNorm1d(observation_dim, affine=False, momentum=None)
         self.error_statistics = nn.BatchNorm1d(1, affine=False, momentum=None)
         self.clip = parameters.observation_clip
@@ -120,7 +115,7 @@ class RNDCollector:
     """SAC that seeks novelty, and the episodes it makes while it learns. Nothing here sees the task's reward.
 
     Every episode starts from its own random state, given by seed and index, so that the networks and the episodes so
-    far are all that the next one depends on. Needs `_isolated()`: it sets the global generators.
+    far are all that the next one depends on. It sets the global generators.
     """
 
     def __init__(self, domain: str, seed: int, parameters: RNDParameters):
@@ -152,26 +147,18 @@ class RNDCollector:
         reset_seed, policy_seed = (int(child.generate_state(1)[0]) for child in sequence.spawn(2))
         set_random_seed(policy_seed)
         self.agent.action_space.seed(policy_seed)
-        observation, _ = self.environment.reset(seed=reset_seed)
-        observations, actions, rewards = [observation], [], [0.0]
-        physics = [self.environment.physics_state()]
-        for _ in range(steps):
-            action = self._act(observation)
-            observation, reward, _, _, _ = self.environment.step(action)
-            self._remember(observations[-1], action, observation)
-            observations.append(observation)
-            actions.append(action)
-            rewards.append(reward)
-            physics.append(self.environment.physics_state())
-            if self.steps > self.parameters.random_steps and self.steps % self.parameters.update_interval == 0:
-                self.agent.train(gradient_steps=1, batch_size=self.parameters.batch_size)
         self.next_episode += 1
-        return as_episode(observations, actions, rewards, physics)
+        return record_episode(self.environment, reset_seed, steps, self._act, self._learn)
 
     def _act(self, observation: np.ndarray) -> np.ndarray:
         if self.steps < self.parameters.random_steps:
             return self.agent.action_space.sample()
         return self.agent.predict(observation, deterministic=False)[0]
+
+    def _learn(self, *transition: np.ndarray) -> None:
+        self._remember(*transition)
+        if self.steps > self.parameters.random_steps and self.steps % self.parameters.update_interval == 0:
+            self.agent.train(gradient_steps=1, batch_size=self.parameters.batch_size)
 
     def _remember(self, observation: np.ndarray, action: np.ndarray, next_observation: np.ndarray) -> None:
         # Nothing terminates; the reward is computed at sampling.
@@ -228,22 +215,14 @@ def _continue(collector: RNDCollector, domain: str, buffer: Path, path: Path) ->
 
 
 @contextlib.contextmanager
-def _isolated() -> Iterator[None]:
-    """Leaves the global generators as they were, and torch on one thread meanwhile.
-
-    stable-baselines3 draws from the global generators. Networks this small gain nothing from more threads, and with
-    one the sums do not depend on the number of cores.
-    """
-    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
+def _one_thread() -> Iterator[None]:
+    """Networks this small gain nothing from more threads, and with one the sums do not depend on the cores."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with torch.random.fork_rng(devices=[]):
-            yield
+        yield
     finally:
         torch.set_num_threads(threads)
-        np.random.set_state(numpy_state)  # noqa: NPY002
-        random.setstate(python_state)
 
 
 def collect_rnd(folder: Path, episodes: int, seed: int, parameters: RNDParameters) -> float:
@@ -254,7 +233,7 @@ def collect_rnd(folder: Path, episodes: int, seed: int, parameters: RNDParameter
     one. Raises UserError where episodes are there, but not what continues them.
     """
     domain, buffer, path = folder.parent.name, folder / "buffer", folder / CHECKPOINT
-    with _isolated():
+    with generators_preserved(), _one_thread():  # stable-baselines3 draws from the global generators
         collector = RNDCollector(domain, seed, parameters)
         hours = _continue(collector, domain, buffer, path)
         bar = {"desc": f"collect {domain}", "unit": "episode", "total": episodes, "initial": collector.next_episode}

@@ -1,4 +1,4 @@
-"""ExORL's episode files, a folder or the released zip: which ones there are, in order, and their arrays."""
+"""ExORL's episode files, in a folder or the released zip: which ones there are, their arrays, the making of one."""
 
 import contextlib
 import hashlib
@@ -14,26 +14,28 @@ from typing import BinaryIO, Callable, Dict, Iterator, List, Optional, Tuple
 import numpy as np
 
 from common.errors import UserError, one_line
+from common.files import replacing
 from common.untrusted import load_npz
-from envs.exorl.collect import read_sidecar
 from envs.exorl.domains import DOMAINS, LOCAL_PREFIX
+from envs.exorl.environment import ExORLEnvironment
+from envs.generation_record import RECORD, read_record
 from envs.transitions import refuse_non_finite
 
 EPISODE_NAME = re.compile(r"episode_(\d{1,9})_(\d{1,9})\.npz")
 RELEASED_TRANSITIONS, SIZE_TOLERANCE = 10_000_000, 100_000  # of each of ExORL's sets; its page says 10M
 LARGEST_STATE = 1e10  # of a coordinate: MuJoCo's mjMAXVAL, beyond which it refuses a state
-LARGEST_EPISODE = 64 << 20  # bytes; quadruped's, the largest of ExORL's, have 1 MB
+
+# ---- The set ----
 
 
 @dataclass(frozen=True)
 class Episode:
-    """One episode file: its name for messages, what its name says, size in bytes, version and how to open it."""
+    """One episode file: its name for messages, what its name says, its size in bytes and how to open it."""
 
     name: str
     index: int
     length: int  # transitions; the arrays have one row more
     size: int
-    version: int  # changes when the content does: time of a file's last change, checksum of a zip's member
     open: Callable[[], BinaryIO]
 
 
@@ -65,15 +67,6 @@ class Source:
             return "locally generated"
         transitions = sum(episode.length for episode in self.episodes)
         return "official" if abs(transitions - RELEASED_TRANSITIONS) <= SIZE_TOLERANCE else "unknown"
-
-    def state(self, count: int) -> str:
-        """sha256 of all episodes' file names, and of the sizes and versions of the first `count`.
-
-        Tells whether what was written from those still holds, though others were mended since.
-        """
-        names = [PurePosixPath(episode.name).name for episode in self.episodes]
-        read = [f"{episode.size} {episode.version}" for episode in self.episodes[:count]]
-        return hashlib.sha256("\n".join(names + read).encode()).hexdigest()
 
 
 @contextlib.contextmanager
@@ -108,6 +101,26 @@ def open_source(folder: Path) -> Iterator[Optional[Source]]:
         yield None
 
 
+def read_sidecar(folder: Path) -> Optional[dict]:
+    """The record of a set's generation, None when `folder` has none.
+
+    Raises UserError when the folder's name and the record's presence disagree: `local_*` if and only if generated here.
+    """
+    path = folder / RECORD
+    local = folder.name.startswith(LOCAL_PREFIX)
+    if local and not path.is_file():
+        raise UserError(
+            f"{folder}: its name says locally generated, but {RECORD} is missing: make the set with "
+            "`python -m envs.exorl.tasks collect`, or rename a folder of downloaded data to its collector's name"
+        )
+    if not local and path.exists():
+        raise UserError(
+            f"{path}: the set is locally generated, but its folder's name does not start with {LOCAL_PREFIX}: "
+            f"rename the folder to {LOCAL_PREFIX}{folder.name}"
+        )
+    return read_record(path, ("policy", "seed", "episodes"), "collect the set again") if local else None
+
+
 def collect_command(folder: Path, generation: dict) -> str:
     """The command that makes, or finishes, the local set in `folder`."""
     return (
@@ -117,14 +130,8 @@ def collect_command(folder: Path, generation: dict) -> str:
 
 
 def _folder_episodes(buffer: Path) -> List[Episode]:
-    episodes = []
-    with os.scandir(buffer) as entries:
-        for entry in entries:
-            if _is_npz(entry.name) and entry.is_file():
-                found, opener = entry.stat(), Path(entry.path).open
-                size, version = found.st_size, found.st_mtime_ns
-                episodes.append(_name_episode(entry.path, size, version, lambda opener=opener: opener("rb")))
-    return episodes
+    paths = [path for path in buffer.iterdir() if _is_npz(path.name) and path.is_file()]
+    return [_name_episode(str(path), path.stat().st_size, lambda path=path: path.open("rb")) for path in paths]
 
 
 def _open_archive(path: Path) -> zipfile.ZipFile:
@@ -143,16 +150,14 @@ def _open_archive(path: Path) -> zipfile.ZipFile:
 
 
 def _archive_episodes(path: Path, archive: zipfile.ZipFile) -> List[Episode]:
-    episodes = []
-    for member in archive.infolist():
-        inside = PurePosixPath(member.filename.replace("\\", "/"))
-        if inside.is_absolute() or ".." in inside.parts:
-            raise UserError(f"{path}: member {member.filename} lies outside the archive's folder: not ExORL's archive")
-        if not member.is_dir() and _is_npz(inside.name):
-            name = f"{path}/{member.filename}"
-            size, version = member.file_size, member.CRC
-            episodes.append(_name_episode(name, size, version, lambda member=member: io.BytesIO(archive.read(member))))
-    return episodes
+    """Members are read in memory, never unpacked, wherever their names lead."""
+    members = [member for member in archive.infolist() if _is_npz(PurePosixPath(member.filename).name)]
+    return [
+        _name_episode(
+            f"{path}/{member.filename}", member.file_size, lambda member=member: io.BytesIO(archive.read(member))
+        )
+        for member in members
+    ]
 
 
 def _is_npz(name: str) -> bool:
@@ -160,13 +165,11 @@ def _is_npz(name: str) -> bool:
     return name.endswith(".npz") and not name.startswith(".")
 
 
-def _name_episode(name: str, size: int, version: int, opener: Callable[[], BinaryIO]) -> Episode:
+def _name_episode(name: str, size: int, opener: Callable[[], BinaryIO]) -> Episode:
     match = EPISODE_NAME.fullmatch(PurePosixPath(name).name)
-    if match is None or int(match[2]) == 0:
+    if match is None:
         raise UserError(f"{name}: not an episode, expected the name episode_<index>_<length>.npz: rename or remove it")
-    if size > LARGEST_EPISODE:  # read whole into memory, from a zip on the word of its directory
-        raise UserError(f"{name}: {size} bytes are more than any episode of ExORL has: remove it")
-    return Episode(name, int(match[1]), int(match[2]), size, version, opener)
+    return Episode(name, int(match[1]), int(match[2]), size, opener)
 
 
 def _order_episodes(path: Path, domain: str, episodes: List[Episode]) -> Tuple[Episode, ...]:
@@ -177,16 +180,20 @@ def _order_episodes(path: Path, domain: str, episodes: List[Episode]) -> Tuple[E
             "archive: fetch it again"
         )
     ordered = sorted(episodes, key=lambda episode: (episode.index, episode.name))
-    steps = DOMAINS[domain].episode_steps
-    for before, episode in itertools.pairwise([None, *ordered]):
-        if before is not None and episode.index == before.index:
+    for before, episode in itertools.pairwise(ordered):
+        if episode.index == before.index:
             raise UserError(f"{episode.name}: duplicates episode {episode.index} of {before.name}: remove one")
+    steps = DOMAINS[domain].episode_steps
+    for episode in ordered:
         if episode.length != steps:  # nothing terminates in these domains, so every episode has its full length
             raise UserError(
                 f"{episode.name}: an episode of {episode.length} transitions by its name, {domain}'s have {steps}: "
                 "cut short or of another domain, fetch or make it again"
             )
     return tuple(ordered)
+
+
+# ---- One episode ----
 
 
 def read_episode(domain: str, episode: Episode, reward_dim: int = 1) -> Dict[str, np.ndarray]:
@@ -196,32 +203,66 @@ def read_episode(domain: str, episode: Episode, reward_dim: int = 1) -> Dict[str
     Raises UserError that names the file when it is damaged, and the array when its shape is not the domain's.
     """
     widths = DOMAINS[domain]
-    shapes = {
-        "observation": (widths.observation_dim,),
-        "action": (widths.action_dim,),
-        "reward": (reward_dim,),
-        "discount": (1,),
-        "physics": (widths.physics_dim,),
+    columns = {
+        "observation": widths.observation_dim,
+        "action": widths.action_dim,
+        "reward": reward_dim,
+        "discount": 1,
+        "physics": widths.physics_dim,
     }
     try:
         with episode.open() as file:
-            arrays = load_npz(file, shapes)
+            arrays = load_npz(file, columns)
     except Exception as error:  # zipfile and numpy raise many types for a damaged file
         raise UserError(
             f"{episode.name}: truncated or not an npz of plain arrays ({one_line(error)}): fetch it again"
         ) from error
-    for key, shape in shapes.items():
+    for key, width in columns.items():
         if key not in arrays:
             raise UserError(f"{episode.name}: array {key} is missing: not a file of ExORL's {domain}")
-        expected = (episode.length + 1, *shape)
-        if arrays[key].shape != expected:
+        array, expected = arrays[key], (episode.length + 1, width)
+        if array.shape != expected or array.dtype.kind != "f":
             raise UserError(
-                f"{episode.name}: {key} has shape {arrays[key].shape}, expected {expected} from the file's name "
-                f"and the domain {domain}"
+                f"{episode.name}: {key} has shape {array.shape} and type {array.dtype}, expected {expected} from the "
+                f"file's name and the domain {domain}, and floating point"
             )
-        if arrays[key].dtype.kind != "f":
-            raise UserError(f"{episode.name}: {key} has dtype {arrays[key].dtype}, expected floating point")
-        refuse_non_finite(episode.name, key, arrays[key])
+        refuse_non_finite(episode.name, key, array)
     if (np.abs(arrays["physics"]) > LARGEST_STATE).any():
         raise UserError(f"{episode.name}: physics holds a value beyond {LARGEST_STATE:g}: damaged, fetch it again")
     return arrays
+
+
+def record_episode(
+    environment: ExORLEnvironment,
+    seed: int,
+    steps: int,
+    act: Callable[[np.ndarray], np.ndarray],
+    learn: Callable[[np.ndarray, np.ndarray, np.ndarray], None] = lambda *transition: None,
+) -> Dict[str, np.ndarray]:
+    """An episode as ExORL stores one, of the actions [A] that `act` gives for observations [O].
+
+    steps + 1 rows: observation [., O], action [., A], reward [., 1], discount [., 1] in float32, physics [., P] in
+    float64. Row 0 is the initial state with a dummy action 0, reward 0 and discount 1; row i's action led to it.
+    learn is told of each transition (observation, action, next observation).
+    """
+    observation, _ = environment.reset(seed=seed)
+    no_action = np.zeros(environment.action_space.shape, np.float32)
+    rows = [(observation, no_action, [0.0], [1.0], environment.physics_state())]
+    for _ in range(steps):
+        action, before = act(observation), observation
+        observation, reward, _, _, _ = environment.step(action)
+        learn(before, action, observation)
+        rows.append((observation, action, [reward], [1.0], environment.physics_state()))
+    names = ("observation", "action", "reward", "discount", "physics")
+    columns = dict(zip(names, zip(*rows, strict=True), strict=True))
+    return {name: np.array(column, np.float64 if name == "physics" else np.float32) for name, column in columns.items()}
+
+
+def episode_file(domain: str, index: int) -> str:
+    return f"episode_{index:06d}_{DOMAINS[domain].episode_steps}.npz"
+
+
+def write_episode(buffer: Path, domain: str, index: int, episode: Dict[str, np.ndarray]) -> None:
+    """Writes episode number `index` to the folder `buffer`, whole or not at all."""
+    with replacing(buffer / episode_file(domain, index)) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, **episode)

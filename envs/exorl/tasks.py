@@ -4,11 +4,12 @@ python -m envs.exorl.tasks collect cartpole --collector sticky_random --episodes
 python -m envs.exorl.tasks convert cartpole --collector local_sticky_random --data_dir data
 """
 
+import contextlib
 import functools
 import json
 import os
 from pathlib import Path
-from typing import Callable, Optional, Sequence, Tuple
+from typing import Callable, Iterator, Optional, Sequence, Tuple
 
 import h5py
 import numpy as np
@@ -16,13 +17,13 @@ import torch
 
 from common.errors import CommandParser, UserError, exit_on_user_error, one_line
 from common.names import nearest_names
-from common.untrusted import check_hdf5, plain_dataset
+from common.untrusted import plain_dataset
 from envs.dataset import Dataset
-from envs.exorl.collect import collect, missing_episodes, read_sidecar
+from envs.exorl.collect import collect, missing_episodes
 from envs.exorl.convert import FORMAT, FORMAT_VERSION, convert, convert_command
 from envs.exorl.domains import DOMAINS, LOCAL_PREFIX, POLICIES, data_root, parse_name
 from envs.exorl.environment import ExORLEnvironment
-from envs.exorl.source import collect_command, open_source
+from envs.exorl.source import collect_command, open_source, read_sidecar
 from envs.task import Task, file_sha256
 from envs.transitions import ACTION_LIMIT, refuse_non_finite, refuse_out_of_range
 
@@ -85,16 +86,16 @@ def _prepare(folder: Path, path: Path, collect_episodes: int) -> None:
     with open_source(folder) as source:
         if source is None and not path.exists():
             raise _absent(folder, path)
-        fingerprint = None if source is None else source.fingerprint()
-        episodes = 0 if source is None else len(source.episodes)
-    if not path.exists():
-        convert(root, domain, collector)
-    with _open(path) as file:
-        if fingerprint is not None and file.attrs.get("source_fingerprint") != fingerprint:
-            raise UserError(
-                f"{path}: converted from {file.attrs.get('episodes')} episodes, but the {episodes} episode files in "
-                f"{folder} are not the same ones: run `{convert_command(path)}`"
-            )
+        if not path.exists():
+            convert(root, domain, collector)
+        elif source is not None:
+            with _open(path) as file:
+                converted, fingerprint = file.attrs.get("episodes"), file.attrs.get("source_fingerprint")
+            if fingerprint != source.fingerprint():
+                raise UserError(
+                    f"{path}: converted from {converted} episodes, but the {len(source.episodes)} episode files in "
+                    f"{folder} are not the same ones: run `{convert_command(path)}`"
+                )
 
 
 def _absent(folder: Path, path: Path) -> UserError:
@@ -113,48 +114,39 @@ def _absent(folder: Path, path: Path) -> UserError:
     return UserError(f"{looked}; collect it with `{command}`, or set collect_episodes")
 
 
-def _open(path: Path) -> h5py.File:
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[h5py.File]:
+    """The converted file. Raises UserError, also for errors within the block, that says how to make it again."""
+    again = f"run `{convert_command(path)}`"
     try:
-        check_hdf5(path)
-        file = h5py.File(path, "r")
-        found = (file.attrs.get("format"), file.attrs.get("version"))
+        with h5py.File(path, "r") as file:
+            found = (file.attrs.get("format"), file.attrs.get("version"))
+            if found != (FORMAT, FORMAT_VERSION):
+                raise UserError(
+                    f"{path}: format {found[0]} version {found[1]}, this code reads {FORMAT} version {FORMAT_VERSION}: "
+                    f"{again}"
+                )
+            yield file
+    except UserError:
+        raise
     except Exception as error:  # h5py raises many types for a damaged file
-        raise UserError(f"{path}: cannot be read as HDF5 ({one_line(error)}): run `{convert_command(path)}`") from error
-    if found != (FORMAT, FORMAT_VERSION):
-        file.close()
-        raise UserError(
-            f"{path}: format {found[0]} version {found[1]}, this code reads {FORMAT} version {FORMAT_VERSION}: "
-            f"run `{convert_command(path)}`"
-        )
-    return file
+        raise UserError(f"{path}: is damaged or no HDF5 file ({one_line(error)}): {again}") from error
 
 
 def _read(path: Path, task: str, in_memory: bool) -> Tuple[Dataset, dict]:
     """The data set of `task` and its identity. Physics stays on disk."""
-    reward_name = f"reward_{task}"
+    again, reward_name = f"run `{convert_command(path)}`", f"reward_{task}"
     with _open(path) as file:
-        try:
-            if reward_name not in file:
-                raise UserError(f"{path}: has no column {reward_name}: run `{convert_command(path)}`")
-            columns = {name: plain_dataset(file, name) for name in ("observation", "action", reward_name, *EPISODES)}
-            observations = columns["observation"][:] if in_memory else _map(path, columns["observation"])
-            actions, rewards, starts, lengths = (columns[name][:] for name in ("action", reward_name, *EPISODES))
-            attributes = {name: kind(file.attrs[name]) for name, kind in ATTRIBUTES.items()}
-        except UserError:
-            raise
-        except Exception as error:  # h5py raises many types for a damaged file
-            raise UserError(f"{path}: is damaged ({one_line(error)}): run `{convert_command(path)}`") from error
+        if reward_name not in file:
+            raise UserError(f"{path}: has no column {reward_name}: {again}")
+        columns = {name: plain_dataset(file, name) for name in ("observation", "action", reward_name, *EPISODES)}
+        observations = columns["observation"][:] if in_memory else _map(path, columns["observation"])
+        actions, rewards, starts, lengths = (columns[name][:] for name in ("action", reward_name, *EPISODES))
+        attributes = {name: kind(file.attrs[name]) for name, kind in ATTRIBUTES.items()}
     _check_episodes(path, starts, lengths, len(observations), attributes)
-    widths = DOMAINS[path.parent.name]
-    shapes = {"observation": (widths.observation_dim,), "action": (widths.action_dim,), reward_name: ()}
-    for name, array in zip(shapes, (observations, actions, rewards), strict=True):
-        if array.shape != (len(observations), *shapes[name]) or array.dtype != np.float32:
-            raise UserError(
-                f"{path}: {name} has shape {array.shape} and type {array.dtype}, which the converter does not write: "
-                f"run `{convert_command(path)}`"
-            )
+    for name, array in {"observation": observations, "action": actions, reward_name: rewards}.items():
         refuse_non_finite(str(path), name, array)
-    refuse_out_of_range(str(path), actions, f"run `{convert_command(path)}` on episodes of ExORL's")
+    refuse_out_of_range(str(path), actions, f"{again} on episodes of ExORL's")
     sha256, hashed = file_sha256(path)
     returns = [rewards[s + 1 : s + 1 + n].sum(dtype=np.float64) for s, n in zip(starts, lengths, strict=True)]
     identity = {
@@ -162,12 +154,9 @@ def _read(path: Path, task: str, in_memory: bool) -> Tuple[Dataset, dict]:
         "path": str(path),
         "sha256": sha256,
         "sha256_of": hashed,
-        "source": attributes["source"],
-        "transitions": attributes["transitions"],
-        "episodes": attributes["episodes"],
+        **{name: attributes[name] for name in ("source", "transitions", "episodes")},
         "format_version": attributes["version"],
-        "collector": attributes["collector"],
-        "domain": attributes["domain"],
+        **{name: attributes[name] for name in ("collector", "domain")},
         "reward_task": task,
         "score_range": [0.0, float(DOMAINS[attributes["domain"]].episode_steps)],  # a step's reward is in [0, 1]
         "episode_return_mean": float(np.mean(returns)),
@@ -182,7 +171,7 @@ def _check_episodes(path: Path, starts: np.ndarray, lengths: np.ndarray, rows: i
     counts = (path.parent.name, len(lengths), int(lengths.sum()))
     follow = np.concatenate([[0], np.cumsum(lengths + 1)])
     named = (attributes["domain"], attributes["episodes"], attributes["transitions"])
-    if (lengths < 1).any() or not np.array_equal(follow, [*starts.tolist(), rows]) or named != counts:
+    if not np.array_equal(follow, [*starts.tolist(), rows]) or named != counts:
         raise UserError(
             f"{path}: is damaged (its episodes do not follow one another, or are not the {attributes['episodes']} of "
             f"{attributes['domain']} that it names): run `{convert_command(path)}`"

@@ -4,22 +4,19 @@ python -m envs.ogbench.generate cube-single-play --transitions 100000 --workers 
 """
 
 import contextlib
-import multiprocessing
+import functools
 import shutil
-import signal
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
-from tqdm import tqdm
 
 from common.errors import CommandParser, UserError, exit_on_user_error
 from common.files import remove_abandoned, replacing
-from envs.generation_record import RECORD, refuse_other_making, write_record
-from envs.ogbench.collect import GENERATOR_VERSION, Collector, Episode, make_collector, parameters
+from envs.generation_record import RECORD, check_counts, refuse_other_making, write_record
+from envs.ogbench.collect import GENERATOR_VERSION, Episode, make_collector, parameters
 from envs.ogbench.names import (
     DEFAULT_DATA_DIR,
     GENERATED_FAMILIES,
@@ -33,6 +30,7 @@ from envs.ogbench.names import (
     train_file,
     validation_file,
 )
+from envs.pool import run_jobs
 from envs.task import file_sha256
 
 SPLITS = ("train", "validation")  # in this order they are part of an episode's seed
@@ -93,31 +91,17 @@ def _write_npz(path: Path, arrays: Episode) -> None:
         np.savez(file, **arrays)
 
 
-class _Worker:
-    """Collects and writes episodes: the work of one process."""
+def _make_worker(generation: Generation) -> Callable[[Tuple[str, int]], None]:
+    """What collects and writes the episode of a job: the work of one process."""
+    collector = make_collector(generation.dataset)
 
-    def __init__(self, generation: Generation):
-        self.generation = generation
-        self.collector: Collector = make_collector(generation.dataset)
-
-    def __call__(self, job: Tuple[str, int]) -> None:
+    def work(job: Tuple[str, int]) -> None:
         split, index = job
-        episode = self.collector(self.generation.seed, SPLITS.index(split), index)
-        with _written_to(self.generation.root):
-            _write_npz(self.generation.shard(split, index), episode)
+        episode = collector(generation.seed, SPLITS.index(split), index)
+        with _written_to(generation.root):
+            _write_npz(generation.shard(split, index), episode)
 
-
-_worker: Optional[_Worker] = None  # of a process of the pool, set once when it starts
-
-
-def _start_worker(generation: Generation) -> None:
-    global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C stops the parent, which stops its workers
-    _worker = _Worker(generation)
-
-
-def _collect_in_worker(job: Tuple[str, int]) -> None:
-    _worker(job)
+    return work
 
 
 def generate(dataset: str, transitions: int, seed: int = 0, workers: int = 1, out: Optional[str] = None) -> Path:
@@ -131,16 +115,16 @@ def generate(dataset: str, transitions: int, seed: int = 0, workers: int = 1, ou
     _, steps = official_episodes(dataset)
     if transitions < steps or transitions % steps:
         raise UserError(f"transitions: expected a multiple of {steps}, an episode of {dataset}, got {transitions}")
-    for name, value, least in (("seed", seed, 0), ("workers", workers, 1)):
-        if value < least:
-            raise UserError(f"{name}: expected at least {least}, got {value}")
+    check_counts(seed=seed, workers=workers)
     train = transitions // steps
     episodes = {"train": train, "validation": max(1, train // VALIDATION_SHARE)}
     generation = Generation(dataset, episodes, seed, data_root(out).absolute())
     path = train_file(generation.root, dataset)
     if not _is_finished(generation):
         _open_folder(generation)
-        _collect_missing(generation, workers)
+        missing = [job for job in generation.jobs if not generation.shard(*job).exists()]
+        done = len(generation.jobs) - len(missing)
+        run_jobs(functools.partial(_make_worker, generation), missing, workers, EPISODES_PER_WORKER, done, dataset)
         _write_files(generation)
     with _written_to(generation.root):
         shutil.rmtree(generation.folder, ignore_errors=True)
@@ -151,13 +135,13 @@ def _is_finished(generation: Generation) -> bool:
     """Whether both files are there, of this making. Files of any other making are refused."""
     paths = [place(generation.root, generation.dataset) for place in (train_file, validation_file)]
     existing = [path for path in paths if path.exists()]
-    sidecar = sidecar_file(generation.root, generation.dataset)
-    if existing and not sidecar.is_file():
-        raise UserError(f"{existing[0]}: exists and was not generated here: choose another --out")
     if not existing:
         return False
-    record = read_sidecar(sidecar)
-    refuse_other_making(sidecar, record, generation.record, f"choose another --out or delete {existing[0]}")
+    sidecar = sidecar_file(generation.root, generation.dataset)
+    if not sidecar.is_file():
+        raise UserError(f"{existing[0]}: exists and was not generated here: choose another --out")
+    fix = f"choose another --out or delete {existing[0]}"
+    refuse_other_making(sidecar, read_sidecar(sidecar), generation.record, fix)
     return len(existing) == len(paths)
 
 
@@ -175,34 +159,13 @@ def _open_folder(generation: Generation) -> None:
             remove_abandoned(folder)
 
 
-def _collect_missing(generation: Generation, workers: int) -> None:
-    missing = [job for job in generation.jobs if not generation.shard(*job).exists()]
-    total = len(generation.jobs)
-    bar = {"desc": generation.dataset, "unit": "episode", "total": total, "initial": total - len(missing)}
-    workers = min(workers, -(-len(missing) // EPISODES_PER_WORKER))
-    if workers <= 1:
-        worker = _Worker(generation) if missing else None
-        for job in tqdm(missing, disable=None, **bar):
-            worker(job)
-        return
-    # spawn: a fork would copy this process's threads' locks, torch's among them.
-    context = multiprocessing.get_context("spawn")
-    executor = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(generation,))
-    try:
-        for _ in tqdm(executor.map(_collect_in_worker, missing), disable=None, **bar):
-            pass
-    finally:
-        executor.shutdown(cancel_futures=True)
-
-
 def _concatenated(generation: Generation, split: str) -> Episode:
     """All episodes of a split, in order, as one set of arrays."""
-    parts: Dict[str, List[np.ndarray]] = {}
+    parts = []
     for index in range(generation.episodes[split]):
         with np.load(generation.shard(split, index), allow_pickle=False) as episode:
-            for name in episode.files:
-                parts.setdefault(name, []).append(episode[name])
-    return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+            parts.append(dict(episode))
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def _write_files(generation: Generation) -> None:

@@ -79,8 +79,9 @@ def dataset_of(task_name: str) -> str:
             f"ogbench/{task_name.removesuffix(f'-{VERSION}')}-singletask-task1-{VERSION} to -task5-{VERSION}"
         )
     if task_name not in task_names():
+        nearest = nearest_names(f"ogbench/{task_name}", [f"ogbench/{known}" for known in task_names()])
         raise UserError(
-            f"unknown OGBench task {task_name!r}{_nearest_tasks(task_name)} (expected "
+            f"unknown OGBench task {task_name!r}{nearest} (expected "
             f"ogbench/<data set>-singletask[-taskN]-{VERSION} with N from 1 to {TASKS_PER_ENVIRONMENT} and a data set "
             f"of states, e.g. ogbench/cube-single-play-singletask-task1-{VERSION})"
         )
@@ -90,10 +91,6 @@ def dataset_of(task_name: str) -> str:
 def environment_task(task_name: str) -> str:
     """The name by which OGBench knows a task's environment and rewards."""
     return task_name.replace(f"{LARGE_SUFFIX}-singletask", "-singletask")
-
-
-def _nearest_tasks(task_name: str) -> str:
-    return nearest_names(f"ogbench/{task_name}", (f"ogbench/{known}" for known in task_names()))
 
 
 def official_episodes(dataset: str) -> tuple:

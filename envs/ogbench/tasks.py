@@ -64,8 +64,9 @@ def load(name: str, data_dir: Optional[str] = None, collect_episodes: int = 0) -
     _download_missing(root, dataset_name, paths)
     environment = OGBenchEnvironment(name)
     dataset, validation = (_read(path, name, environment) for path in paths)
-    identity = _file_identity(root, dataset_name, paths, (dataset, validation))
-    task = _task(name, environment, dataset, validation, identity)
+    task = _task(
+        name, environment, dataset, validation, _file_identity(root, dataset_name, paths, [dataset, validation])
+    )
     environment.close()
     return task
 
@@ -113,8 +114,9 @@ def _download_missing(root: Path, dataset_name: str, paths: List[Path]) -> None:
             f"`{generate_command(root, dataset_name)}` with that generation's own settings "
             f"({sidecar_file(root, dataset_name).name}) or, to download instead, delete what is there"
         )
+    new_folders = [folder for folder in (root, *root.parents) if not folder.exists()]
     try:
-        _download(root, dataset_name, paths)
+        ogbench.download_datasets([f"{dataset_name}-{VERSION}"], str(root))
     except NETWORK_ERRORS as error:
         generated = f", or make it with `{generate_command(root, dataset_name)}`"
         raise UserError(
@@ -127,14 +129,7 @@ def _download_missing(root: Path, dataset_name: str, paths: List[Path]) -> None:
         raise UserError(
             f"{missing}: cannot be written to {root} ({error.strerror}): make room or set data_dir to another folder"
         ) from error
-
-
-def _download(root: Path, dataset_name: str, paths: List[Path]) -> None:
-    """ogbench's download, with its partial file and the folders it made removed when it fails."""
-    new_folders = [folder for folder in (root, *root.parents) if not folder.exists()]
-    try:
-        ogbench.download_datasets([f"{dataset_name}-{VERSION}"], str(root))
-    finally:
+    finally:  # ogbench leaves its partial file and the folders that it made
         for path in paths:
             path.with_name(path.name + ".tmp").unlink(missing_ok=True)
         for folder in new_folders:
@@ -236,10 +231,11 @@ def _check(path: Path, rows: Dict[str, np.ndarray], environment: OGBenchEnvironm
             )
         refuse_non_finite(str(path), field, rows[field])
     refuse_out_of_range(str(path), rows["actions"], "the file is damaged or of another environment")
-    if not np.isin(rows["terminals"], (0, 1)).all():
-        raise UserError(f"{path}: terminals must be 0 or 1: the file is damaged, fetch or make it again")
-    if rows["terminals"].all() or not rows["terminals"][-1]:
-        raise UserError(f"{path}: terminals must end the last episode at the last row: the file is cut off or damaged")
+    ends = rows["terminals"]
+    if not np.isin(ends, (0, 1)).all() or ends.all() or not ends[-1]:
+        raise UserError(
+            f"{path}: terminals must be 0, or 1 at an episode's end, the last row's too: the file is damaged"
+        )
 
 
 def _file_identity(root: Path, dataset_name: str, paths: List[Path], sets: Sequence[Dataset]) -> dict:
@@ -250,25 +246,24 @@ def _file_identity(root: Path, dataset_name: str, paths: List[Path], sets: Seque
     """
     (sha256, hashed), (validation_sha256, _) = (file_sha256(path) for path in paths)
     sidecar = sidecar_file(root, dataset_name)
-    generation = None
+    episodes, steps = official_episodes(dataset_name)
+    official = [_episodes(part) for part in sets] == [(episodes, steps), (episodes // VALIDATION_SHARE, steps)]
+    generation, source = None, "official" if official else "unknown"
     if sidecar.exists():
         generation = read_sidecar(sidecar)
-        matches = generation.get("sha256") == {"train": sha256, "validation": validation_sha256}
-        if not matches:
+        if generation.get("sha256") != {"train": sha256, "validation": validation_sha256}:
             raise UserError(
                 f"{sidecar}: describes other files than {paths[0].name} and {paths[1].name} beside it: delete it if "
                 f"those were downloaded, otherwise generate again"
             )
-    episodes, steps = official_episodes(dataset_name)
-    sizes = [(count, steps) for count in (episodes, episodes // VALIDATION_SHARE)]
-    official = [_episodes(part) for part in sets] == sizes
+        source = generation["source"]
     return {
         "suite": "ogbench",
         "path": str(paths[0]),
         "sha256": sha256,
         "sha256_of": hashed,
         "validation_sha256": validation_sha256,
-        "source": generation["source"] if generation else "official" if official else "unknown",
+        "source": source,
         "generation": generation,
     }
 

@@ -2,12 +2,16 @@
 
 import dataclasses
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from common.errors import UserError
 from harness.comparison.matrix import Comparison
 from harness.comparison.results import Results, RunResult
+from harness.config import RunConfig, flat
 
-GUARDED_FIELDS = ("offline_steps", "online_steps", "eval_episodes")  # of a run
+GUARDED_FIELDS = ("offline_steps", "online_steps", "online_start", "eval_episodes", "action_chunk", "first_action_only")
+GUARDED_FIELDS += ("sparse", "num_critics")
+USUAL = {"num_critics": 2, "pessimism": None}  # of methods without these fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,19 +51,20 @@ def mixtures(properties: Iterable[tuple[str, str, dict[str, str]]]) -> list[Mixt
 def check_planned(comparison: Comparison) -> None:
     """Raises UserError where runs on the same task cannot stand in one table, by their configs."""
     first = [run for run in comparison.runs if run.seed == comparison.seeds[0]]
-    for mixture in mixtures((run.task, run.variant.label, guarded(run.run)) for run in first):
+    for mixture in mixtures((run.task, run.variant.label, guarded(run.run, run.config)) for run in first):
         raise UserError(
             f"{comparison.path}: {mixture}, so no table holds them; give all the same, or add --allow_mixed"
         )
 
 
-def guarded(run: object) -> dict[str, str]:
-    return {name: str(getattr(run, name)) for name in GUARDED_FIELDS}
+def guarded(run: RunConfig, config: Any) -> dict[str, str]:
+    fields = USUAL | flat(run, config)
+    return {name: str(fields[name]) for name in GUARDED_FIELDS}
 
 
 def protocol_of(result: RunResult) -> dict[str, str]:
     """What must be equal for two runs to stand in one table."""
-    protocol = guarded(result.run) | {"data set": f"sha256 {str(result.identity.get('sha256'))[:16]}"}
+    protocol = guarded(result.run, result.config) | {"data set": f"sha256 {str(result.identity.get('sha256'))[:16]}"}
     if result.cells:
         protocol["re-evaluation episodes"] = ", ".join(sorted({line["episodes"] for line in result.cells}))
     return protocol | {"harness version": result.harness_version}

@@ -2,7 +2,7 @@
 
 A task runs the same two commands as on one machine (`Attempt` of workers.py), which end with the Ray worker that
 started them. A run that is started again continues from its checkpoint, so the run folders must be on storage that all
-machines share: each task looks there for a file of the driver's first. docs/cluster.md describes the set-up.
+machines share: each task looks there for a file of the driver's first. docs/comparisons.md describes the set-up.
 """
 
 import contextlib

@@ -9,47 +9,34 @@ environment (`navsim_messages`). The noise of a plan depends on the name alone t
 import os
 import sys
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Optional, Sequence
 
 import numpy as np
 
 from common.errors import CommandParser, UserError, exit_on_user_error
-from envs.driving.bandit import fingerprint, load_data
-from envs.driving.collect import data_folder, read_sidecar
 from envs.driving.navsim_messages import receive, scene_from_arrays, send
-from envs.driving.planner import along_route
 from envs.driving.scene import Scene
-from envs.driving.tasks import EXPORTED_DATA_DIR, is_exported
+from envs.driving.tasks import is_exported
 from harness.driving.policies import Policy
 
 
-class ScenePlanner:
-    """A run's agent with the scaling and encoding of the set that it was trained on.
-
-    checkpoint: the run's checkpoint.pt; data_dir: the exported set, by default the run's own. Raises UserError for a
-    run of another task and for a set that is not the one it was trained on.
-    """
-
-    def __init__(self, checkpoint: Path, data_dir: Optional[str] = None):
-        run_dir = checkpoint.parent
-        self.policy = Policy(run_dir)
-        run = self.policy.run
-        if not is_exported(run.task.partition("/")[2]):
-            raise UserError(f"{run_dir}: its task is {run.task}; give a run of driving/navsim")
-        folder = data_folder(data_dir or run.data_dir or EXPORTED_DATA_DIR)
-        read_sidecar(folder)
-        if self.policy.data_identity["sha256"] != fingerprint(folder):
-            raise UserError(f"{folder}: is not the set that {run_dir} was trained on; set data_dir to that one")
-        self.data = load_data(folder, self.policy.kind)
-
-    def plan(self, scene: Scene, noise: str) -> np.ndarray:
-        """The plan [8, 3] for a scene, in the ego's frame; equal names `noise` draw equal noise."""
-        self.policy.agent.noise.generator.manual_seed(zlib.crc32(noise.encode()))
-        return self.policy.plans(self.data, self.data.observe(scene)[None], along_route(scene)[None])[0]
+def open_policy(checkpoint: Path, data_dir: str | None = None) -> Policy:
+    """A run's agent with the set that it was trained on, by default where it was then. Raises UserError for another."""
+    policy = Policy(checkpoint.parent, data_dir)
+    if not is_exported(policy.task):
+        raise UserError(f"{policy.run_dir}: its task is driving/{policy.task}; give one of driving/navsim")
+    policy.check_unchanged()
+    return policy
 
 
-def serve(checkpoint: Path, data_dir: Optional[str]) -> None:
+def plan(policy: Policy, scene: Scene, noise: str) -> np.ndarray:
+    """The plan [8, 3] for a scene, in the ego's frame; equal names `noise` draw equal noise."""
+    policy.agent.noise.generator.manual_seed(zlib.crc32(noise.encode()))
+    return policy.plan(scene)
+
+
+def serve(checkpoint: Path, data_dir: str | None) -> None:
     """Answers each scene on stdin by its plan on stdout until stdin ends; what else is printed goes to stderr.
 
     A user's mistake is an answer too, `error`, so that its sentence reaches whoever started NAVSIM's script.
@@ -57,18 +44,18 @@ def serve(checkpoint: Path, data_dir: Optional[str]) -> None:
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     try:
-        planner = ScenePlanner(checkpoint, data_dir)
-        send(answers, algorithm=np.array(planner.policy.algorithm.name))
+        policy = open_policy(checkpoint, data_dir)
+        send(answers, algorithm=np.array(policy.algorithm.name))
         while True:
             message = receive(sys.stdin.buffer)
-            send(answers, plan=planner.plan(scene_from_arrays(message), str(message["noise"])))
+            send(answers, plan=plan(policy, scene_from_arrays(message), str(message["noise"])))
     except UserError as error:
         send(answers, error=np.array(str(error)))
     except EOFError:
         return
 
 
-def main(arguments: Optional[Sequence[str]] = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = CommandParser("python -m harness.driving.navsim_policy", __doc__)
     parser.add_argument("--checkpoint", type=Path, required=True, help="checkpoint.pt of a run of driving/navsim")
     parser.add_argument("--data_dir", help="folder of the exported set, default the run's")

@@ -1,5 +1,6 @@
-"""Plans of a trained run's agent in the scenes of a set, and the run a folder holds."""
+"""The plans of a trained run's agent in the scenes of a set."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,55 +8,71 @@ import numpy as np
 import torch
 
 from common.errors import UserError
-from envs.driving.bandit import BanditData, SceneSet, load_data, read_split
+from envs.driving.bandit import load_data
 from envs.driving.collect import read_sidecar
 from envs.driving.planner import along_route
-from envs.driving.tasks import TASKS, is_exported
+from envs.driving.scene import Scene
+from envs.driving.scene_files import SceneSet
+from envs.driving.tasks import TASKS, is_exported, scenes_folder
 from harness.run_folder import load_agent, load_run, read_environment
 
 
 class Policy:
-    """The agent of a run folder and the encoding of its task. Raises UserError where the folder holds no such run."""
+    """The agent of a run folder with the encoding of a set of scenes: that in data_dir, by default the run's own.
 
-    def __init__(self, run_dir: Path):
-        self.algorithm, self.run, _ = load_run(run_dir)
-        self.data_identity = read_environment(run_dir)["data"]
-        suite, _, name = self.run.task.partition("/")
-        if suite != "driving" or name not in TASKS:
-            raise UserError(f"{run_dir}: its task is {self.run.task}; give a run of a driving task")
-        self.run_dir, self.kind = run_dir, TASKS[name][0]
-        trained = self.data_identity.get("encoding", self.kind)
-        if trained != self.kind:
-            raise UserError(f"{run_dir}: was trained with the encoding {trained}, {name} has {self.kind}: train anew")
+    Raises UserError where the folder holds no run of a driving task, and for a set that its task is not of.
+    """
+
+    def __init__(self, run_dir: Path, data_dir: str | None = None):
+        self.algorithm, run, _ = load_run(run_dir)
+        suite, _, self.task = run.task.partition("/")
+        if suite != "driving" or self.task not in TASKS:
+            raise UserError(f"{run_dir}: its task is {run.task}; give a run of a driving task")
+        self.run_dir, self.identity, kind = run_dir, read_environment(run_dir)["data"], TASKS[self.task][0]
+        trained = self.identity.get("encoding", kind)
+        if trained != kind:
+            raise UserError(f"{run_dir}: was trained with the encoding {trained}, {self.task} has {kind}: train anew")
+        self.folder = scenes_folder(self.task, data_dir or run.data_dir)
+        if is_exported(self.task) != ("metric" in read_sidecar(self.folder)):
+            raise UserError(f"{run_dir}: its task is {run.task}, which the scenes in {self.folder} are not of")
+        self.data = load_data(self.folder, kind)
         self.agent = load_agent(self.algorithm.agent_class, run_dir, self.algorithm.name)
-
-    def check_scenes(self, folder: Path) -> None:
-        """Raises UserError where the set in `folder` is of another source: embedded scenes or those of NAVSIM."""
-        if is_exported(self.run.task.partition("/")[2]) != ("metric" in read_sidecar(folder)):
-            raise UserError(f"{self.run_dir}: its task is {self.run.task}, which the scenes in {folder} are not of")
-
-    def plans(self, data: BanditData, observations: np.ndarray, bases: np.ndarray, **options: Any) -> np.ndarray:
-        """A plan [N, 8, 3] for each of observations [N, O] with base plans [N, 8, 3]; options are act's."""
-        if data.encoding.action_dim != self.agent.action_dim:
+        if self.data.encoding.action_dim != self.agent.action_dim:
             raise UserError(
-                f"{self.run_dir}: its actions have {self.agent.action_dim} numbers, those of this set "
-                f"{data.encoding.action_dim}: give the --data_dir that the run was trained with"
+                f"{run_dir}: its actions have {self.agent.action_dim} numbers, those of this set "
+                f"{self.data.encoding.action_dim}: give the --data_dir that the run was trained with"
             )
+
+    def check_unchanged(self) -> None:
+        """Raises UserError where the run was trained on another set than this one."""
+        trained, found = self.identity["sha256"], self.data.sha256
+        if trained != found:
+            raise UserError(
+                f"{self.folder}: its scenes ({found[:16]}) are not those of {self.run_dir} ({trained[:16]}): set "
+                "data_dir to the set that it was trained on"
+            )
+
+    def plan(self, scene: Scene) -> np.ndarray:
+        """A plan [8, 3] for a scene, in the ego's frame."""
+        return self._plans(self.data.observe(scene)[None], along_route(scene)[None])[0]
+
+    def sample(self, scenes: SceneSet, observations: np.ndarray, count: int, **options: Any) -> np.ndarray:
+        """`count` plans [S, count, 8, 3] for each scene, seen as observations [S, O]; options are act's."""
+        bases = np.stack([along_route(scene) for scene in scenes.scenes])
+        plans = self._plans(observations.repeat(count, axis=0), bases.repeat(count, axis=0), **options)
+        return plans.reshape(len(bases), count, *plans.shape[1:])
+
+    def _plans(self, observations: np.ndarray, bases: np.ndarray, **options: Any) -> np.ndarray:
         actions = self.agent.act(torch.from_numpy(observations), **options).numpy()
-        return data.encoding.decode(np.clip(actions, -1.0, 1.0).astype(np.float64), bases)
+        return self.data.encoding.decode(np.clip(actions, -1.0, 1.0).astype(np.float64), bases)
 
 
-def sample_plans(policy: Policy, folder: Path, split: str, count: int, **options: Any) -> tuple[SceneSet, np.ndarray]:
-    """The scenes of a split and `count` plans [S, count, 8, 3] of the policy for each."""
-    policy.check_scenes(folder)
-    data, scene_set = load_data(folder, policy.kind), read_split(folder, split)
-    return scene_set, plans_in(policy, data, scene_set, data.observations[split], count, **options)
-
-
-def plans_in(
-    policy: Policy, data: BanditData, scene_set: SceneSet, observations: np.ndarray, count: int, **options: Any
-) -> np.ndarray:
-    """`count` plans [S, count, 8, 3] of the policy for each scene of a set, seen as observations [S, O]."""
-    bases = np.stack([along_route(scene) for scene in scene_set.scenes]).repeat(count, axis=0)
-    plans = policy.plans(data, observations.repeat(count, axis=0), bases, **options)
-    return plans.reshape(len(scene_set.scenes), count, *plans.shape[1:])
+def open_runs(run_dirs: Sequence[Path], data_dir: str | None) -> tuple[Path, list[Policy]]:
+    """(folder of the set in data_dir, by default the first run's, the policies of the runs in it)."""
+    policies: list[Policy] = []
+    for run_dir in run_dirs:
+        policies.append(Policy(run_dir, data_dir))
+        data_dir = str(policies[0].folder)
+    folder = scenes_folder("bandit", data_dir)
+    read_sidecar(folder)
+    return folder, policies

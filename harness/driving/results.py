@@ -8,50 +8,32 @@ with the highest mean PDMS in the validation scenes stands in the table; the tes
 `greediness.png`.
 """
 
-import collections
-import csv
-import io
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Dict, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
+import pandas as pd
 
 from common.errors import CommandParser, UserError, exit_on_user_error
 from common.files import make_folder, write_text
-from envs.driving.bandit import BanditData, SceneSet, fingerprint, load_data, read_split
-from envs.driving.collect import data_folder, read_sidecar
-from envs.driving.scene_files import SCORE_NAMES
-from harness.comparison.matrix import Comparison, PlannedRun, Row, load_comparison
+from envs.driving.scene_files import SCORE_NAMES, SceneSet, read_split
+from harness.comparison.matrix import Comparison, Row, load_comparison
 from harness.comparison.protocol import check_protocol
-from harness.comparison.results import Results
-from harness.driving.policies import Policy, plans_in
-from harness.driving.table import BASELINES, TITLES, best_of, scores_of
+from harness.comparison.results import Results, RunResult
+from harness.driving.policies import Policy
+from harness.driving.table import TITLES, planner_scores, scores_of
+from harness.measurement.table import format_rows
 from harness.plots import plot_lines
 from harness.score_statistics import FEWEST_SEEDS, Interval, interval
 
-TASK, KIND = "driving/bandit", "basis"  # KIND: its encoding
+TASK = "driving/bandit"
 CHOOSES, REPORTED = "validation", "test"
-PDMS = SCORE_NAMES.index("pdms")
-GREEDINESS = "greediness"
+PDMS = "pdms"
+SUBSCORES = dict(zip(SCORE_NAMES[:-1], TITLES[:-1], strict=True))
 REFERENCES = ("PDM-Closed-like planner", "cloning")  # horizontal lines of the figure
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One row's scores x 100 by split, [n seeds, 6] by SCORE_NAMES; [1, 6] of a planner, which has no seed."""
-
-    label: str
-    scores: Dict[str, np.ndarray]
-    seeds: Tuple[int, ...] = ()
-    greediness: Optional[float] = None  # of a point of a curve
-    curve: str = ""  # what the points of one curve share
-
-    def pdms(self, split: str) -> np.ndarray:
-        return self.scores[split][:, PDMS]
-
-
-# ---- Scores ----
+# ---- Scores: a line for each row, split and seed, x 100 ----
 
 
 def read_results(comparison: Comparison) -> Results:
@@ -68,71 +50,44 @@ def read_results(comparison: Comparison) -> Results:
     return results
 
 
-def finished_of(results: Results, row: Row) -> List[PlannedRun]:
-    """The row's runs that are finished, by seed."""
-    return [run.planned for run in results.runs if run.finished and run.planned.variant.label == row.variant.label]
+def finished_of(results: Results, row: Row) -> list[RunResult]:
+    return [run for run in results.runs_of(row.variant.label) if run.finished]
 
 
-def checked_folder(results: Results) -> Path:
-    """The folder of the scenes that all runs learned from. Raises UserError where it holds others by now."""
-    first = next(run for run in results.runs if run.finished)
-    folder = data_folder(first.run.data_dir)
-    read_sidecar(folder)
-    trained, found = first.identity.get("sha256"), fingerprint(folder)
-    if trained != found:
-        raise UserError(
-            f"{folder}: its scenes ({found[:16]}) are not those of the runs ({str(trained)[:16]}): give the runs' own "
-            "set as data_dir"
-        )
-    return folder
+def line(scores: np.ndarray, **columns: object) -> dict:
+    """A line of scores [S, K, 6]; curve: what the points of one curve share, greediness and seed where it has them."""
+    means = 100 * scores.mean(axis=(0, 1))
+    return {"curve": "", "greediness": None, "seed": None, **columns, **dict(zip(SCORE_NAMES, means, strict=True))}
 
 
-def planners(scenes: Dict[str, SceneSet]) -> Iterator[Entry]:
-    """The rows that need no learning, the best of each scene's own plans the last."""
-    for label, plans in BASELINES.items():
-        scores = {split: scores_of(part, plans(part), f"{label}, {split}") for split, part in scenes.items()}
-        yield Entry(label, {split: 100 * part.mean(axis=(0, 1))[None] for split, part in scores.items()})
-    best = {split: 100 * best_of(part).mean(axis=(0, 1))[None] for split, part in scores.items()}
-    yield Entry(f"data: best of {scores[REPORTED].shape[1]}", best)
+def lines_of(results: Results, scenes: dict[str, SceneSet], samples: int) -> Iterator[dict]:
+    """First what needs no learning; every policy begins at its checkpoint's noise, so that rows are compared alike."""
+    for split, part in scenes.items():
+        for label, scores in planner_scores(part).items():
+            yield line(scores, label=label, split=split)
+    for row in results.comparison.rows:
+        label, point = row.label, {}
+        if "greediness" in row.act:  # all points of a curve share a label, their rows have labels of their own
+            others = {name: value for name, value in row.act.items() if name != "greediness"}
+            count = others.get("num_candidates")
+            label = row.variant.label if count is None else f"{row.variant.label}, best of {count}"
+            point = {"greediness": row.act["greediness"], "curve": f"{label} {others}"}
+        for run in finished_of(results, row):
+            for split, part in scenes.items():
+                policy = Policy(run.planned.folder)
+                plans = policy.sample(part, policy.data.observations[split], samples, **row.act)
+                scores = scores_of(part, plans, f"{row.title}, seed {run.planned.seed}, {split}")
+                yield line(scores, label=label, split=split, seed=run.planned.seed, **point)
 
 
-def learned(results: Results, row: Row, data: BanditData, scenes: Dict[str, SceneSet], samples: int) -> Entry:
-    """A row's scores with each seed; every policy begins at its checkpoint's noise, so that rows are compared alike."""
-    runs = finished_of(results, row)
-    scores: Dict[str, List[np.ndarray]] = {CHOOSES: [], REPORTED: []}
-    for run in runs:
-        for split, values in scores.items():
-            plans = plans_in(Policy(run.folder), data, scenes[split], data.observations[split], samples, **row.act)
-            title = f"{row.title}, seed {run.seed}, {split}"
-            values.append(100 * scores_of(scenes[split], plans, title).mean(axis=(0, 1)))
-    others = {name: value for name, value in row.act.items() if name != GREEDINESS}
-    return Entry(
-        label=curve_label(row) if GREEDINESS in row.act else row.label,
-        scores={split: np.stack(values) for split, values in scores.items()},
-        seeds=tuple(run.seed for run in runs),
-        greediness=row.act.get(GREEDINESS),
-        curve=f"{row.variant.label} {others}" if GREEDINESS in row.act else "",
-    )
-
-
-def curve_label(row: Row) -> str:
-    """The label of all points of a curve, whose rows have labels of their own."""
-    count = row.act.get("num_candidates")
-    return row.variant.label if count is None else f"{row.variant.label}, best of {count}"
-
-
-def curves(entries: Sequence[Entry]) -> List[List[Entry]]:
-    """The groups of entries that differ in greediness alone, each in the order of greediness."""
-    groups: Dict[str, List[Entry]] = collections.defaultdict(list)
-    for entry in entries:
-        if entry.curve:
-            groups[entry.curve].append(entry)
-    return [sorted(group, key=lambda entry: entry.greediness) for group in groups.values() if len(group) > 1]
-
-
-def chosen(curve: Sequence[Entry]) -> Entry:
-    """The point of a curve with the highest mean PDMS in the validation scenes."""
-    return max(curve, key=lambda entry: entry.pdms(CHOOSES).mean())
+def chosen(scores: pd.DataFrame) -> dict[str, float]:
+    """{curve: its greediness with the highest mean PDMS in the validation scenes}, of the curves with several."""
+    found = {}
+    for curve, points in scores[scores["split"] == CHOOSES].groupby("curve", sort=False):
+        means = points.groupby("greediness")[PDMS].mean()
+        if len(means) > 1:
+            found[curve] = means.idxmax()
+    return found
 
 
 # ---- What is written ----
@@ -155,112 +110,98 @@ def pdms_cell(values: np.ndarray) -> str:
     return shown(values.mean(), interval([values]))
 
 
-def lead_cell(reference: Entry, entry: Entry) -> str:
-    """By how much the reference's PDMS in the test scenes is above an entry's, with the interval of that."""
-    pair = [reference.pdms(REPORTED), entry.pdms(REPORTED)]
-    if entry is reference:
-        return ""
-    if len(pair[1]) == 1:  # a planner has no seeds: a constant
-        pair = [pair[0] - pair[1]]
-        return shown(pair[0].mean(), interval(pair))
-    return shown(float(difference(*pair)), interval(pair, difference))
+def lead_cell(reference: np.ndarray, values: np.ndarray) -> str:
+    """By how much the reference's PDMS [n seeds] is above another's, with the interval of that."""
+    if len(values) == 1:  # a planner has no seeds: a constant
+        return shown(float(difference(reference, values)), interval([reference - values]))
+    return shown(float(difference(reference, values)), interval([reference, values], difference))
 
 
-def table(entries: Sequence[Entry]) -> str:
-    """The table in Markdown: the test scenes, a row for each entry, of a curve the chosen point only."""
-    found = curves(entries)
-    points = {id(entry) for curve in found for entry in curve}
-    best = [chosen(curve) for curve in found]
-    shown_entries = [entry for entry in entries if id(entry) not in points or any(entry is one for one in best)]
-    headings = [f"{REPORTED} scenes", "seeds", *TITLES[:-1], "PDMS"] + ([f"{best[0].label} leads by"] if best else [])
-    lines = [f"| {' | '.join(headings)} |", f"|{'---|' * len(headings)}"]
-    for entry in shown_entries:
-        label = f"{entry.label}, omega {entry.greediness:g}" if any(entry is one for one in best) else entry.label
-        subscores = [f"{value:.1f}" for value in entry.scores[REPORTED].mean(axis=0)[:PDMS]]
-        lead = [lead_cell(best[0], entry)] if best else []
-        seeds = str(len(entry.seeds) or "")
-        lines.append(f"| {' | '.join([label, seeds, *subscores, pdms_cell(entry.pdms(REPORTED)), *lead])} |")
-    return "\n".join(lines)
+def subscores_of(lines: pd.DataFrame, suffix: str = "") -> dict[str, str]:
+    return {title + suffix: f"{lines[name].mean():.1f}" for name, title in SUBSCORES.items()}
 
 
-def curve_table(curve: Sequence[Entry]) -> str:
+def table(scores: pd.DataFrame) -> str:
+    """The table in Markdown: the test scenes, a row for each label, of a curve the chosen point only."""
+    best, reference = chosen(scores), None
+    reported = scores[scores["split"] == REPORTED]
+    points = list(reported.groupby(["curve", "greediness", "label"], sort=False, dropna=False))
+    if best:
+        curve, omega = next(iter(best.items()))
+        reference = reported[(reported["curve"] == curve) & (reported["greediness"] == omega)]
+    rows = []
+    for (curve, omega, label), lines in points:
+        if curve not in best or best[curve] == omega:
+            name = f"{label}, omega {omega:g}" if curve in best else label
+            row = {f"{REPORTED} scenes": name, "seeds": lines["seed"].count() or "", **subscores_of(lines)}
+            row["PDMS"] = pdms_cell(lines[PDMS].to_numpy())
+            if reference is not None:
+                own = lines.index.equals(reference.index)
+                lead = "" if own else lead_cell(reference[PDMS].to_numpy(), lines[PDMS].to_numpy())
+                row[f"{reference['label'].iloc[0]} leads by"] = lead
+            rows.append(row)
+    return format_rows(rows)
+
+
+def curve_table(points: pd.DataFrame, best: float) -> str:
     """A curve in Markdown: PDMS in the validation and the test scenes, and the test scenes' sub-scores."""
-    best = chosen(curve)
-    headings = ["omega", f"PDMS, {CHOOSES}", f"PDMS, {REPORTED}", *(f"{name}, {REPORTED}" for name in TITLES[:-1])]
-    lines = [f"{best.label}:", "", f"| {' | '.join(headings)} |", f"|{'---|' * len(headings)}"]
-    for entry in curve:
-        mark = " (chosen)" if entry is best else ""
-        subscores = [f"{value:.1f}" for value in entry.scores[REPORTED].mean(axis=0)[:PDMS]]
-        cells = [f"{entry.greediness:g}{mark}", pdms_cell(entry.pdms(CHOOSES)), pdms_cell(entry.pdms(REPORTED))]
-        lines.append(f"| {' | '.join(cells + subscores)} |")
-    return "\n".join(lines)
+    rows = []
+    for omega, lines in points.groupby("greediness"):
+        by_split = dict(iter(lines.groupby("split")))
+        cells = {f"PDMS, {split}": pdms_cell(by_split[split][PDMS].to_numpy()) for split in (CHOOSES, REPORTED)}
+        mark = " (chosen)" if omega == best else ""
+        rows.append({"omega": f"{omega:g}{mark}", **cells, **subscores_of(by_split[REPORTED], f", {REPORTED}")})
+    return f"{points['label'].iloc[0]}:\n\n{format_rows(rows)}"
 
 
-def csv_text(entries: Sequence[Entry]) -> str:
-    """Every number: one line for each entry, split and seed."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["label", GREEDINESS, "split", "seed", *SCORE_NAMES])
-    for entry in entries:
-        for split, scores in entry.scores.items():
-            for index, values in enumerate(scores):
-                seed = entry.seeds[index] if entry.seeds else ""
-                greediness = "" if entry.greediness is None else f"{entry.greediness:g}"
-                writer.writerow([entry.label, greediness, split, seed, *(f"{value:.4f}" for value in values)])
-    return text.getvalue()
-
-
-def plot_curve(curve: Sequence[Entry], entries: Sequence[Entry], path: Path) -> None:
+def plot_curve(points: pd.DataFrame, scores: pd.DataFrame, path: Path) -> None:
     """PDMS and the test scenes' sub-scores against greediness; the planner and single rows as horizontal lines."""
+    titles = {(REPORTED, PDMS): f"PDMS, {REPORTED}", (CHOOSES, PDMS): f"PDMS, {CHOOSES}"}
+    titles |= {(REPORTED, name): f"{title}, {REPORTED}" for name, title in SUBSCORES.items()}
     lines = {}
-    for split in (REPORTED, CHOOSES):
-        lines[f"PDMS, {split}"] = [_point(entry.pdms(split)) for entry in curve]
-    for index, title in enumerate(TITLES[:-1]):
-        lines[f"{title}, {REPORTED}"] = [_point(entry.scores[REPORTED][:, index]) for entry in curve]
-    references = {entry.label: float(entry.pdms(REPORTED).mean()) for entry in entries if entry.label in REFERENCES}
-    plot_lines([entry.greediness for entry in curve], lines, path, "greediness ω", "score × 100", references)
+    for (split, name), title in titles.items():
+        seeds = points[points["split"] == split].groupby("greediness")[name]
+        lines[title] = [(values.mean(), *interval([values.to_numpy()])) for _, values in seeds]
+    means = scores[scores["split"] == REPORTED].groupby("label")[PDMS].mean()
+    references = {label: means[label] for label in REFERENCES if label in means}
+    plot_lines(sorted(points["greediness"].unique()), lines, path, "greediness ω", "score × 100", references)
 
 
-def _point(values: np.ndarray) -> Tuple[float, float, float]:
-    return float(values.mean()), *interval([values])
-
-
-def write(entries: Sequence[Entry], out: Path, heading: str) -> List[Path]:
+def write(scores: pd.DataFrame, out: Path, heading: str) -> list[Path]:
     """Writes the CSV, the tables and the figure to the folder `out`; returns their paths."""
-    found = curves(entries)
-    write_text(out / "scores.csv", csv_text(entries))
-    write_text(out / "table.md", "\n\n".join([heading, table(entries), *map(curve_table, found)]) + "\n")
-    if not found:
-        return [out / "scores.csv", out / "table.md"]
-    plot_curve(found[0], entries, out / "greediness.png")
-    return [out / "scores.csv", out / "table.md", out / "greediness.png"]
+    curves = {curve: scores[scores["curve"] == curve] for curve in chosen(scores)}
+    paths = [out / "scores.csv", out / "table.md"]
+    columns = ["label", "greediness", "split", "seed", *SCORE_NAMES]
+    numbers = scores[columns].astype({"seed": "Int64"}).round(4)
+    write_text(paths[0], numbers.to_csv(index=False, lineterminator="\n"))
+    parts = [curve_table(points, chosen(scores)[curve]) for curve, points in curves.items()]
+    write_text(paths[1], "\n\n".join([heading, table(scores), *parts]) + "\n")
+    if curves:
+        paths.append(out / "greediness.png")
+        plot_curve(next(iter(curves.values())), scores, paths[-1])
+    return paths
 
 
-def parser() -> CommandParser:
-    flags = CommandParser("python -m harness.driving.results", __doc__, advice="; --help lists the flags")
-    flags.add_argument("--comparison", required=True, metavar="FILE", help="the file that harness.compare ran")
-    flags.add_argument("--run_dir", metavar="FOLDER", help="in place of the file's, as harness.compare's")
-    flags.add_argument("--samples", type=int, default=8, help="plans per scene of each run")
-    flags.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the files are written")
-    return flags
-
-
-def main(arguments: Optional[Sequence[str]] = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = CommandParser("python -m harness.driving.results", __doc__, advice="; --help lists the flags")
+    parser.add_argument("--comparison", required=True, metavar="FILE", help="the file that harness.compare ran")
+    parser.add_argument("--run_dir", metavar="FOLDER", help="in place of the file's, as harness.compare's")
+    parser.add_argument("--samples", type=int, default=8, help="plans per scene of each run")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the files are written")
     with exit_on_user_error():
-        options = parser().parse_args(arguments)
+        options = parser.parse_args(arguments)
         results = read_results(load_comparison(options.comparison, options.run_dir))
-        folder = checked_folder(results)
+        first = Policy(next(run for run in results.runs if run.finished).planned.folder)
+        first.check_unchanged()
         make_folder(options.out, "--out")
-        scenes = {split: read_split(folder, split) for split in (CHOOSES, REPORTED)}
-        rows = [row for row in results.comparison.rows if finished_of(results, row)]
-        data = load_data(folder, KIND)
-        entries = [*planners(scenes), *(learned(results, row, data, scenes, options.samples) for row in rows)]
+        scenes = {split: read_split(first.folder, split) for split in (CHOOSES, REPORTED)}
+        scores = pd.DataFrame(lines_of(results, scenes, options.samples))
         counts = " and ".join(f"{len(part.scenes)} {split} scenes" for split, part in scenes.items())
         heading = (
-            f"Scores times 100, {counts} (set {data.sha256[:12]}), {options.samples} plans per scene, "
+            f"Scores times 100, {counts} (set {first.data.sha256[:12]}), {options.samples} plans per scene, "
             f"{results.runs[0].planned.run.offline_steps:,} updates."
         )
-        paths = write(entries, options.out, heading)
+        paths = write(scores, options.out, heading)
         print((options.out / "table.md").read_text(encoding="utf-8"), *(f"written: {path}" for path in paths), sep="\n")
 
 

@@ -1,13 +1,14 @@
 """Draws a scene from above: the road, the others, candidate plans with their scores and the one that is chosen.
 
-python -m harness.driving.show log_000005_040 --run RUN_DIR --out scene.png
+python -m harness.driving.show log_000005_040 --run RUN_DIR
 
 SCENE is a scene's token, or a number of the test split. The candidates are a run's samples and the chosen plan is the
 one that it gives at evaluation's settings; without --run they are the set's own plans and the rule-based planner's.
 """
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Optional, Sequence
 
 import matplotlib
 import numpy as np
@@ -19,16 +20,13 @@ from matplotlib.patches import Patch, Polygon
 
 from common.errors import CommandParser, UserError, exit_on_user_error
 from common.files import replacing
-from envs.driving.bandit import SceneSet, load_data, read_split
 from envs.driving.boxes import corners
-from envs.driving.collect import data_folder, read_sidecar
 from envs.driving.curate import score_matrix
-from envs.driving.planner import along_route
 from envs.driving.scene import Scene
-from envs.driving.scene_files import SPLITS
+from envs.driving.scene_files import SPLITS, SceneSet, read_split
 from envs.driving.score import Scores, score
 from envs.driving.vehicle import LENGTH, REAR_AXLE_TO_CENTRE, WIDTH, X, Y
-from harness.driving.policies import Policy
+from harness.driving.policies import Policy, open_runs
 from harness.driving.table import TITLES
 
 MARGIN = 10.0  # metres of road around the plans
@@ -124,36 +122,36 @@ def _draw_road(axes: Axes, scene: Scene, low: np.ndarray, high: np.ndarray) -> N
     axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal", facecolor=GROUND[0])
 
 
-def plans_to_show(folder: Path, name: str, run: Optional[Path], candidates: int) -> tuple[Scene, np.ndarray, str]:
-    """(scene, candidate plans with the chosen one at the end [B + 1, 8, 3], title)."""
+def plans_to_show(
+    folder: Path, name: str, policy: Policy | None, candidates: int
+) -> tuple[Scene, np.ndarray, np.ndarray, str]:
+    """(scene, candidate plans [B, 8, 3], the chosen one [1, 8, 3], title)."""
     split, scenes, index = find_scene(folder, name)
     scene, title = scenes.scenes[index], f"{scenes.tokens[index]} ({split})"
-    if run is None:
+    if policy is None:
         chosen = scenes.reference_plans[index]
-        return scene, np.concatenate([scenes.plans[index][:candidates], chosen[None]]), f"{title}, rule-based planner"
-    policy = Policy(run)
-    policy.check_scenes(folder)
-    data = load_data(folder, policy.kind)
-    observations = data.observations[split][index][None].repeat(candidates + 1, axis=0)
-    bases = along_route(scene)[None].repeat(candidates + 1, axis=0)
-    return scene, policy.plans(data, observations, bases), f"{title}, {policy.algorithm.name}"
+        return scene, scenes.plans[index][:candidates], chosen[None], f"{title}, rule-based planner"
+    observation = policy.data.observations[split][[index]]
+    plans = policy.sample(replace(scenes, scenes=[scene]), observation, candidates + 1)[0]
+    return scene, plans[:-1], plans[-1:], f"{title}, {policy.algorithm.name}"
 
 
-def main(arguments: Optional[Sequence[str]] = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = CommandParser("python -m harness.driving.show", __doc__)
     parser.add_argument("scene", metavar="SCENE", help="a token such as log_000005_040, or a number of the test split")
     parser.add_argument("--run", type=Path, help="a run's folder; default: the set's own plans")
-    parser.add_argument("--data_dir", help="folder of the set, as the task's")
+    parser.add_argument("--data_dir", help="folder of the set, default the run's")
     parser.add_argument("--candidates", type=int, default=CANDIDATES)
-    parser.add_argument("--out", type=Path, help="picture to write, default <SCENE>.png")
+    parser.add_argument("--out", type=Path, help="picture to write, default scene_<SCENE>.png beside run or set")
     with exit_on_user_error():
         options = parser.parse_args(arguments)
-        folder = data_folder(options.data_dir)
-        read_sidecar(folder)
-        scene, plans, title = plans_to_show(folder, options.scene, options.run, options.candidates)
-        path = options.out or Path(f"{options.scene}.png")
-        with replacing(path) as temporary, open(temporary, "wb") as file:
-            draw(scene, score(scene, plans[:-1]), score(scene, plans[-1:]), title).savefig(file, format="png", dpi=110)
+        folder, policies = open_runs([options.run] if options.run else [], options.data_dir)
+        policy = policies[0] if policies else None
+        scene, candidates, chosen, title = plans_to_show(folder, options.scene, policy, options.candidates)
+        path = options.out or (options.run or folder) / f"scene_{options.scene}.png"
+        with replacing(path) as temporary:
+            figure = draw(scene, score(scene, candidates), score(scene, chosen), title)
+            figure.savefig(temporary, format="png", dpi=110)
         print(path)
 
 

@@ -1,33 +1,33 @@
 """Sub-scores of planners that need no learning, of the data and of runs, in the scenes of one split, times 100.
 
-python -m harness.driving.table --data_dir DIR --split test --run RUN_DIR --run RUN_DIR --greediness 0 0.5 1
+python -m harness.driving.table --split test --run RUN_DIR --run RUN_DIR --greediness 0 0.5 1
 
 Every run gives --samples plans per scene and each value of --greediness, where its agent has that option; --best adds
 the best of these by their own scores, which no driver has: the most that choosing among them could give. These are
 PDM-style scores of this repository's own scenes, not NAVSIM's; choose settings by --split validation.
 """
 
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Callable, Iterable, Optional, Sequence
 
 import numpy as np
 from tqdm import tqdm
 
 from common.errors import CommandParser, exit_on_user_error
-from envs.driving.bandit import SceneSet, read_split
-from envs.driving.collect import data_folder, read_sidecar
 from envs.driving.curate import score_matrix
 from envs.driving.planner import constant_velocity
-from envs.driving.scene_files import SCORE_NAMES, SPLITS
+from envs.driving.scene_files import SCORE_NAMES, SPLITS, SceneSet, read_split
 from envs.driving.score import score
-from harness.driving.policies import Policy, sample_plans
+from harness.driving.policies import Policy, open_runs
+from harness.measurement.table import format_rows
 
 TITLES = ("NC", "DAC", "TTC", "C", "EP", "PDMS")  # of SCORE_NAMES
+DATA = "data: mean plan"
 BASELINES: dict[str, Callable[[SceneSet], np.ndarray]] = {
     "constant velocity": lambda scenes: np.stack([constant_velocity(scene) for scene in scenes.scenes])[:, None],
     "logged driver": lambda scenes: scenes.logged_plans[:, None],
     "PDM-Closed-like planner": lambda scenes: scenes.reference_plans[:, None],
-    "data: mean plan": lambda scenes: scenes.plans,
+    DATA: lambda scenes: scenes.plans,
 }
 
 
@@ -43,33 +43,28 @@ def best_of(scores: np.ndarray) -> np.ndarray:
     return scores[np.arange(len(scores)), best][:, None]
 
 
-def rows(
-    folder: Path, split: str, runs: Sequence[Path], greediness: Sequence[float], samples: int, best: bool
-) -> Iterable[tuple]:
-    """(label, mean scores [6]) of every row of the table, as they are computed."""
-    scenes = read_split(folder, split)
-    for label, plans in BASELINES.items():
-        scores = scores_of(scenes, plans(scenes), label)
-        yield label, scores.mean(axis=(0, 1))
-    yield f"data: best of {scores.shape[1]}", best_of(scores).mean(axis=(0, 1))
-    for run in runs:
-        policy = Policy(run)
-        settings: list[dict] = [{}]
-        if greediness and "greediness" in policy.agent.act_options:
-            settings = [{"greediness": value} for value in greediness]
-        for options in settings:
-            suffix = "".join(f", {name} {value:g}" for name, value in options.items())
-            _, plans = sample_plans(policy, folder, split, samples, **options)
-            label = f"{run.parent.parent.parent.name}{suffix} ({run.name})"
-            scores = scores_of(scenes, plans, label)
-            yield label, scores.mean(axis=(0, 1))
-            if best:
-                yield f"{label}: best of {samples}", best_of(scores).mean(axis=(0, 1))
+def planner_scores(scenes: SceneSet) -> dict[str, np.ndarray]:
+    """Scores [S, K, 6] of what needs no learning, by label; the best of each scene's own plans the last."""
+    found = {label: scores_of(scenes, plans(scenes), label) for label, plans in BASELINES.items()}
+    return found | {f"data: best of {found[DATA].shape[1]}": best_of(found[DATA])}
 
 
-def main(arguments: Optional[Sequence[str]] = None) -> None:
+def run_scores(
+    policy: Policy, split: str, scenes: SceneSet, greediness: Sequence[float], samples: int
+) -> Iterator[tuple[str, np.ndarray]]:
+    """(label, scores [S, samples, 6]) of a run, for each value of greediness where its agent has that option."""
+    run_dir = policy.run_dir
+    settings = [{"greediness": value} for value in greediness if "greediness" in policy.agent.act_options]
+    for options in settings or [{}]:
+        suffix = "".join(f", {name} {value:g}" for name, value in options.items())
+        label = f"{run_dir.parent.parent.parent.name}{suffix} ({run_dir.name})"
+        plans = policy.sample(scenes, policy.data.observations[split], samples, **options)
+        yield label, scores_of(scenes, plans, label)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = CommandParser("python -m harness.driving.table", __doc__)
-    parser.add_argument("--data_dir", help="folder of the set, as the task's")
+    parser.add_argument("--data_dir", help="folder of the set, default the first run's")
     parser.add_argument("--split", choices=SPLITS, default="test")
     parser.add_argument("--run", type=Path, action="append", default=[], help="a run's folder; may be repeated")
     parser.add_argument("--greediness", type=float, nargs="+", default=[], help="act option; default: the run's")
@@ -77,13 +72,19 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     parser.add_argument("--best", action="store_true", help="also the best plan of each scene, a row of its own")
     with exit_on_user_error():
         options = parser.parse_args(arguments)
-        folder = data_folder(options.data_dir)
-        read_sidecar(folder)
-        print(f"| {options.split} scenes | {' | '.join(TITLES)} |\n|---|{'---|' * len(TITLES)}", flush=True)
-        for label, scores in rows(
-            folder, options.split, options.run, options.greediness, options.samples, options.best
-        ):
-            print(f"| {label} | {' | '.join(f'{100 * value:.1f}' for value in scores)} |", flush=True)
+        folder, policies = open_runs(options.run, options.data_dir)
+        scenes = read_split(folder, options.split)
+        found = planner_scores(scenes)
+        for policy in policies:
+            for label, scores in run_scores(policy, options.split, scenes, options.greediness, options.samples):
+                found[label] = scores
+                if options.best:
+                    found[f"{label}: best of {options.samples}"] = best_of(scores)
+        rows = []
+        for label, scores in found.items():
+            cells = [f"{100 * value:.1f}" for value in scores.mean(axis=(0, 1))]
+            rows.append({f"{options.split} scenes": label, **dict(zip(TITLES, cells, strict=True))})
+        print(format_rows(rows))
 
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ def save(figure: Figure, path: Path) -> str:
 # ---- Scores ----
 
 
-def plot_scores(scores: pd.DataFrame, folder: Path) -> str | None:
+def plot_scores(scores: pd.DataFrame, folder: Path, score: str = "final score") -> str | None:
     """Final scores: a panel for each category, a line for each policy with its seeds, mean and interval."""
     kept = with_results(scores)
     found = {name: estimates(kept, tasks, FINAL) for name, tasks in categories_of(scores).items()}
@@ -94,7 +94,7 @@ def plot_scores(scores: pd.DataFrame, folder: Path) -> str | None:
             axes.plot(one.seed_means, np.full(len(one.seed_means), place + 0.25), "o", color="0.65", ms=2.8)
             axes.plot([one.mean], [place], "D", color=colour, ms=4.5)
         rows_of_names(axes, list(titles.values()))
-        axes.set_xlabel(f"final score ({unit_of(scores, tasks)})", fontsize=8)
+        axes.set_xlabel(f"{score} ({unit_of(scores, tasks)})", fontsize=8)
         axes.set_title(f"{category}: mean over {len(tasks)} tasks" if len(tasks) > 1 else tasks[0], fontsize=9)
     few = any(one.few for ones in found.values() for one in ones.values())
     bars = "" if few else f"; bars: {CONFIDENCE:.0%} bootstrap intervals"
@@ -102,7 +102,7 @@ def plot_scores(scores: pd.DataFrame, folder: Path) -> str | None:
     return save(figure, folder / "scores.png")
 
 
-def plot_aggregates(scores: pd.DataFrame, folder: Path) -> str | None:
+def plot_aggregates(scores: pd.DataFrame, folder: Path, score: str = "final score") -> str | None:
     """Interquartile mean and optimality gap with their intervals; None with fewer than two common tasks."""
     kept = with_results(scores)
     tasks = common_tasks(kept, NORMALISED_FINAL)
@@ -118,12 +118,12 @@ def plot_aggregates(scores: pd.DataFrame, folder: Path) -> str | None:
             axes.plot(bounds, [place, place], color=COLOURS[0], lw=6, alpha=0.35, solid_capstyle="butt")
             axes.plot([statistic(*strata)], [place], "|", color=COLOURS[0], ms=11, mew=2)
         rows_of_names(axes, [title_of(lines) for lines in policies.values()])
-        axes.set_title(f"{title}, final score, {len(tasks)} tasks", fontsize=9)
+        axes.set_title(f"{title}, {score}, {len(tasks)} tasks", fontsize=9)
     panels[1].tick_params(labelleft=False)
     return save(figure, folder / "aggregates.png")
 
 
-def plot_profiles(scores: pd.DataFrame, folder: Path) -> str | None:
+def plot_profiles(scores: pd.DataFrame, folder: Path, score: str = "final score") -> str | None:
     """Performance profiles of the final scores; None with fewer than two common tasks."""
     kept = with_results(scores)
     tasks = common_tasks(kept, NORMALISED_FINAL)
@@ -139,7 +139,7 @@ def plot_profiles(scores: pd.DataFrame, folder: Path) -> str | None:
         if min(map(len, strata)) >= FEWEST_SEEDS:
             axes.fill_between(thresholds, low, high, step="post", color=style["color"], alpha=0.12, lw=0)
     axes.set_xlabel("normalised score τ", fontsize=8)
-    axes.set_ylabel("share of runs with a final score above τ", fontsize=8)
+    axes.set_ylabel(f"share of runs with a {score} above τ", fontsize=8)
     axes.set_ylim(-0.03, 1.03)
     figure.legend(loc="outside lower center", ncols=3, fontsize=7, frameon=False)
     return save(figure, folder / "profiles.png")

@@ -34,6 +34,7 @@ class PublishedTable:
     updates: int
     seeds: int
     comparable: bool
+    protocol: str  # "A" | "B" | "ExORL"
     note: str
     scores: dict[str, dict[str, str]]
     before_after: dict[str, dict[str, str]]
@@ -50,7 +51,9 @@ class PublishedTable:
             "unstated": "which evaluations is not stated in what we read",
         }[self.score]
         parts = [f"{self.source}, on {self.measured_on}", f"{self.updates:,} updates, {self.seeds} seeds, {score}"]
-        return "; ".join([*parts, *([] if self.comparable else [f"NOT COMPARABLE: {self.note}"])])
+        if self.note:
+            parts.append(self.note if self.comparable else f"NOT COMPARABLE: {self.note}")
+        return "; ".join(parts)
 
 
 def load_published(path: Path = PUBLISHED) -> tuple[dict[str, Method], list[PublishedTable]]:
@@ -69,7 +72,7 @@ def _table(entry: dict) -> PublishedTable:
         kind: {key: _by_method(names, values) for key, values in entry.get(kind, {}).items()}
         for kind in ("scores", "before_after")
     }
-    fields = ("source", "measured_on", "data", "score", "updates", "seeds", "comparable")
+    fields = ("source", "measured_on", "data", "score", "updates", "seeds", "comparable", "protocol")
     return PublishedTable(**{field: entry[field] for field in fields}, note=entry.get("note", ""), **tables)
 
 

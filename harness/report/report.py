@@ -18,7 +18,7 @@ from common.files import make_folder, write_text
 from harness.comparison.matrix import Comparison
 from harness.comparison.protocol import Mixture, check_protocol
 from harness.comparison.results import Results, to_csv
-from harness.report import plots, settings, tables
+from harness.report import per_seed, plots, settings, tables
 from harness.report.blocks import Block, Bold, by_policy, near_best_of
 from harness.score_statistics import CONFIDENCE, FEWEST_SEEDS, RESAMPLES
 
@@ -42,7 +42,7 @@ def write_report(comparison: Comparison, folder: Path, allow_mixed: bool = False
     odd_runs = {name for mixture in found for name in mixture.deviating}
     marked = {name for name, lines in by_policy(results.scores).items() if not odd_runs.isdisjoint(lines["run"])}
     summary = tables.summary(results, marked)
-    blocks = report_blocks(results, found, marked, summary, figures)
+    blocks = report_blocks(results, found, marked, summary, figures, allow_mixed)
     texts = {
         "report.md": to_markdown(blocks),
         "report.html": to_html(comparison.name, blocks, figures),
@@ -59,7 +59,12 @@ def write_report(comparison: Comparison, folder: Path, allow_mixed: bool = False
 
 
 def report_blocks(
-    results: Results, found: Sequence[Mixture], marked: Collection[str], summary: pd.DataFrame, figures: Path
+    results: Results,
+    found: Sequence[Mixture],
+    marked: Collection[str],
+    summary: pd.DataFrame,
+    figures: Path,
+    allow_mixed: bool = False,
 ) -> list[Block]:
     """The report's parts in order; their figures are written into `figures`. marked: policies with odd runs."""
     scores = results.scores
@@ -83,6 +88,7 @@ def report_blocks(
         improvement,
         profile_block(results, figures),
         *curve_blocks(results, figures),
+        *per_seed.peer_blocks(results, figures, allow_mixed),
         settings.policy_block(results),
         settings.protocol_block(results),
         settings.fields_block(results),

@@ -332,14 +332,16 @@ def improvement_matrix(scores: pd.DataFrame) -> tuple[list[str], list[str], dict
     return list(strata), tasks, pairs
 
 
-def improvement_block(titles: Sequence[str], tasks: Sequence[str], pairs: dict[tuple[int, int], tuple]) -> Block | None:
+def improvement_block(
+    titles: Sequence[str], tasks: Sequence[str], pairs: dict[tuple[int, int], tuple], score: str = "final score"
+) -> Block | None:
     """The probability that a run of the policy on the left scores more than one of the policy above; None without."""
     if len(titles) < 2:
         return None
     block = Block("Probability of improvement", header=["", "policy", *(str(i) for i in range(1, len(titles) + 1))])
     over = f", averaged over {len(tasks)} tasks" if len(tasks) > 1 else ""
     block.text = [
-        "Probability that the final score of a run of the policy on the left is higher than that of a run of the one "
+        f"Probability that the {score} of a run of the policy on the left is higher than that of a run of the one "
         f"with the number above{over}, with its 95% interval. Ties count half."
     ]
     for i, title in enumerate(titles):

@@ -46,19 +46,20 @@ def flax_mlp(prefix: str, network: nn.Module, member: slice | int) -> Dict[str, 
 
 
 def fql_critics(agent: nn.Module) -> Dict[str, Tensor]:
-    both = slice(None)
-    return flax_mlp("critic/value_net", agent.critic, both) | flax_mlp(
-        "target_critic/value_net", agent.target_critic, both
+    every = slice(None)
+    return flax_mlp("critic/value_net", agent.critic, every) | flax_mlp(
+        "target_critic/value_net", agent.target_critic, every
     )
 
 
 def network_fields(case: dict) -> dict:
-    """The fields that the cases with FQL's networks share."""
-    return {
+    """The fields that the cases with FQL's networks share; QAM's have K critics and rho, FQL's two critics."""
+    critics = {"num_critics": case["num_qs"], "pessimism": case["rho"]} if "num_qs" in case else {}
+    return critics | {
         "learning_rate": case["lr"],
         "actor_hidden_dims": tuple(case["actor_hidden_dims"]),
         "value_hidden_dims": tuple(case["value_hidden_dims"]),
-        "value_layer_norm": case["layer_norm"],
+        "value_layer_norm": case["value_layer_norm" if "value_layer_norm" in case else "layer_norm"],
         "actor_layer_norm": case["actor_layer_norm"],
         "discount": case["discount"],
         "target_rate": case["tau"],

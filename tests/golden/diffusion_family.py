@@ -84,8 +84,6 @@ def qsm_fields(case: dict) -> dict:
         {
             "actor_loss_type": ("qsm",),
             "beta_schedule": ("vp",),
-            "action_chunking": (False,),
-            "horizon_length": (1,),
             "best_of_n": (1,),
         },
     )

@@ -1,7 +1,8 @@
 """How the cases recorded from the fql repository (iql, ifql, fql, rebrac) map to algorithms/baselines/."""
 
-from typing import Dict
+from typing import Dict, List
 
+import numpy as np
 from torch import Tensor, nn
 
 from tests.golden.adapter import Adapter, flax_mlp, fql_critics, network_fields, require
@@ -19,30 +20,39 @@ def iql_fields(case: dict) -> dict:
 
 def ifql_fields(case: dict) -> dict:
     return network_fields(case) | {
-        "expectile": case["expectile"],
+        "critic_reduction": "mean" if "num_qs" in case else "sum",
+        "expectile": case["kappa" if "num_qs" in case else "expectile"],
         "num_candidates": case["num_samples"],
         "flow_steps": case["flow_steps"],
     }
 
 
 def fql_fields(case: dict) -> dict:
-    return network_fields(case) | {
-        "target_aggregation": case["q_agg"],
-        "distillation_weight": case["alpha"],
-        "normalise_q_loss": case["normalize_q_loss"],
-        "flow_steps": case["flow_steps"],
-    }
+    fields = {"distillation_weight": case["alpha"], "flow_steps": case["flow_steps"]}
+    if "num_qs" in case:
+        candidates = dict.fromkeys(("num_candidates", "target_candidates"), case["best_of_n"])
+        return fields | network_fields(case) | candidates
+    pessimism = {"mean": 0.0, "min": None}[case["q_agg"]]
+    return fields | network_fields(case) | {"pessimism": pessimism, "normalise_q_loss": case["normalize_q_loss"]}
 
 
 def rebrac_fields(case: dict) -> dict:
     require(case, {"tanh_squash": (True,)})
+    in_qam = "num_qs" in case  # its policy moves in every update
     return network_fields(case) | {
         "actor_bc_weight": case["alpha_actor"],
-        "critic_bc_weight": case["alpha_critic"],
-        "actor_interval": case["actor_freq"],
+        "critic_bc_weight": 0.0 if in_qam else case["alpha_critic"],
+        "actor_interval": 1 if in_qam else case["actor_freq"],
+        "target_interval": case["actor_freq"],
         "actor_noise": case["actor_noise"],
         "actor_noise_clip": case["actor_noise_clip"],
     }
+
+
+def fql_draws(draws: List[np.ndarray]) -> List[np.ndarray]:
+    """FQL's last draw samples actions for a statistic only; QAM's next actions have an axis of candidates."""
+    next_z, x0, t, z = draws[:4]
+    return [next_z if next_z.ndim == 3 else next_z[:, None], x0, t, z]
 
 
 def flax_actor(prefix: str, network: nn.Module) -> Dict[str, Tensor]:
@@ -103,7 +113,7 @@ ADAPTERS = {
     "fql": Adapter(
         config_fields=fql_fields,
         parameters=fql_parameters,
-        keep_draws=lambda draws: draws[:4],  # the last one samples actions for a statistic only
+        keep_draws=fql_draws,
         metrics=CRITIC_METRICS
         | {
             "actor/actor_loss": "actor/loss",

@@ -1,0 +1,261 @@
+"""Published scores of single seeds (peers/sources.yaml) as rows of their own beside a comparison's, under one guard.
+
+A row of ours shares a table with them where its runs had their protocol: official data, updates, chunks, rewards,
+critics and the rule of the score. Other rows stay out of the table, with the reason.
+"""
+
+import dataclasses
+import fnmatch
+import math
+import re
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from common.files import make_folder
+from harness.comparison.protocol import USUAL
+from harness.comparison.results import D4RL, FINAL, LAST, SUCCESS, Results, RunResult
+from harness.config import flat
+from harness.report import plots, tables
+from harness.report.blocks import MARK, Block, Bold, by_policy, estimates, near_best_of, title_of, unit_of
+from harness.report.published import task_key
+from harness.score_statistics import standard_deviation
+
+SOURCES = Path(__file__).with_name("peers") / "sources.yaml"
+OGBENCH_TASK = re.compile(r"(ogbench/.+)-singletask-task(\d)-v0")
+TABLE_COLUMNS = ["policy", "label", "name", "category", "task", "seed", "status", "unit", "low", "high"]
+TABLE_COLUMNS += [FINAL, f"{FINAL}_normalised", LAST, f"{LAST}_normalised", "num_candidates", "network_evaluations"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Published runs of one protocol. scores: columns task (key), method, seed and score (success or D4RL score, %)."""
+
+    name: str
+    protocol: str
+    source: str
+    note: str
+    evaluations: tuple[int, ...]
+    settings: dict[str, Any]
+    tasks: dict[str, dict[str, Any]]
+    scores: pd.DataFrame
+
+    @property
+    def title(self) -> str:
+        return f"{self.name}, protocol {self.protocol}"
+
+    @property
+    def folder(self) -> str:
+        """Of its figures."""
+        return re.sub(r"\W+", "_", self.name.lower())
+
+    def describe(self) -> str:
+        """Source, protocol and rule of the score in one line."""
+        return f"Published: {self.source}; protocol {self.protocol}, {self.rule}; {self.note}."
+
+    @property
+    def rule(self) -> str:
+        """Which evaluations the score is the mean of."""
+        return rule_of(self.evaluations)
+
+    def settings_on(self, key: str) -> dict[str, Any]:
+        """The protocol's settings on a task."""
+        found = dict(self.settings)
+        for patterns, values in self.tasks.items():
+            if any(fnmatch.fnmatchcase(key, pattern.strip()) for pattern in patterns.split(",")):
+                found |= values
+        return found
+
+    def lines(self, tasks: Mapping[str, str], categories: Mapping[str, str]) -> pd.DataFrame:
+        """Their lines of a table of scores for these tasks, {task: its key}; a line for each method, task and seed."""
+        parts = []
+        for task, key in tasks.items():
+            own = self.scores[self.scores["task"] == key]
+            name = own["method"] + f" (published: {self.title})"
+            unit = SUCCESS if key.startswith("ogbench/") else D4RL
+            part = pd.DataFrame({"policy": name, "label": name, "name": name, "seed": own["seed"]})
+            parts.append(part.assign(task=task, category=categories[task], unit=unit, final=own["score"] / 100))
+        return as_table(pd.concat(parts, ignore_index=True))
+
+
+def as_table(lines: pd.DataFrame) -> pd.DataFrame:
+    """Lines whose `final` is a normalised score as a table of scores (comparison/results.py)."""
+    lines = lines.assign(status="finished", low=0.0, high=1.0)
+    return lines.assign(**{f"{FINAL}_normalised": lines[FINAL]}).reindex(columns=TABLE_COLUMNS)
+
+
+def rule_of(evaluations: Sequence[int]) -> str:
+    steps = [f"{step:,}" for step in evaluations]
+    if len(steps) == 1:
+        return f"score of the evaluation after {steps[0]} updates"
+    return f"score: mean of the evaluations after {', '.join(steps[:-1])} and {steps[-1]} updates"
+
+
+def load_sources(path: Path = SOURCES) -> list[Source]:
+    """The published runs by source."""
+    sources = []
+    for entry in yaml.safe_load(path.read_text(encoding="utf-8")):
+        wide = pd.read_csv(path.with_name(entry.pop("file")))
+        scores = wide.melt(["task", "method"], var_name="seed", value_name="score").dropna()
+        entry["evaluations"] = tuple(entry["evaluations"])
+        sources.append(Source(**{"tasks": {}} | entry, scores=scores))
+    return sources
+
+
+def key_of(task: str, identity: Mapping[str, Any] | None = None) -> str:
+    """The key of a task in the files: by the data set's identity where there is one, else by the task's name."""
+    suite = task.partition("/")[0]
+    if suite == "ogbench" and identity:
+        return f"ogbench/{task_key(identity)}"
+    match = OGBENCH_TASK.fullmatch(task)
+    return f"{match[1]}/{match[2]}" if match else task
+
+
+# ---- The guard ----
+
+
+def deviations(run: RunResult, source: Source, key: str) -> list[str]:
+    """What keeps a finished run out of a table with the source's rows, as text; empty where nothing does."""
+    own = USUAL | flat(run.run, run.config)
+    theirs = source.settings_on(key)
+    found = [f"{name} {own[name]}, theirs {value}" for name, value in theirs.items() if own[name] != value]
+    if run.identity.get("source") != "official":
+        found.insert(0, f"data {run.identity.get('source', 'of unknown origin')}, theirs official")
+    evaluated = {int(row["step"]) for row in run.evaluations}
+    if missing := [f"{step:,}" for step in source.evaluations if step not in evaluated]:
+        found.append(f"no evaluation after {', '.join(missing)} updates")
+    return found
+
+
+def score_by(source: Source, run: RunResult, line: pd.Series) -> float:
+    """The normalised score that the source's rule gives a line of ours; NaN where it was not evaluated so."""
+    if not run.finished:
+        return math.nan
+    if source.evaluations == (run.result["step"],):
+        return line[f"{FINAL}_normalised"]
+    scores = {int(row["step"]): float(row[run.result["score_name"]]) for row in run.evaluations}
+    if math.isnan(line[LAST]) or not scores.keys() >= set(source.evaluations):  # only training's own act options
+        return math.nan
+    return run.scale.normalised(math.fsum(scores[step] for step in source.evaluations) / len(source.evaluations))
+
+
+@dataclasses.dataclass(frozen=True)
+class Beside:
+    """A source's rows and ours in one table of scores, ours first."""
+
+    source: Source
+    scores: pd.DataFrame
+    own: tuple[str, ...]  # titles of our policies in the table
+    apart: dict[str, str]  # {title of a policy of ours: why it is not in it, or is marked}
+
+    @property
+    def marked(self) -> set[str]:
+        return set(self.own) & set(self.apart)
+
+
+def beside(results: Results, source: Source, allow_mixed: bool = False) -> Beside | None:
+    """Our rows and the source's on the tasks that both have; None without a finished run on such a task.
+
+    allow_mixed: rows of another protocol are in the table and marked, not left out.
+    """
+    published = set(source.scores["task"])
+    runs = {run.planned.name: run for run in results.runs}
+    keys = {run.planned.task: key_of(run.planned.task, run.identity) for run in results.runs if run.finished}
+    keys = {task: key for task, key in keys.items() if key in published}
+    if not keys:
+        return None
+    parts, apart = [], {}
+    for lines in by_policy(results.scores[results.scores["task"].isin(keys)]).values():
+        title = title_of(lines)
+        scores = [score_by(source, runs[line["run"]], line) for _, line in lines.iterrows()]
+        own = as_table(lines.assign(policy=title, label=title, name=title, final=scores)).dropna(subset=[FINAL])
+        finished = [runs[name] for name in lines["run"] if runs[name].finished]
+        found = [reason for run in finished for reason in deviations(run, source, keys[run.planned.task])]
+        if own.empty and finished:
+            found.append("no score by their rule for these act options")
+        if found:
+            apart[title] = "; ".join(dict.fromkeys(found))
+        if not own.empty and (allow_mixed or not found):
+            parts.append(own)
+    categories = dict(zip(results.scores["task"], results.scores["category"], strict=True))
+    scores = pd.concat([*parts, source.lines(keys, categories)], ignore_index=True)
+    return Beside(source, scores, tuple(part["policy"].iloc[0] for part in parts), apart)
+
+
+def protocol_of(run: RunResult, sources: Sequence[Source]) -> str:
+    """The name of the protocol that a run has, "own" where it is none of the sources'."""
+    key = key_of(run.planned.task, run.identity)
+    names = [one.protocol for one in sources if key in set(one.scores["task"]) and not deviations(run, one, key)]
+    return names[0] if names else "own"
+
+
+# ---- The report's parts ----
+
+
+def peer_blocks(results: Results, figures: Path, allow_mixed: bool = False) -> list[Block]:
+    """For each source with a task of the comparison, its rows beside ours, or apart with the reason."""
+    found = [beside(results, source, allow_mixed) for source in load_sources()]
+    return [block for one in found if one is not None for block in blocks_of(one, figures)]
+
+
+def blocks_of(found: Beside, figures: Path) -> list[Block]:
+    """A source's rows, with ours where there are any: scores by category; with ours, aggregates over tasks too."""
+    source, scores = found.source, found.scores
+    head = Block(f"{'Beside published seeds' if found.own else 'Published seeds'}: {source.title}")
+    head.text = [source.describe()]
+    if found.apart:
+        what = f"is marked {MARK}" if found.marked else "stands apart, not in these tables"
+        reasons = ". ".join(f"{title}: {reason}" for title, reason in found.apart.items())
+        head.text.append(f"What is of another protocol {what}. {reasons}.")
+    tasks_by_category = tables.categories_of(scores)
+    blocks = [head, *(score_block(scores, name, tasks, found.marked) for name, tasks in tasks_by_category.items())]
+    if found.apart and not found.own:
+        return blocks
+    folder = figures / source.folder
+    make_folder(folder, "run_dir")
+    head.figure = plots.plot_scores(scores, folder, "score")
+    complete = scores.groupby("policy")["task"].transform("nunique") == scores["task"].nunique()
+    whole = scores[complete]
+    if left_out := list(scores[~complete]["policy"].unique()):
+        head.text.append(f"Not in what is over all tasks, since it lacks some of them: {'; '.join(left_out)}.")
+    aggregates = tables.aggregate_block(whole, found.marked)
+    if aggregates is not None:  # N and network evaluations are not published
+        aggregates.header = [title.removeprefix("final: ") for title in (aggregates.header[0], *aggregates.header[3:])]
+        aggregates.rows = [[row[0], *row[3:]] for row in aggregates.rows]
+        aggregates.figure = plots.plot_aggregates(whole, folder, "score")
+    titles, tasks, pairs = tables.improvement_matrix(whole)
+    improvement = tables.improvement_block(titles, tasks, pairs, "score")
+    if improvement is not None:
+        improvement.figure = plots.plot_improvement(titles, pairs, folder)
+    profiles = plots.plot_profiles(whole, folder, "score")
+    text = "The share of runs whose score is above τ, averaged over tasks."
+    blocks += [aggregates, improvement, profiles and Block("Performance profiles", text=[text], figure=profiles)]
+    blocks = [block for block in blocks if block]
+    for block in blocks:
+        block.level = 2 if block is head else 3
+        block.figure = block.figure and f"{source.folder}/{block.figure}"
+    return blocks
+
+
+def score_block(scores: pd.DataFrame, category: str, tasks: Sequence[str], marked: Collection[str]) -> Block:
+    """Mean ± standard deviation and interval of every row on each task and over them."""
+    scores = scores[scores["task"].isin(tasks)]
+    lines = []
+    columns = {task.partition("/")[2]: [task] for task in tasks} | ({"mean": list(tasks)} if len(tasks) > 1 else {})
+    for column, group in columns.items():
+        found = estimates(scores[scores["task"].isin(group)], group, FINAL)
+        best = near_best_of(found)
+        for policy, one in found.items():
+            if one.seeds:
+                name = f"{policy} {MARK}" if policy in marked else policy
+                numbers = {"mean": one.mean, "std": standard_deviation(one.seed_means), **one.interval._asdict()}
+                lines.append({"policy": name, "column": column, **numbers, "near_best": policy in best})
+    cells, bold = tables.summary_cells(pd.DataFrame(lines))
+    block = Block(f"{category} ({unit_of(scores, tasks)})", level=3, header=["", *cells.columns])
+    for name, line, marks in zip(cells.index, cells.to_numpy(), bold.to_numpy(), strict=True):
+        block.rows.append([name, *(Bold(text) if mark else text for text, mark in zip(line, marks, strict=True))])
+    block.text = ["Mean ± standard deviation over seeds [95% interval]. Bold: within 95% of the best."]
+    return block
