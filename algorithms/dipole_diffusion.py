@@ -112,8 +112,7 @@ class Noise(nn.Module):
 class EnsembleMLP(nn.Module):
     """M independent MLPs, evaluated by one batched product per layer: inputs [B, ...] are joined -> [M, B, O].
 
-    Linear -> GELU (tanh form) -> optional layer norm; Xavier-uniform weights, zero biases: the networks of FQL
-    (github.com/seohongpark/fql).
+    Linear -> GELU (tanh form) -> optional layer norm; Xavier-uniform weights, zero biases: the networks of FQL.
     """
 
     def __init__(self, members: int, sizes: tuple[int, ...], layer_norm: bool, generator: torch.Generator):
@@ -133,21 +132,19 @@ class EnsembleMLP(nn.Module):
 
     def forward(self, *inputs: Tensor, member: int | None = None) -> Tensor:
         """All members, or one alone. (Slicing all of them would cost a copy in the backward pass.)"""
-
-        def of_member(parameter: Tensor) -> Tensor:
-            return parameter if member is None else parameter[member, None]
-
-        joined = inputs[0] if len(inputs) == 1 else torch.cat(inputs, dim=-1)
-        hidden = joined.expand(len(of_member(self.biases[0])), *joined.shape)
-        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+        weights, biases, scales, shifts = (
+            list(group) if member is None else [parameter[member, None] for parameter in group]
+            for group in (self.weights, self.biases, self.norm_scales, self.norm_shifts)
+        )
+        hidden = torch.cat(inputs, dim=-1)
+        hidden = hidden.expand(len(biases[0]), *hidden.shape)
+        for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
             if layer > 0:
                 hidden = F.gelu(hidden, approximate="tanh")
-                if len(self.norm_scales) > 0:
-                    scale = of_member(self.norm_scales[layer - 1])
-                    shift = of_member(self.norm_shifts[layer - 1])
-                    hidden = F.layer_norm(hidden, hidden.shape[-1:], eps=LAYER_NORM_EPSILON)
-                    hidden = torch.addcmul(shift, hidden, scale)
-            hidden = torch.baddbmm(of_member(bias), hidden, of_member(weight))
+            if layer > 0 and scales:
+                hidden = F.layer_norm(hidden, hidden.shape[-1:], eps=LAYER_NORM_EPSILON)
+                hidden = torch.addcmul(shifts[layer - 1], hidden, scales[layer - 1])
+            hidden = torch.baddbmm(bias, hidden, weight)
         return hidden
 
 
@@ -338,8 +335,7 @@ class DIPOLEDiffusion(nn.Module):
         config = self.config
         next_observations = batch["next_observations"]
         with torch.no_grad():
-            candidates = self.sample(next_observations, next_noise, config.target_greediness)
-            next_actions = best_candidate(self.critic, next_observations, candidates)
+            next_actions = self.choose(next_observations, next_noise, config.target_greediness)
             next_q = self.target_critic(next_observations, next_actions).squeeze(-1)
             if config.target_pessimism != 0:
                 next_q = aggregated(next_q, config.target_pessimism)[None]
@@ -393,7 +389,11 @@ class DIPOLEDiffusion(nn.Module):
         check_columns(self, {"observations": observations}, ("observations",))
         count, steps = config.num_candidates, config.denoising_steps
         noise = self.noise.normal(len(observations), count, steps + 1, self.action_dim)
-        candidates = self.sample(observations, noise, config.greediness)
+        return self.choose(observations, noise, config.greediness)
+
+    def choose(self, observations: Tensor, noise: Tensor, greediness: float) -> Tensor:
+        """The best of the actions from the noise [N, C, S+1, A]: [N, A], a pure function."""
+        candidates = self.sample(observations, noise, greediness)
         return best_candidate(self.critic, observations, candidates)
 
     def sample(self, observations: Tensor, noise: Tensor, greediness: float) -> Tensor:

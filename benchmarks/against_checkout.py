@@ -4,7 +4,7 @@
     python -m benchmarks.against_checkout /tmp/old --algorithm dipole iql --size quickstart --csv FILE
 
 One process makes the updates of both with one thread and measures CPU time, which other programs disturb less than the
-clock on the wall. Each round gives one ratio, above 1 where this checkout is faster.
+clock on the wall. Each round gives one ratio, above 1 where this checkout is faster; with `--compile` it is compiled.
 """
 
 import importlib.util
@@ -21,6 +21,7 @@ from tqdm import tqdm
 from common.errors import CommandParser, UserError, exit_on_user_error
 from common.files import write_rows_csv
 from harness.algorithms import ROOT, Algorithm, algorithm_names, load_algorithm
+from harness.compilation import compile_functions
 from harness.measurement.table import format_rows, machine, spread
 from harness.measurement.workload import SIZES, Size, build_agent, random_dataset
 
@@ -41,9 +42,11 @@ def load_from(checkout: Path, ours: Algorithm) -> Algorithm:
     return Algorithm(ours.name, config_class, agent_class)
 
 
-def updater(algorithm: Algorithm, size: Size) -> Callable[[], Any]:
+def updater(algorithm: Algorithm, size: Size, compiled: bool = False) -> Callable[[], Any]:
     """What makes one update, minibatch included."""
     agent, dataset = build_agent(algorithm, size, CPU), random_dataset(size, CPU)
+    if compiled:
+        compile_functions(agent)
     generator = torch.Generator().manual_seed(0)
     return lambda: agent.update(dataset.sample(size.batch_size, generator, agent.batch_fields))
 
@@ -56,10 +59,11 @@ def milliseconds(update: Callable[[], Any], count: int) -> float:
     return (time.process_time() - started) / count * 1000
 
 
-def measure(name: str, size_name: str, checkout: Path, rounds: int, count: int) -> dict[str, Any]:
+def measure(name: str, size_name: str, checkout: Path, rounds: int, count: int, compiled: bool) -> dict[str, Any]:
     """The row of one algorithm and size."""
     ours = load_algorithm(name)
-    updates = [updater(algorithm, SIZES[size_name]) for algorithm in (ours, load_from(checkout, ours))]
+    size = SIZES[size_name]
+    updates = [updater(ours, size, compiled), updater(load_from(checkout, ours), size)]
     for update in updates:
         milliseconds(update, WARM_UP_UPDATES)
     times: list[list[float]] = []
@@ -83,6 +87,7 @@ def main() -> None:
     parser.add_argument("--size", nargs="+", choices=list(SIZES), default=["released", "quickstart"])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--updates", type=int, default=10, help="of each of the two in each round")
+    parser.add_argument("--compile", action="store_true", help="compile this checkout's updates, not the other's")
     parser.add_argument("--csv", type=Path, help="also write the rows there")
     with exit_on_user_error():
         options = parser.parse_args()
@@ -90,7 +95,7 @@ def main() -> None:
             if getattr(options, flag) < 1:
                 raise UserError(f"--{flag} is {getattr(options, flag)}, set it to 1 or more")
         torch.set_num_threads(1)
-        arguments = options.checkout.resolve(), options.rounds, options.updates
+        arguments = options.checkout.resolve(), options.rounds, options.updates, options.compile
         rows = [measure(name, size, *arguments) for size in options.size for name in options.algorithm]
         print(f"{machine(CPU)}\n\n{format_rows(rows)}")
         if options.csv:

@@ -4,10 +4,10 @@
     python -m benchmarks.against_jax --device cuda --precision highest high
 
 Rounds of the two follow each other, and each round gives one ratio, so that what else the machine does meets both; the
-table holds the smallest, the median and the largest of the rounds. On a GPU ours is measured update by update (eager)
-and as a CUDA graph, and JAX is waited for as rarely as the graph. On a CPU both use all cores, or so many as `taskset`
-leaves. `--clock cpu` gives updates per second of CPU time, of all threads together, for a machine that is busy with
-other work.
+table holds the smallest, the median and the largest of the rounds. With `--compile` ours is measured compiled, too; on
+a GPU each update by update and as a CUDA graph, and JAX is waited for as rarely as the graph. On a CPU both use all
+cores, or so many as `taskset` leaves. `--clock cpu` gives updates per second of CPU time, of all threads together, for
+a machine that is busy with other work.
 """
 
 import os
@@ -71,6 +71,7 @@ def measure(
     seconds: float,
     device: torch.device,
     clock: Callable[[], float],
+    compiled: bool,
 ) -> list[dict[str, Any]]:
     """A row per precision and way of making our updates: both speeds and their ratio, each as it varied by rounds."""
     size, dataset = SIZES[size_name], random_dataset(SIZES[size_name], device)
@@ -79,8 +80,10 @@ def measure(
     rows = []
     for precision in precisions:
         torch.set_float32_matmul_precision(precision)
-        ways = {"eager": False, "graph": True} if device.type == "cuda" else {"eager": False}
-        ours = {name: warm_up(build_updates("dipole", size, dataset, graph)) for name, graph in ways.items()}
+        ways = {"eager": (False, False)} | ({"compiled": (False, True)} if compiled else {})  # captured, compiled
+        if device.type == "cuda":
+            ways |= {f"{name} graph": (True, each) for name, (_, each) in ways.items()}
+        ours = {name: warm_up(build_updates("dipole", size, dataset, *way)) for name, way in ways.items()}
         config = ours["eager"].agent.config
         theirs = JaxUpdates(config, size.batch_size, dataset, jax_device, JAX_PRECISIONS[precision])
         speeds: dict[str, list[float]] = {name: [] for name in (*ways, "jax")}
@@ -115,6 +118,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.0, help="of each of the two in each round")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads of torch; 0 = torch's choice")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--compile", action="store_true", help="measure our compiled updates, too")
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="cpu: of all threads, for a busy machine")
     parser.add_argument("--csv", type=Path, help="also write the rows there")
     with exit_on_user_error():
@@ -124,7 +128,7 @@ def main() -> None:
         device = choose_device(options.device)
         if options.threads:
             torch.set_num_threads(options.threads)
-        arguments = options.precision, options.rounds, options.seconds, device, CLOCKS[options.clock]
+        arguments = options.precision, options.rounds, options.seconds, device, CLOCKS[options.clock], options.compile
         rows = [row for size in options.size for row in measure(size, *arguments)]
         print(f"{machine(device)}, jax {jax.__version__}\n\n{format_rows(rows)}")
         if options.csv:

@@ -28,6 +28,21 @@ def optimizers_of(agent: nn.Module) -> dict[str, torch.optim.Optimizer]:
     return {name: value for name, value in vars(agent).items() if isinstance(value, torch.optim.Optimizer)}
 
 
+def pure_functions(agent: nn.Module) -> list[str]:
+    """Names of the agent's functions that a run may compile: the losses, one for each optimiser step, and `choose`."""
+    return [*getattr(agent, "losses", ("loss",)), *(["choose"] if hasattr(agent, "choose") else [])]
+
+
+@contextlib.contextmanager
+def eager(agent: nn.Module) -> Iterator[None]:
+    """Within the block the agent's functions are those of its class, if a run has compiled them."""
+    compiled = {name: vars(agent).pop(name) for name in pure_functions(agent) if name in vars(agent)}
+    try:
+        yield
+    finally:
+        vars(agent).update(compiled)
+
+
 @contextlib.contextmanager
 def noise_of(agent: nn.Module, noise: nn.Module) -> Iterator[None]:
     """Within the block the agent draws from `noise`, so that the stream of training stays where it is."""
@@ -45,8 +60,8 @@ def fresh_noise(agent: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def validation_metrics(agent: nn.Module, batch: dict) -> dict[str, Tensor]:
-    """The metrics of a minibatch at the present parameters: no gradient, equal noise at every call."""
-    with noise_of(agent, fresh_noise(agent)):
+    """The metrics of a minibatch at the present parameters: no gradient, equal noise at every call, not compiled."""
+    with eager(agent), noise_of(agent, fresh_noise(agent)):
         return agent.loss(batch, agent.draw(len(batch["actions"])))[1]
 
 

@@ -15,12 +15,11 @@ from typing import Any
 import pyrallis.argparsing
 import pyrallis.help_formatter
 import pyrallis.utils
-import yaml
 from pyrallis.wrappers import DataclassWrapper
 
 from common.errors import UserError, exit_on_user_error
-from harness.config import RunConfig, Settings, field_types, load_settings
-from harness.config_file import STRING, as_yaml, compose, decode, form_of, unknown_field
+from harness.config import RunConfig, Settings, decode_flag, field_types, load_settings
+from harness.config_file import as_yaml, decode_text, form_of, unknown_field
 
 GIGABYTES_PER_RUN = 3.0  # of a GPU, for the seeds that run at a time
 OWN_FLAGS = {  # of the command itself; all others are fields
@@ -74,24 +73,11 @@ def parse_command(config_class: type, argv: list[str]) -> Command:
     return Command(settings, seeds, bool(own["show"]), bool(own["restart"]))
 
 
-def decode_flag(config_class: type, name: str, text: str) -> Any:
-    """The value of the field `name` that `--name text` gives. Raises UserError."""
-    kind = field_types(config_class)[name]
-    return decode(_flag_node(text, kind, f"--{name}"), kind, f"command line: --{name}")
-
-
 def _decode_seeds(texts: list[str]) -> tuple[int, ...]:
-    seeds = tuple(decode(_flag_node(text, int, "--seeds"), int, "command line: --seeds") for text in texts)
+    seeds = tuple(decode_text(text, int, "--seeds") for text in texts)
     if len(set(seeds)) < len(seeds):
         raise UserError("command line: --seeds has a seed twice, give each once")
     return seeds
-
-
-def _flag_node(text: str, kind: Any, flag: str) -> yaml.Node:
-    form, item = form_of(kind)
-    is_text = form == "choice" or item is str and form != "list" and text != "null"
-    node = None if is_text else compose(text, f"command line: {flag}")
-    return node or yaml.ScalarNode(STRING, text)
 
 
 # ---- Several seeds ----

@@ -29,7 +29,7 @@ import yaml
 
 from common.errors import UserError, one_line
 from harness.algorithms import algorithm_names, load_algorithm
-from harness.config_file import as_yaml, decode, form_of, places_by_key, read_mapping, shown, unknown_field
+from harness.config_file import as_yaml, decode, decode_text, form_of, places_by_key, read_mapping, shown, unknown_field
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
@@ -67,6 +67,7 @@ class RunConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"  # where the networks are; auto: a GPU if there is one
     threads: int = 0  # CPU threads of torch; 0: torch's choice
     matmul_precision: Literal["highest", "high", "medium"] = "highest"  # float32 products; high: tf32 on GPUs
+    compile: Literal["auto", "true", "false"] = "auto"  # compile losses and sampling; auto: where a long run gains
     cuda_graphs: bool = True  # on a GPU, replay recorded updates; false: one by one, the same numbers more slowly
     logger: Tuple[str, ...] = ("csv",)  # places for a run's rows besides its CSV files: tensorboard, wandb
     wandb_mode: Literal["offline", "online"] = "online"  # offline: W&B's files stay in the run's folder
@@ -76,7 +77,7 @@ class RunConfig:
 # Where a run happens and what it prints, not what it computes: a run may continue with other values.
 MACHINE_OPTIONS = (
     *("label", "run_dir", "data_dir", "collect_episodes", "in_memory", "checkpoint_interval", "eval_workers", "sweep"),
-    *("device", "threads", "cuda_graphs", "logger", "wandb_mode", "wandb_project"),
+    *("device", "threads", "compile", "cuda_graphs", "logger", "wandb_mode", "wandb_project"),
 )
 # Fields of earlier versions' runs, read over in a stored config.yaml: with which value (None: any) they mean what the
 # code does now.
@@ -169,6 +170,11 @@ def field_types(config_class: type) -> dict[str, Any]:
     for kind in kinds.values():
         form_of(kind)
     return kinds
+
+
+def decode_flag(config_class: type, name: str, text: str) -> Any:
+    """The value of the field `name` that `--name text` gives. Raises UserError."""
+    return decode_text(text, field_types(config_class)[name], f"--{name}")
 
 
 def load_settings(

@@ -160,6 +160,14 @@ def decode(node: yaml.Node, kind: Any, where: str) -> Any:
         raise UserError(f"{where} must be {_expected(kind)}, not {shown(node)}") from error
 
 
+def decode_text(text: str, kind: Any, flag: str) -> Any:
+    """The value of a flag's text as the field type `kind`. Raises UserError."""
+    form, item = form_of(kind)
+    is_text = form == "choice" or item is str and form != "list" and text != "null"
+    node = None if is_text else compose(text, f"command line: {flag}")
+    return decode(node or yaml.ScalarNode(STRING, text), kind, f"command line: {flag}")
+
+
 def _convert(node: yaml.Node, kind: Any) -> Any:
     """Return a node's value as the field type `kind`; raises ValueError where the node holds something else."""
     form, item = form_of(kind)
@@ -172,9 +180,9 @@ def _convert(node: yaml.Node, kind: Any) -> Any:
             raise ValueError
         return tuple(_convert(element, item) for element in node.value)
     if form == "choice":
-        if _convert_scalar(node, str) not in item:
+        if not isinstance(node, yaml.ScalarNode) or node.value not in item:
             raise ValueError
-        return node.value
+        return node.value  # plain `true` too, where it is one of the texts
     return _convert_scalar(node, kind)
 
 

@@ -27,8 +27,7 @@ from common.files import make_folder, write_rows_csv
 from envs.task import Task
 from harness import run_files
 from harness.agent_tools import network_evaluations
-from harness.command_line import decode_flag
-from harness.config import RunConfig, check_values
+from harness.config import RunConfig, check_values, decode_flag
 from harness.config_file import nearest_field
 from harness.devices import choose_device, set_up_torch
 from harness.episodes import add_episodes

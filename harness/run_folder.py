@@ -31,7 +31,6 @@ from harness.config import MACHINE_OPTIONS, RunConfig, algorithm_name, config_to
 from harness.loggers import CsvLog, open_loggers
 from harness.machine import add_stretch, describe_machine
 from harness.online import OnlinePhase
-from harness.plots import plot_learning_curve
 
 CHECKPOINT_FORMAT = 1  # raised when the layout of checkpoint.pt changes
 FIRST_HARNESS_VERSION = 1  # of the runs that do not record one
@@ -195,14 +194,20 @@ class RunFolder:
         print(f"{self.path}: finished before, not trained again (--restart would)")
         return result
 
-    def describe(self, agent: torch.nn.Module, device: torch.device, step: int) -> None:
+    def was_compiled(self) -> bool:
+        """Whether the run's latest updates were made by compiled functions."""
+        if not (self.path / run_files.ENVIRONMENT).exists():
+            return False
+        return read_environment(self.path).get("compiled", False)
+
+    def describe(self, agent: torch.nn.Module, device: torch.device, compiled: bool, step: int) -> None:
         """Writes config.yaml and environment.json, in which the machine of every stretch of updates is; opens loggers.
 
         Prints what has changed since an earlier stretch, if numbers may depend on it.
         """
         begun = (self.path / run_files.ENVIRONMENT).exists()
         before = read_environment(self.path) if begun else {"run_id": secrets.token_hex(8)}
-        machine = describe_machine(device)
+        machine = describe_machine(device, compiled)
         first = {"from_step": 0} | {name: before[name] for name in machine if name in before}  # of earlier versions
         stretches, changes = add_stretch(before.get("stretches", [first] if begun else []), step, machine)
         if changes:
@@ -297,6 +302,8 @@ class RunFolder:
         scores = {int(row["step"]): float(row[task.score_name]) for row in self.eval_log.rows}
         last = list(scores.values())[-SCORE_EVALUATIONS:]
         if scores:
+            from harness.plots import plot_learning_curve  # here: a run needs matplotlib at its end only
+
             plot_learning_curve(
                 self.path / run_files.EVAL_LOG,
                 self.path / run_files.LEARNING_CURVE,

@@ -12,9 +12,9 @@ from common.errors import UserError, one_line
 from envs.task import Task
 from harness import devices
 from harness.agent_tools import validation_metrics
+from harness.compilation import check_compiler, compile_where_it_pays
 from harness.config import RunConfig, algorithm_name, check_values
 from harness.divergence import refuse_divergence
-from harness.evaluate import parse_grid, sweep_after_training
 from harness.evaluation import EVALUATION_SEED, Evaluator
 from harness.loggers import check_loggers
 from harness.online import OnlinePhase
@@ -32,8 +32,12 @@ def train_run(agent_class: type, run: RunConfig, config: Any, restart: bool = Fa
     check_values(run, config)
     devices.set_up_torch(run)
     device = devices.choose_device(run.device)
-    parse_grid(run.sweep, agent_class, config)  # refuses a wrong one now instead of after the training
+    if run.sweep:
+        from harness.evaluate import parse_grid, sweep_after_training  # here: a sweep alone needs pandas and scipy
+
+        parse_grid(run.sweep, agent_class, config)  # refuses a wrong one now instead of after the training
     check_loggers(run)
+    check_compiler(run, device)
     task = with_chunks(task or load_run_task(run), run, config)
     try:
         agent = agent_class(config, task.observation_dim, task.action_dim, seed=run.seed).to(device)
@@ -76,9 +80,10 @@ def train(agent: torch.nn.Module, device: torch.device, run: RunConfig, task: Ta
     online = OnlinePhase(run, task, data, folder.path)
     last = run.offline_steps + run.online_steps
     step, seconds = folder.resume(agent, device, batches, online)  # updates of both phases, time spent on them
+    compiled = compile_where_it_pays(agent, run, task, data, last - step, folder.was_compiled())
     started, evaluating = time.perf_counter() - seconds, 0.0  # seconds of this call's evaluations
     logged_step, logged_at = step, seconds
-    folder.describe(agent, device, step)
+    folder.describe(agent, device, compiled, step)
 
     def elapsed() -> float:
         return time.perf_counter() - started

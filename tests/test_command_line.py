@@ -524,3 +524,28 @@ def test_a_wrong_flag_of_any_command_is_one_sentence(module, monkeypatch, capsys
     printed = capsys.readouterr()
     assert (stop.value.code, printed.out) == (2, "")
     assert printed.err.startswith("error: ") and printed.err.count("\n") == 1
+
+
+# Beside the standard library and the repository's own. numpy comes with torch; all of this takes a second or two.
+HELP_MAY_IMPORT = {"torch", "torchgen", "numpy", "opt_einsum", "mpmath", "sympy", "typing_extensions", "tqdm"}
+HELP_MAY_IMPORT |= {"pyrallis", "typing_inspect", "mypy_extensions", "yaml", "cython_runtime"}
+
+
+@pytest.mark.parametrize(
+    "code, may_import",
+    [
+        ("sys.argv = ['dipole.py', '--help']; runpy.run_path('algorithms/dipole.py', run_name='__main__')", set()),
+        ("import harness.train", {"gymnasium", "farama_notifications", "cloudpickle", "h5py"}),
+    ],
+    ids=["help", "training"],
+)
+def test_nothing_heavy_is_imported_before_it_is_needed(code, may_import):
+    """No wandb, matplotlib, mujoco, pandas or jax for the help, nor for a run before its first update."""
+    script = (
+        f"import atexit, runpy, sys; before = set(sys.modules)\n"
+        "atexit.register(lambda: print(*{name.split('.')[0] for name in set(sys.modules) - before}, file=sys.stderr))\n"
+        f"{code}"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    imported = set(done.stderr.split()) - sys.stdlib_module_names - {"harness", "common", "envs"}
+    assert {name for name in imported if not name.startswith("_")} <= HELP_MAY_IMPORT | may_import

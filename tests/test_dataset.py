@@ -99,6 +99,15 @@ def test_to_keeps_everything():
     assert torch.equal(moved.columns["state_values"], dataset.columns["state_values"])
 
 
+def test_a_data_set_on_the_same_device_shares_its_memory():
+    actions = torch.full((5, 1), ACTION_LIMIT)
+    masks = torch.ones(()).expand(5)
+    dataset = Dataset(torch.zeros(5, 2), actions, torch.zeros(5), masks, torch.arange(4)).to("cpu")
+    assert dataset.actions.data_ptr() == actions.data_ptr()
+    assert dataset.masks.data_ptr() == masks.data_ptr() and dataset.masks.untyped_storage().nbytes() == 4
+    assert dataset.take(torch.tensor([1, 2, 3]))["masks"].tolist() == [1, 1, 1]
+
+
 @pytest.mark.parametrize(
     "field, value",
     [

@@ -367,7 +367,7 @@ def test_dql_draws_candidates_by_the_softmax_of_the_smaller_target_critic(monkey
 
     monkeypatch.setattr(agent.target_critic, "forward", lambda observations, actions: q.flatten(1))
     monkeypatch.setattr(agent, "sample", lambda denoiser, observations, noise: candidates)
-    actions = agent.act(torch.zeros(count, OBSERVATION_DIM).double())[:, 0]
+    actions = agent.act(torch.zeros(count, OBSERVATION_DIM).double(), num_candidates=3)[:, 0]
     shares = [(actions == value).double().mean().item() for value in (0.1, 0.2, 0.3)]
     assert shares == pytest.approx((0.5, 0.2, 0.3), abs=0.03)
 

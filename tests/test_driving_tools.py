@@ -53,7 +53,7 @@ def test_an_evaluation_takes_every_scene_once_unless_more_are_asked_for(folder, 
     with open(run / "eval.csv", newline="") as file:
         assert {float(row["episodes"]) for row in csv.DictReader(file)} == {scenes}
     evaluate_command([str(run)])
-    assert f"{scenes} episodes each" in capsys.readouterr().out
+    assert f"episodes {scenes}, first seed" in capsys.readouterr().out
     evaluate_command([str(run), "--episodes", str(scenes + 1)])
     said = f"driving/bandit has {scenes} different episodes: intervals of {scenes + 1} are too narrow"
     assert said in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""ExORL: rewards against dm_control's online ones, files to HDF5 to Task, local collection, wrong input."""
+"""ExORL: rewards against dm_control's, files to HDF5 to Task, large ones too, local collection, wrong input."""
 
 import dataclasses
 import functools
@@ -7,6 +7,10 @@ import os
 import pickle
 import re
 import shutil
+import signal
+import threading
+import time
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -17,8 +21,10 @@ import torch
 from dm_control.rl.control import PhysicsError
 
 from common.errors import UserError
+from common.files import locked
 from envs import load_environment as load_environment_of
 from envs import load_task
+from envs.exorl import convert as conversion
 from envs.exorl.collect import collect, collect_episode
 from envs.exorl.convert import convert
 from envs.exorl.domains import DOMAINS, TASKS
@@ -26,6 +32,7 @@ from envs.exorl.environment import ExORLEnvironment, action_scale, load_environm
 from envs.exorl.fast_relabel import READERS, fast_rewards
 from envs.exorl.relabel import Relabeller, reference_rewards
 from envs.exorl.tasks import main
+from envs.transitions import ACTION_LIMIT
 
 STEPS = 60  # of the short episodes here
 TOLERANCE = 1e-6
@@ -576,6 +583,127 @@ def test_a_file_that_is_no_whole_hdf5_is_refused(tmp_path, buffer, cut):
     with pytest.raises(UserError, match="rnd.h5: is damaged or no HDF5 file") as caught:
         load_task("exorl/rnd/cartpole_swingup", str(tmp_path))
     assert "\n" not in str(caught.value)
+
+
+def test_a_killed_conversion_leaves_no_file_and_the_next_one_makes_it(tmp_path, buffer):
+    process = os.fork()
+    if process == 0:
+        try:
+            conversion._read = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
+            convert(tmp_path, "cartpole", "rnd")
+        finally:
+            os._exit(1)
+    assert os.WTERMSIG(os.waitpid(process, 0)[1]) == signal.SIGKILL
+    assert sorted(path.suffix for path in (tmp_path / "cartpole").iterdir()) == ["", ".tmp"]
+    task = load_task("exorl/rnd/cartpole_balance", str(tmp_path))
+    assert task.identity["episodes"] == 3 and len(task.dataset) == 3 * STEPS
+    assert sorted(path.name for path in (tmp_path / "cartpole").iterdir()) == ["rnd", "rnd.h5"]
+
+
+def test_a_second_process_waits_and_takes_the_firsts_file(tmp_path, buffer, monkeypatch):
+    path, waiting = tmp_path / "cartpole" / "rnd.h5", threading.Event()
+
+    def announce(folder):
+        waiting.set()
+        return locked(folder)
+
+    monkeypatch.setattr(conversion, "_write", None)
+    with locked(path.parent):
+        monkeypatch.setattr(conversion, "locked", announce)
+        second = threading.Thread(target=convert, args=(tmp_path, "cartpole", "rnd"))
+        second.start()
+        assert waiting.wait(10)
+        time.sleep(0.05)
+        assert second.is_alive()
+        path.write_bytes(b"made by the first")
+    second.join(10)
+    assert not second.is_alive() and path.read_bytes() == b"made by the first"
+
+
+# ---- at scale ----
+
+
+def test_loading_copies_nothing_large(tmp_path, monkeypatch):
+    monkeypatch.setattr("envs.transitions.ROWS_AT_ONCE", 1000)
+    episodes, steps = 50, 1000
+    rows, generator = episodes * (steps + 1), np.random.default_rng(0)
+    path = tmp_path / "walker" / "rnd.h5"
+    path.parent.mkdir()
+    with h5py.File(path, "w") as file:
+        file["observation"] = generator.normal(size=(rows, 24)).astype(np.float32)
+        file["action"] = generator.uniform(-1.0005, 1.0005, (rows, 6)).astype(np.float32)
+        file["reward_walk"] = generator.random(rows, np.float32)
+        file["episode_start"] = np.arange(episodes) * (steps + 1)
+        file["episode_length"] = np.full(episodes, steps)
+        file.attrs.update(format="exorl", version=1, source="official", episodes=episodes, transitions=episodes * steps)
+        file.attrs.update(collector="rnd", domain="walker", generation=json.dumps(None))
+
+    def peak(in_memory: bool) -> float:
+        """Bytes per row that numpy held at most while the data set was loaded; torch's are asserted on."""
+        tracemalloc.start()
+        try:
+            dataset = load_task("exorl/rnd/walker_walk", str(tmp_path), in_memory=in_memory).dataset
+            assert len(dataset) == episodes * steps and dataset.masks.untyped_storage().nbytes() == 4
+            assert dataset.actions.max() == torch.tensor(ACTION_LIMIT)
+            return tracemalloc.get_traced_memory()[1] / rows
+        finally:
+            tracemalloc.stop()
+
+    load_task("exorl/rnd/walker_walk", str(tmp_path))  # imports are not counted
+    monkeypatch.setattr(torch.Tensor, "clamp", None)  # it would copy the actions
+    columns = 4 * (24 + 6 + 1) + 8 + 1  # with `valid` and what it is made of
+    allowed = 2  # 100 kB: the blocks of the finite check, h5py's objects
+    assert columns <= peak(in_memory=True) < columns + allowed
+    assert columns - 4 * 24 <= peak(in_memory=False) < columns - 4 * 24 + allowed
+
+
+def test_mapped_and_loaded_data_are_the_same(tmp_path, buffer):
+    loaded = load_task("exorl/rnd/cartpole_balance", str(tmp_path))
+    path = Path(loaded.identity["path"])
+    before = path.read_bytes()
+    mapped = load_task("exorl/rnd/cartpole_balance", str(tmp_path), in_memory=False)
+    assert mapped.identity == loaded.identity
+    expected, found = (
+        task.dataset.sample(500, torch.Generator().manual_seed(0), fields=("next_actions",))
+        for task in (loaded, mapped)
+    )
+    assert list(expected) == list(found)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    mapped.dataset.observations.zero_()  # stays in memory
+    assert path.read_bytes() == before
+
+
+def test_only_what_can_be_mapped_is_mapped(tmp_path, buffer):
+    with h5py.File(convert(tmp_path, "cartpole", "rnd"), "r+") as file:
+        observations = file["observation"][:]
+        del file["observation"]
+        file.create_dataset("observation", data=observations, compression="gzip")
+    assert np.array_equal(load_task("exorl/rnd/cartpole_balance", str(tmp_path)).dataset.observations, observations)
+    with pytest.raises(UserError, match="rnd.h5: compressed, .* cannot be memory-mapped: set in_memory to true"):
+        load_task("exorl/rnd/cartpole_balance", str(tmp_path), in_memory=False)
+    with pytest.raises(UserError, match="in_memory: false is for exorl data sets only, not for minari/D4RL/pen"):
+        load_task("minari/D4RL/pen/human-v2", str(tmp_path), in_memory=False)
+
+
+# ---- the documented reader ----
+
+
+def test_the_documented_reader_gives_transitions(tmp_path, buffer, monkeypatch):
+    text = (Path(__file__).parents[1] / "docs" / "exorl.md").read_text()
+    lines = re.search(r"\n\n((?:    .*\n)*    import h5py.*\n(?:    .*\n)+)", text)[1].replace("\n    ", "\n")
+    path = convert(tmp_path, "cartpole", "rnd")
+    monkeypatch.chdir(path.parent)
+    names = {}
+    exec(lines.strip().replace("reward_walk", "reward_balance"), names)
+    observations, actions, rewards, next_observations = names["transition"]
+    dataset = load_task("exorl/rnd/cartpole_balance", str(tmp_path)).dataset
+    everything = dataset.take(torch.arange(len(dataset)))
+    rows = [names["rows"].tolist().index(row) for row in names["batch"]]
+    assert len(rows) == 1024 and len(names["rows"]) == 3 * STEPS
+    assert np.array_equal(observations, everything["observations"][rows])
+    assert np.allclose(actions, everything["actions"][rows], atol=1.1e-5)
+    assert np.array_equal(rewards, everything["rewards"][rows])
+    assert np.array_equal(next_observations, everything["next_observations"][rows])
 
 
 # ---- local collection ----

@@ -164,6 +164,7 @@ def test_a_mistake_is_named(tmp_path, old, new, message):
         ("exorl", 576, 14),
         ("greediness", 72, 26),
         ("ogbench", 1680, 12),
+        ("protocol_b", 3000, 5),
         ("quickstart", 33, 22),
         ("walker-local", 24, 16),
     ],

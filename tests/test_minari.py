@@ -384,7 +384,7 @@ gymnasium.register("MinariTestBroken-v0", entry_point=f"{__name__}:Broken")
     ],
 )
 def test_an_environment_that_cannot_be_built_is_one_sentence(tmp_path, monkeypatch, changes, message):
-    path = create(tmp_path, monkeypatch, requirements=changes.pop("requirements", []))
+    path = create(tmp_path, monkeypatch, requirements=changes.get("requirements", []))
     edit_metadata(path, env_spec=json.dumps(json.loads(gymnasium.spec("Pendulum-v1").to_json()) | changes))
     refuses(message)
 

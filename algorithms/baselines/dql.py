@@ -91,8 +91,7 @@ class Noise(nn.Module):
 class EnsembleMLP(nn.Module):
     """M independent MLPs, evaluated by one batched product per layer: inputs [B, ...] are joined -> [M, B, O].
 
-    Linear -> GELU (tanh form) -> optional layer norm; Xavier-uniform weights, zero biases: the networks of FQL
-    (github.com/seohongpark/fql).
+    Linear -> GELU (tanh form) -> optional layer norm; Xavier-uniform weights, zero biases: the networks of FQL.
     """
 
     def __init__(self, members: int, sizes: tuple[int, ...], layer_norm: bool, generator: torch.Generator):
@@ -112,21 +111,19 @@ class EnsembleMLP(nn.Module):
 
     def forward(self, *inputs: Tensor, member: int | None = None) -> Tensor:
         """All members, or one alone. (Slicing all of them would cost a copy in the backward pass.)"""
-
-        def of_member(parameter: Tensor) -> Tensor:
-            return parameter if member is None else parameter[member, None]
-
-        joined = inputs[0] if len(inputs) == 1 else torch.cat(inputs, dim=-1)
-        hidden = joined.expand(len(of_member(self.biases[0])), *joined.shape)
-        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+        weights, biases, scales, shifts = (
+            list(group) if member is None else [parameter[member, None] for parameter in group]
+            for group in (self.weights, self.biases, self.norm_scales, self.norm_shifts)
+        )
+        hidden = torch.cat(inputs, dim=-1)
+        hidden = hidden.expand(len(biases[0]), *hidden.shape)
+        for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
             if layer > 0:
                 hidden = F.gelu(hidden, approximate="tanh")
-                if len(self.norm_scales) > 0:
-                    scale = of_member(self.norm_scales[layer - 1])
-                    shift = of_member(self.norm_shifts[layer - 1])
-                    hidden = F.layer_norm(hidden, hidden.shape[-1:], eps=LAYER_NORM_EPSILON)
-                    hidden = torch.addcmul(shift, hidden, scale)
-            hidden = torch.baddbmm(of_member(bias), hidden, of_member(weight))
+            if layer > 0 and scales:
+                hidden = F.layer_norm(hidden, hidden.shape[-1:], eps=LAYER_NORM_EPSILON)
+                hidden = torch.addcmul(shifts[layer - 1], hidden, scales[layer - 1])
+            hidden = torch.baddbmm(bias, hidden, weight)
         return hidden
 
 
@@ -214,10 +211,8 @@ def posterior_mean(x: Tensor, clean: Tensor, level: Tensor, next_level: Tensor) 
 
 
 def resample(actions: Tensor, log_weights: Tensor, uniform: Tensor) -> Tensor:
-    """Draws one of R candidates by its weight: actions [..., R, A], log_weights and uniform [..., R] -> [..., A].
-
-    The Gumbel-max trick, which needs neither a branch nor a synchronisation with the device.
-    """
+    """Draws one of R candidates by its weight: actions [..., R, A], log_weights and uniform [..., R] -> [..., A]."""
+    # The Gumbel-max trick needs neither a branch nor a synchronisation with the device.
     gumbel = -torch.log(-torch.log(uniform.clamp(min=torch.finfo(uniform.dtype).tiny)))
     drawn = (log_weights + gumbel).argmax(dim=-1)[..., None, None]
     return torch.take_along_dim(actions, drawn, dim=-2).squeeze(-2)
@@ -228,6 +223,7 @@ class DQL(nn.Module):
 
     act_options = ("num_candidates",)  # config fields that act() takes as well
     batch_fields = ()  # columns of a minibatch beyond the usual ones
+    losses = ("critic_loss", "policy_loss")  # pure functions, one for each optimiser step of an update
     critic_class = EnsembleMLP
     denoiser_class = Denoiser
 
@@ -406,11 +402,15 @@ class DQL(nn.Module):
             config.diffusion_steps + 1,
             self.action_dim,
         )
-        candidates = self.sample(self.denoiser, observations, noise)
         if config.num_candidates == 1:
-            return candidates[:, 0]
+            return self.sample(self.denoiser, observations, noise)[:, 0]
+        return self.choose(observations, noise, self.noise.uniform(*noise.shape[:2]))
+
+    def choose(self, observations: Tensor, noise: Tensor, uniform: Tensor) -> Tensor:
+        """Of the actions from the noise [N, C, T+1, A], one drawn by value with uniform [N, C]: [N, A], pure."""
+        candidates = self.sample(self.denoiser, observations, noise)
         q = self.candidate_q(observations, candidates).amin(dim=0)
-        return resample(candidates, q, self.noise.uniform(*q.shape))
+        return resample(candidates, q, uniform)
 
     @classmethod
     def load(cls, run_dir: str | Path) -> "DQL":

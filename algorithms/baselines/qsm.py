@@ -100,8 +100,7 @@ class Noise(nn.Module):
 class EnsembleMLP(nn.Module):
     """M independent MLPs, evaluated by one batched product per layer: inputs [B, ...] are joined -> [M, B, O].
 
-    Linear -> GELU (tanh form) -> optional layer norm; Xavier-uniform weights, zero biases: the networks of FQL
-    (github.com/seohongpark/fql).
+    Linear -> GELU (tanh form) -> optional layer norm; Xavier-uniform weights, zero biases: the networks of FQL.
     """
 
     def __init__(self, members: int, sizes: tuple[int, ...], layer_norm: bool, generator: torch.Generator):
@@ -121,21 +120,19 @@ class EnsembleMLP(nn.Module):
 
     def forward(self, *inputs: Tensor, member: int | None = None) -> Tensor:
         """All members, or one alone. (Slicing all of them would cost a copy in the backward pass.)"""
-
-        def of_member(parameter: Tensor) -> Tensor:
-            return parameter if member is None else parameter[member, None]
-
-        joined = inputs[0] if len(inputs) == 1 else torch.cat(inputs, dim=-1)
-        hidden = joined.expand(len(of_member(self.biases[0])), *joined.shape)
-        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+        weights, biases, scales, shifts = (
+            list(group) if member is None else [parameter[member, None] for parameter in group]
+            for group in (self.weights, self.biases, self.norm_scales, self.norm_shifts)
+        )
+        hidden = torch.cat(inputs, dim=-1)
+        hidden = hidden.expand(len(biases[0]), *hidden.shape)
+        for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
             if layer > 0:
                 hidden = F.gelu(hidden, approximate="tanh")
-                if len(self.norm_scales) > 0:
-                    scale = of_member(self.norm_scales[layer - 1])
-                    shift = of_member(self.norm_shifts[layer - 1])
-                    hidden = F.layer_norm(hidden, hidden.shape[-1:], eps=LAYER_NORM_EPSILON)
-                    hidden = torch.addcmul(shift, hidden, scale)
-            hidden = torch.baddbmm(of_member(bias), hidden, of_member(weight))
+            if layer > 0 and scales:
+                hidden = F.layer_norm(hidden, hidden.shape[-1:], eps=LAYER_NORM_EPSILON)
+                hidden = torch.addcmul(shifts[layer - 1], hidden, scales[layer - 1])
+            hidden = torch.baddbmm(bias, hidden, weight)
         return hidden
 
 
@@ -238,10 +235,16 @@ def best_candidate(critic: EnsembleMLP, observations: Tensor, candidates: Tensor
 
 def action_gradient(critic: EnsembleMLP, observations: Tensor, actions: Tensor) -> Tensor:
     """g: gradient of the critics' mean by the action, at observations [B, O] and actions [B, A]: [B, A]."""
+
+    def mean_q(actions: Tensor) -> Tensor:
+        return critic(observations, actions).squeeze(-1).mean(dim=0).sum()
+
+    if torch.compiler.is_compiling():  # which traces this form only; eagerly it is the slower one
+        with torch.no_grad():
+            return torch.func.grad(mean_q)(actions)
     with torch.enable_grad():
         actions = actions.detach().requires_grad_(True)
-        q = critic(observations, actions).squeeze(-1).mean(dim=0)
-        return torch.autograd.grad(q.sum(), actions)[0]
+        return torch.autograd.grad(mean_q(actions), actions)[0]
 
 
 def mean_of_valid(errors: Tensor, batch: dict) -> Tensor:
@@ -385,11 +388,15 @@ class QSM(nn.Module):
             config.diffusion_steps + 1,
             self.action_dim,
         )
-        candidates = self.sample(observations, noise).clamp(-1, 1)
-        actions = best_candidate(self.critic, observations, candidates)
+        actions = self.choose(observations, noise)
         if explore:
             actions = actions + config.exploration_noise * self.noise.normal(*actions.shape)
         return actions.clamp(-1, 1)
+
+    def choose(self, observations: Tensor, noise: Tensor) -> Tensor:
+        """The best of the actions from the noise [N, C, T+1, A]: [N, A], a pure function."""
+        candidates = self.sample(observations, noise).clamp(-1, 1)
+        return best_candidate(self.critic, observations, candidates)
 
     @classmethod
     def load(cls, run_dir: str | Path) -> "QSM":

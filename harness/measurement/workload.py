@@ -7,6 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from envs.dataset import Dataset
 from harness.algorithms import Algorithm, load_algorithm
+from harness.compilation import compile_functions
 from harness.config import load_settings
 from harness.updates import WARM_UP_UPDATES, Updates
 
@@ -46,21 +47,23 @@ def build_agent(algorithm: Algorithm, size: Size, device: torch.device) -> torch
     return algorithm.agent_class(config, size.observation_dim, size.action_dim).to(device)
 
 
-def random_dataset(size: Size, device: torch.device) -> Dataset:
-    """ROWS rows of uniform numbers."""
+def random_dataset(size: Size, device: torch.device, rows: int = ROWS) -> Dataset:
+    """So many rows of uniform numbers."""
     return Dataset(
-        observations=torch.rand(ROWS, size.observation_dim),
-        actions=torch.rand(ROWS, size.action_dim),
-        rewards=torch.rand(ROWS),
-        masks=torch.ones(ROWS),
-        valid=torch.arange(ROWS - 1),
+        observations=torch.rand(rows, size.observation_dim),
+        actions=torch.rand(rows, size.action_dim),
+        rewards=torch.rand(rows),
+        masks=torch.ones(rows),
+        valid=torch.arange(rows - 1),
     ).to(device)
 
 
-def build_updates(name: str, size: Size, dataset: Dataset, captured: bool) -> Updates:
+def build_updates(name: str, size: Size, dataset: Dataset, captured: bool, compiled: bool = False) -> Updates:
     """Updates of an agent of the algorithm, with minibatches from `dataset`, on its device."""
     device = dataset.observations.device
     agent = build_agent(load_algorithm(name), size, device)
+    if compiled:
+        compile_functions(agent)
     batches = torch.Generator(device).manual_seed(0)
 
     def next_batch() -> dict:

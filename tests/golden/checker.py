@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from harness.algorithms import load_algorithm
+from harness.compilation import compile_functions
 from tests.golden import diffusion_family, dipole_family, fql_family
 
 ADAPTERS = dipole_family.ADAPTERS | fql_family.ADAPTERS | diffusion_family.ADAPTERS
@@ -93,12 +94,14 @@ def build_agent(
 
 
 def replay(
-    path: Path, device: str = "cpu", dtype: torch.dtype = torch.float64
+    path: Path, device: str = "cpu", dtype: torch.dtype = torch.float64, compiled: bool = False
 ) -> Dict[str, Tuple[np.ndarray, np.ndarray]]:
     """{name of a loss or parameter: (ours, the reference's)} after the recorded updates on `device` in `dtype`."""
     name, case, arrays = read_case(Path(path))
     adapter = ADAPTERS[name]
     agent, parameters = build_agent(name, case, step_arrays(arrays, "init/"), device, dtype)
+    if compiled:
+        compile_functions(agent)
     figures = {}
     for step in range(case["steps"]):
         agent.noise = RecordedNoise(adapter.keep_draws(recorded_draws(arrays, f"step{step}/")), device, dtype)
@@ -143,7 +146,7 @@ def tolerance(figure: str) -> float:
     return ACTING_TOLERANCE if figure.startswith("acting/") else TOLERANCE
 
 
-def check_case(path: Path, device: str = "cpu") -> Dict[str, float]:
+def check_case(path: Path, device: str = "cpu", compiled: bool = False) -> Dict[str, float]:
     """{name of a loss, parameter or action: largest absolute difference from the reference}."""
-    figures = replay(path, device) | replay_acting(path, device)
+    figures = replay(path, device, compiled=compiled) | replay_acting(path, device)
     return {name: float(np.abs(ours - theirs).max()) for name, (ours, theirs) in figures.items()}
