@@ -14,10 +14,11 @@ pyrallis 0.3.1 truncates 0.7 to 0, takes "false" for True and null for the text 
 What is wrong is a `UserError` of one sentence that names the file and line (or `command line`), the field and the fix.
 """
 
+import contextlib
 import difflib
 import math
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -96,6 +97,29 @@ def places_by_key(path: str | Path, mapping: yaml.MappingNode) -> dict[str, tupl
             raise UserError(f"{where}: {name} is given twice, keep one")
         places[name] = node, where
     return places
+
+
+def read_keys(path: str | Path, node: yaml.Node, kinds: dict[str, Any], owner: str) -> dict[str, Any]:
+    """The values of a mapping by key, decoded as `kinds` says (None: left as the node). Raises UserError."""
+    if not isinstance(node, yaml.MappingNode):
+        raise UserError(f"{path}: line {node.start_mark.line + 1}: write {owner} as `key: value`, not {shown(node)}")
+    values = {}
+    for name, (value, where) in places_by_key(path, node).items():
+        if name not in kinds:
+            nearest = nearest_field(name, kinds)
+            advice = f"did you mean {nearest}?" if nearest else f"it has {', '.join(kinds)}"
+            raise UserError(f"{where}: {name} is not a field of {owner}, {advice}")
+        values[name] = value if kinds[name] is None else decode(value, kinds[name], f"{where}: {name}")
+    return values
+
+
+@contextlib.contextmanager
+def named(where: str) -> Iterator[None]:
+    """Puts `where` before the text of a UserError, or of what a config says of its values together."""
+    try:
+        yield
+    except (UserError, ValueError) as error:
+        raise UserError(f"{where}: {error}") from error
 
 
 def unknown_field(where: str, name: str, owner: str, known: Collection[str]) -> UserError:

@@ -9,7 +9,7 @@ the rate of plain matrix products of the networks' width, measured in the same r
 the machine gives. On a GPU each algorithm is measured twice: update by update (eager) and as a CUDA graph (graph).
 """
 
-import dataclasses
+import itertools
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,52 +35,29 @@ SPLIT_UPDATES = 10  # profiled for the time by part
 PRECISIONS = get_args(RunConfig.__annotations__["matmul_precision"])
 
 
-@dataclasses.dataclass(frozen=True)
-class Mode:
-    """How updates are made: one by one or as a CUDA graph, in which precision."""
-
-    precision: str
-    captured: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class Cost:
-    """What does not depend on how an algorithm's updates are made, and the shares of the time of eager ones."""
-
-    parameters: int
-    flops: int
-    split: dict[str, float]
-
-
-def cost(name: str, size: Size, dataset: Dataset) -> Cost:
-    """The cost of an update of the algorithm."""
-    updates = build_updates(name, size, dataset, captured=False)
-    agent, sample = updates.agent, updates.next_batch
-    parameters = sum(parameter.numel() for parameter in agent.parameters() if parameter.requires_grad)
-    return Cost(parameters, count_flops(agent, sample()), time_split(agent, sample, SPLIT_UPDATES))
+Mode = tuple[str, bool]  # the precision of float32 products; whether updates are replayed as a CUDA graph
 
 
 def measure_rates(
-    names: Sequence[str], size_name: str, modes: Sequence[Mode], seconds: float, device: torch.device
+    names: Sequence[str], size: Size, dataset: Dataset, modes: Sequence[Mode], seconds: float
 ) -> dict[Any, float]:
-    """Medians of the rounds: {(algorithm, mode): updates per second, precision: operations per second of products}."""
-    size = SIZES[size_name]
-    dataset, wait = random_dataset(size, device), waiting_for(device)
+    """Medians of the rounds: {(algorithm, *mode): updates per second, precision: operations per second of products}."""
+    device = dataset.observations.device
+    wait = waiting_for(device)
     left, right = (torch.rand(rows, size.width, device=device) for rows in (size.batch_size, size.width))
     measured, products = {}, {}
-    for mode in modes:
-        torch.set_float32_matmul_precision(mode.precision)  # a graph keeps the one of its capture
-        products[mode.precision] = product_work(left, right)
+    for precision, captured in modes:
+        torch.set_float32_matmul_precision(precision)  # a graph keeps the one of its capture
+        products[precision] = product_work(left, right)
         for name in names:
-            measured[name, mode] = warm_up(build_updates(name, size, dataset, mode.captured))
+            measured[name, precision, captured] = warm_up(build_updates(name, size, dataset, captured))
     rates: dict[Any, list] = {key: [] for key in (*measured, *products)}
-    for _ in tqdm(range(ROUNDS), desc=size_name, leave=False, disable=None):
+    for _ in tqdm(range(ROUNDS), leave=False, disable=None):
         for precision, product in products.items():
             torch.set_float32_matmul_precision(precision)
             rates[precision].append(rate(product, seconds / 4, wait) * PRODUCTS * 2 * size.batch_size * size.width**2)
-            for (name, mode), updates in measured.items():
-                if mode.precision == precision:
-                    rates[name, mode].append(update_rate(updates, seconds, wait))
+            for key in [key for key in measured if key[1] == precision]:
+                rates[key].append(update_rate(measured[key], seconds, wait))
     torch.set_float32_matmul_precision(PRECISIONS[0])
     return {key: statistics.median(values) for key, values in rates.items()}
 
@@ -92,35 +69,26 @@ def measure(
 
     The profiler's turn is after all rates: on a GPU it can leave its tracing on, which slows what comes later.
     """
-    rates = {size: measure_rates(names, size, modes, seconds, device) for size in size_names}
-    costs = {}
-    for size in size_names:
-        dataset = random_dataset(SIZES[size], device)
-        for name in tqdm(names, desc=f"{size}, profile", leave=False, disable=None):
-            costs[size, name] = cost(name, SIZES[size], dataset)
-    return [
-        row(size, name, mode, costs[size, name], rates[size][name, mode], rates[size][mode.precision])
-        for size in size_names
-        for name in names
-        for mode in modes
-    ]
-
-
-def row(size_name: str, name: str, mode: Mode, its_cost: Cost, speed: float, product_rate: float) -> dict:
-    """A row of the table: `speed` in updates, `product_rate` in floating-point operations per second."""
-    return {
-        "size": size_name,
-        "algorithm": name,
-        "precision": mode.precision,
-        "mode": "graph" if mode.captured else "eager",
-        "parameters": its_cost.parameters,
-        "megaflop_per_update": round(its_cost.flops / 1e6, 1),
-        "updates_per_second": round(speed, 2),
-        "gigaflop_per_second": round(its_cost.flops * speed / 1e9, 2),
-        "product_gigaflop_per_second": round(product_rate / 1e9, 2),
-        "ratio": round(its_cost.flops * speed / product_rate, 3),
-        **{part: round(share, 3) for part, share in its_cost.split.items()},
-    }
+    datasets = {size_name: random_dataset(SIZES[size_name], device) for size_name in size_names}
+    rates = {name: measure_rates(names, SIZES[name], data, modes, seconds) for name, data in datasets.items()}
+    rows = []
+    for size_name, name in itertools.product(size_names, names):
+        updates = build_updates(name, SIZES[size_name], datasets[size_name], captured=False)
+        agent, sample = updates.agent, updates.next_batch
+        parameters = sum(parameter.numel() for parameter in agent.parameters() if parameter.requires_grad)
+        flops, split = count_flops(agent, sample()), time_split(agent, sample, SPLIT_UPDATES)
+        for precision, captured in modes:
+            speed, products = rates[size_name][name, precision, captured], rates[size_name][precision]
+            row = {"size": size_name, "algorithm": name, "precision": precision}
+            row |= {"mode": "graph" if captured else "eager", "parameters": parameters}
+            row |= {"megaflop_per_update": round(flops / 1e6, 1), "updates_per_second": round(speed, 2)}
+            row |= {"gigaflop_per_second": round(flops * speed / 1e9, 2)}
+            row |= {
+                "product_gigaflop_per_second": round(products / 1e9, 2),
+                "ratio": round(flops * speed / products, 3),
+            }
+            rows.append(row | {part: round(share, 3) for part, share in split.items()})
+    return rows
 
 
 def main() -> None:
@@ -139,7 +107,7 @@ def main() -> None:
         if options.threads:
             torch.set_num_threads(options.threads)
         modes = [
-            Mode(precision, captured)
+            (precision, captured)
             for precision in options.precision
             for captured in ((False, True) if device.type == "cuda" else (False,))
         ]
@@ -148,12 +116,8 @@ def main() -> None:
         if options.csv:
             write_rows_csv(rows, options.csv)
         if options.plot:
-            plot_time_split([line for line in rows if is_plotted(line, rows[0])], PARTS, options.plot)
-
-
-def is_plotted(line: dict, first: dict) -> bool:
-    """Whether the figure shows the row: one per size and algorithm, made as the first, whose updates are eager."""
-    return all(line[key] == first[key] for key in ("precision", "mode"))
+            eager = [row for row in rows if (row["precision"], row["mode"]) == (options.precision[0], "eager")]
+            plot_time_split(eager, PARTS, options.plot)
 
 
 if __name__ == "__main__":

@@ -288,7 +288,7 @@ def test_keys(task, identity, key):
 def test_the_command_prints_what_the_field_scores(tmp_path, capsys):
     peers.main(["--tasks", "ogbench/cube-double-play", "--protocol", "A", "--out", str(tmp_path)])
     text = capsys.readouterr().out
-    assert "GFP (published: GFP, protocol A) | 0.504" in text.replace("\\", "") and "protocol B" not in text
+    assert "GFP (published: GFP, protocol A) | 40 | 0.504" in text.replace("\\", "") and "protocol B" not in text
     assert "10 critics" not in text  # a table without seeds of the other protocol
     assert "| cube-double-play | 7±1 | 12±1 | 15±6 | 14±3 | 29±2 | 44±7 |" in text
     scores = pd.read_csv(tmp_path / "scores.csv")

@@ -93,8 +93,8 @@ def test_five_seeds_give_mean_interval_and_standard_deviation(tmp_path):
 
 
 def test_bold_is_within_five_percent_of_the_best_of_its_own_column(tmp_path):
-    scores = {"1": 115.0, "32": 120.0, "fql": 113.9}
-    comparison = made_up(tmp_path, [CARTPOLE], 5, lambda run, cell: scores[str(cell.get("num_candidates", "fql"))])
+    scores = {("dipole", 1): 115.0, ("dipole", 32): 120.0, ("fql", 1): 113.9}
+    comparison = made_up(tmp_path, [CARTPOLE], 5, lambda run, cell: scores[run.variant.label, cell["num_candidates"]])
     block = task_block(Results(comparison), CARTPOLE)
     means = [(row[4], isinstance(row[4], Bold)) for row in block.rows]
     assert means == [("115.0", True), ("120.0", True), ("113.9", False)]

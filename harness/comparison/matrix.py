@@ -3,12 +3,11 @@
 `load_comparison(path)` reads it from its YAML file (docs/comparisons.md) and checks everything that needs no data.
 """
 
-import contextlib
 import dataclasses
 import functools
 import inspect
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Tuple
 
@@ -18,7 +17,7 @@ from common.errors import UserError
 from common.names import nearest_names
 from harness.algorithms import load_algorithm
 from harness.config import RunConfig, check_values, field_types, load_settings
-from harness.config_file import as_yaml, decode, nearest_field, places_by_key, read_mapping, shown
+from harness.config_file import as_yaml, decode, named, places_by_key, read_keys, read_mapping, shown
 from harness.run_folder import run_path
 
 CROSSED_OPTION = "num_candidates"  # the act option that every method which has it is evaluated at several values of
@@ -202,20 +201,6 @@ def load_comparison(path: str | Path, run_dir: str | None = None) -> Comparison:
     return Comparison(name, keys.get("description", ""), path, planned, tuple(rows), keys["seeds"], keys["tasks"], out)
 
 
-def read_keys(path: Path, node: yaml.Node, kinds: dict[str, Any], owner: str) -> dict[str, Any]:
-    """The values of a mapping by key, decoded as `kinds` says (None: left as the node). Raises UserError."""
-    if not isinstance(node, yaml.MappingNode):
-        raise UserError(f"{path}: line {node.start_mark.line + 1}: write {owner} as `key: value`, not {shown(node)}")
-    values = {}
-    for name, (value, where) in places_by_key(path, node).items():
-        if name not in kinds:
-            nearest = nearest_field(name, kinds)
-            advice = f"did you mean {nearest}?" if nearest else f"it has {', '.join(kinds)}"
-            raise UserError(f"{where}: {name} is not a field of {owner}, {advice}")
-        values[name] = value if kinds[name] is None else decode(value, kinds[name], f"{where}: {name}")
-    return values
-
-
 def distinct(path: Path, name: str, values: Sequence) -> None:
     """Raises UserError where a value is there twice."""
     if len(set(values)) < len(values):
@@ -297,12 +282,3 @@ def rows_of(path: Path, entry: dict[str, Any], runs: dict[str, list[PlannedRun]]
         with named(f"{where}: {row.title}"):
             check_values(run.run, dataclasses.replace(run.config, **row.act))
     return rows
-
-
-@contextlib.contextmanager
-def named(where: str) -> Iterator[None]:
-    """Puts `where` before the text of a UserError, or of what a config says of its values together."""
-    try:
-        yield
-    except (UserError, ValueError) as error:
-        raise UserError(f"{where}: {error}") from error

@@ -20,9 +20,8 @@ from harness.comparison.protocol import USUAL
 from harness.comparison.results import D4RL, FINAL, LAST, SUCCESS, Results, RunResult
 from harness.config import flat
 from harness.report import plots, tables
-from harness.report.blocks import MARK, Block, Bold, by_policy, estimates, near_best_of, title_of, unit_of
+from harness.report.blocks import MARK, Block, by_policy, title_of, unit_of
 from harness.report.published import task_key
-from harness.score_statistics import standard_deviation
 
 SOURCES = Path(__file__).with_name("peers") / "sources.yaml"
 OGBENCH_TASK = re.compile(r"(ogbench/.+)-singletask-task(\d)-v0")
@@ -221,19 +220,13 @@ def blocks_of(found: Beside, figures: Path) -> list[Block]:
     whole = scores[complete]
     if left_out := list(scores[~complete]["policy"].unique()):
         head.text.append(f"Not in what is over all tasks, since it lacks some of them: {'; '.join(left_out)}.")
-    aggregates = tables.aggregate_block(whole, found.marked)
-    if aggregates is not None:  # N and network evaluations are not published
-        aggregates.header = [title.removeprefix("final: ") for title in (aggregates.header[0], *aggregates.header[3:])]
-        aggregates.rows = [[row[0], *row[3:]] for row in aggregates.rows]
-        aggregates.figure = plots.plot_aggregates(whole, folder, "score")
-    titles, tasks, pairs = tables.improvement_matrix(whole)
-    improvement = tables.improvement_block(titles, tasks, pairs, "score")
-    if improvement is not None:
-        improvement.figure = plots.plot_improvement(titles, pairs, folder)
-    profiles = plots.plot_profiles(whole, folder, "score")
-    text = "The share of runs whose score is above τ, averaged over tasks."
-    blocks += [aggregates, improvement, profiles and Block("Performance profiles", text=[text], figure=profiles)]
-    blocks = [block for block in blocks if block]
+    over_tasks = plots.blocks_over_tasks(whole, found.marked, folder, "score")
+    for block in over_tasks:
+        if "N" in block.header:  # it and network evaluations are not published
+            kept = [place for place, title in enumerate(block.header) if title not in tables.POLICY_HEADER[1:]]
+            block.header = [block.header[place].removeprefix("final: ") for place in kept]
+            block.rows = [[row[place] for place in kept] for row in block.rows]
+    blocks += over_tasks
     for block in blocks:
         block.level = 2 if block is head else 3
         block.figure = block.figure and f"{source.folder}/{block.figure}"
@@ -242,20 +235,9 @@ def blocks_of(found: Beside, figures: Path) -> list[Block]:
 
 def score_block(scores: pd.DataFrame, category: str, tasks: Sequence[str], marked: Collection[str]) -> Block:
     """Mean ± standard deviation and interval of every row on each task and over them."""
-    scores = scores[scores["task"].isin(tasks)]
-    lines = []
     columns = {task.partition("/")[2]: [task] for task in tasks} | ({"mean": list(tasks)} if len(tasks) > 1 else {})
-    for column, group in columns.items():
-        found = estimates(scores[scores["task"].isin(group)], group, FINAL)
-        best = near_best_of(found)
-        for policy, one in found.items():
-            if one.seeds:
-                name = f"{policy} {MARK}" if policy in marked else policy
-                numbers = {"mean": one.mean, "std": standard_deviation(one.seed_means), **one.interval._asdict()}
-                lines.append({"policy": name, "column": column, **numbers, "near_best": policy in best})
-    cells, bold = tables.summary_cells(pd.DataFrame(lines))
-    block = Block(f"{category} ({unit_of(scores, tasks)})", level=3, header=["", *cells.columns])
-    for name, line, marks in zip(cells.index, cells.to_numpy(), bold.to_numpy(), strict=True):
-        block.rows.append([name, *(Bold(text) if mark else text for text, mark in zip(line, marks, strict=True))])
-    block.text = ["Mean ± standard deviation over seeds [95% interval]. Bold: within 95% of the best."]
+    lines = [line for name, group in columns.items() for line in tables.summary_lines(scores, group, name, marked)]
+    text = ["Mean ± standard deviation over seeds [95% interval]. Bold: within 95% of the best."]
+    block = Block(f"{category} ({unit_of(scores, tasks)})", level=3, text=text)
+    block.header, block.rows = tables.summary_table(pd.DataFrame(lines))
     return block

@@ -1,7 +1,7 @@
 """The figures of a comparison's report, as PNG files in the style of harness/plots.py."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,8 @@ from matplotlib.ticker import EngFormatter
 from common.files import replacing
 from harness.comparison.results import FINAL, Results, RunResult
 from harness.plots import COLOURS, MARKERS
-from harness.report.blocks import by_policy, estimates, near_best_of, title_of, unit_of
+from harness.report import tables
+from harness.report.blocks import Block, by_policy, estimates, near_best_of, title_of, unit_of
 from harness.report.tables import categories_of, common_tasks, strata_of, with_results
 from harness.score_statistics import (
     CONFIDENCE,
@@ -164,6 +165,23 @@ def plot_improvement(titles: Sequence[str], pairs: dict[tuple[int, int], tuple],
     bar.set_label("P(left scores more)", fontsize=8)  # short: a figure of two policies is an inch high
     bar.ax.tick_params(labelsize=7)
     return save(figure, folder / "improvement.png")
+
+
+def blocks_over_tasks(
+    scores: pd.DataFrame, marked: Collection[str], folder: Path, score: str = "final score"
+) -> list[Block]:
+    """Aggregates, probabilities of improvement and performance profiles with their figures, as far as there are any."""
+    aggregates = tables.aggregate_block(scores, marked)
+    if aggregates is not None:
+        aggregates.figure = plot_aggregates(scores, folder, score)
+    titles, tasks, pairs = tables.improvement_matrix(scores)
+    improvement = tables.improvement_block(titles, tasks, pairs, score)
+    if improvement is not None:
+        improvement.figure = plot_improvement(titles, pairs, folder)
+    text = [f"The share of runs whose normalised {score} is above τ, averaged over tasks."]
+    name = plot_profiles(scores, folder, score)
+    profiles = Block("Performance profiles", text=text, figure=name) if name else None
+    return [block for block in (aggregates, improvement, profiles) if block is not None]
 
 
 # ---- Learning curves ----

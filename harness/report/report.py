@@ -68,13 +68,6 @@ def report_blocks(
 ) -> list[Block]:
     """The report's parts in order; their figures are written into `figures`. marked: policies with odd runs."""
     scores = results.scores
-    aggregates = tables.aggregate_block(scores, marked)
-    if aggregates is not None:
-        aggregates.figure = plots.plot_aggregates(scores, figures)
-    titles, tasks, pairs = tables.improvement_matrix(scores)
-    improvement = tables.improvement_block(titles, tasks, pairs)
-    if improvement is not None:
-        improvement.figure = plots.plot_improvement(titles, pairs, figures)
     blocks = [
         introduction(results),
         settings.problem_block(results),
@@ -84,14 +77,11 @@ def report_blocks(
         *tables.score_blocks(results, marked),
         tables.act_option_block(results),
         tables.online_block(results),
-        aggregates,
-        improvement,
-        profile_block(results, figures),
+        *plots.blocks_over_tasks(scores, marked, figures),
         *curve_blocks(results, figures),
         *per_seed.peer_blocks(results, figures, allow_mixed),
         settings.policy_block(results),
         settings.protocol_block(results),
-        settings.fields_block(results),
         settings.data_block(results),
         settings.time_block(results),
         settings.version_block(results),
@@ -133,12 +123,6 @@ def score_text(scores: pd.DataFrame) -> list[str]:
             "policies of the same N. Network evaluations count each policy and each critic once."
         )
     return text
-
-
-def profile_block(results: Results, figures: Path) -> Block | None:
-    name = plots.plot_profiles(results.scores, figures)
-    text = "The share of runs whose normalised final score is above τ, averaged over tasks."
-    return name and Block("Performance profiles", text=[text], figure=name)
 
 
 def curve_blocks(results: Results, figures: Path) -> list[Block]:

@@ -98,40 +98,28 @@ def tuning_of(planned: PlannedRun) -> tuple[str, str]:
 # ---- Protocol ----
 
 
-def fields_of(runs: Sequence[RunResult]) -> dict[str, set[str]]:
-    """The values as text of every field that all the runs have, but for those that say where a run is."""
+def fields_of(runs: Sequence[RunResult]) -> dict[str, str]:
+    """The values of every field that all the runs have, but for those that say where a run is."""
     configs = [flat(run.run, run.config) for run in runs]
     names = [name for name in configs[0] if name not in PLACE_FIELDS and all(name in config for config in configs)]
-    return {name: {text_of(config[name]) for config in configs} for name in names}
-
-
-def shared_fields(results: Results) -> dict[str, str]:
-    return {name: values.pop() for name, values in fields_of(results.runs).items() if len(values) == 1}
+    return {name: joined(text_of(config[name]) for config in configs) for name in names}
 
 
 def protocol_block(results: Results) -> Block:
-    """The fields that all runs share, with their values."""
-    block = Block("Protocol: what all runs share", header=["field", "value"])
+    """The fields that all runs share, and those in which each variant differs."""
+    variants = {variant.label: fields_of(results.runs_of(variant.label)) for variant in results.comparison.variants()}
+    table = pd.DataFrame(variants)  # fields by variants; NaN where a method has no such field
+    shared = table.nunique(axis="columns", dropna=False) == 1
+    block = Block("Protocol", header=["of", "fields"])
     block.text = [
         "The final score is that of the agent after its last update, evaluated on the same episodes for every row; "
         "never the best over training. The other score is the mean of the last evaluations during training, which "
-        "exists only for the policy that acts as it did in training."
+        "exists only for the policy that acts as it did in training. Each run's folder holds its complete config.yaml."
     ]
-    block.rows = [[name, value] for name, value in shared_fields(results).items()]
-    block.rows.append(["seeds", text_of(results.comparison.seeds)])
-    block.rows.append(["harness_version", joined(run.harness_version for run in begun(results))])
-    return block
-
-
-def fields_block(results: Results) -> Block:
-    """The other fields of every variant; a field that differs between its tasks has all values."""
-    block = Block("Protocol: what differs", header=["variant", "fields"])
-    block.text = ["Each run's folder holds its complete config.yaml."]
-    shared = shared_fields(results)
-    for variant in results.comparison.variants():
-        fields = fields_of(results.runs_of(variant.label)).items()
-        own = ", ".join(f"{name} {joined(values)}" for name, values in fields if name not in shared)
-        block.rows.append([variant.label, own])
+    common = dict(table[shared].iloc[:, 0]) | {"seeds": text_of(results.comparison.seeds)}
+    common["harness_version"] = joined(run.harness_version for run in begun(results))
+    rows = {"all runs": common} | {label: dict(table.loc[~shared, label].dropna()) for label in table}
+    block.rows = [[name, ", ".join(f"{key} {value}" for key, value in fields.items())] for name, fields in rows.items()]
     return block
 
 
@@ -152,18 +140,18 @@ def time_block(results: Results) -> Block | None:
         {
             "variant": run.planned.variant.label,
             "updates": f"{run.result['step']:,}",
-            "updates per second": run.updates_per_second,
-            "hours per run": run.result["seconds"] / HOUR,
+            "speed": run.updates_per_second,
+            "hours": run.result["seconds"] / HOUR,
             "device": str(run.environment.get("device", NONE)),
             "threads": str(run.environment.get("threads", NONE)),
         }
         for run in finished
     )
-    block.header = ["variant", "finished runs", *lines.columns[1:]]
+    block.header = ["variant", "finished runs", "updates", "updates per second", "hours per run", "device", "threads"]
     for label, group in lines.groupby("variant", sort=False):
-        medians = group[["updates per second", "hours per run"]].median()
-        cells = [label, str(len(group)), joined(group["updates"]), number(medians.iloc[0]), number(medians.iloc[1], 2)]
-        block.rows.append([*cells, joined(group["device"]), joined(group["threads"])])
+        times = [number(group["speed"].median()), number(group["hours"].median(), 2)]
+        places = [joined(group["device"]), joined(group["threads"])]
+        block.rows.append([label, str(len(group)), joined(group["updates"]), *times, *places])
     return block
 
 

@@ -149,17 +149,22 @@ def summary(results: Results, marked: Collection[str] = ()) -> pd.DataFrame:
             column = f"{name.rpartition('/')[2]} ({unit})" if len(group) == 1 else f"{name}: mean ({unit})"
             own = data_scores(results, name) if len(group) == 1 else {}
             lines += [{"policy": f"data, {label}", "column": column, "mean": value} for label, value in own.items()]
-            found, policies = estimates(scores, group, FINAL), by_policy(scores)
-            best = near_best_of(found)
-            for policy, one in found.items():
-                if not one.seeds:
-                    continue
-                title = title_of(policies[policy]) + (f" {MARK}" if policy in marked else "")
-                low, high = one.interval
-                std = standard_deviation(one.seed_means)
-                numbers = {"mean": one.mean, "std": std, "low": low, "high": high, "seeds": one.seeds}
-                lines.append({"policy": title, "column": column, **numbers, "near_best": policy in best})
+            lines += summary_lines(scores, group, column, marked)
     return pd.DataFrame(lines)
+
+
+def summary_lines(scores: pd.DataFrame, tasks: Sequence[str], column: str, marked: Collection[str]) -> list[dict]:
+    """The lines of `summary` for the mean over the tasks, under the name `column`."""
+    scores = scores[scores["task"].isin(tasks)]
+    found, policies = estimates(scores, tasks, FINAL), by_policy(scores)
+    best, lines = near_best_of(found), []
+    for policy, one in found.items():
+        if one.seeds:
+            title = title_of(policies[policy]) + (f" {MARK}" if policy in marked else "")
+            numbers = {"mean": one.mean, "std": standard_deviation(one.seed_means), **one.interval._asdict()}
+            numbers |= {"seeds": one.seeds, "near_best": policy in best}
+            lines.append({"policy": title, "column": column, **numbers})
+    return lines
 
 
 def summary_cells(lines: pd.DataFrame, plus_minus: str = "±") -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -179,13 +184,17 @@ def summary_cells(lines: pd.DataFrame, plus_minus: str = "±") -> tuple[pd.DataF
     return (cells.T, bold.T) if cells.shape[1] > cells.shape[0] else (cells, bold)
 
 
-def summary_block(lines: pd.DataFrame) -> Block:
+def summary_table(lines: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """(header, rows) of `summary_cells`."""
     cells, bold = summary_cells(lines)
-    block = Block("All final scores", level=3, header=["", *cells.columns])
-    for name, line, marks in zip(cells.index, cells.to_numpy(), bold.to_numpy(), strict=True):
-        block.rows.append([name, *(Bold(text) if mark else text for text, mark in zip(line, marks, strict=True))])
+    cells = cells.where(~bold, cells.map(Bold))
+    return ["", *cells.columns], [[name, *line] for name, line in zip(cells.index, cells.to_numpy(), strict=True)]
+
+
+def summary_block(lines: pd.DataFrame) -> Block:
     spread = "Mean ± standard deviation over seeds" + (" [95% interval]" if lines["low"].notna().any() else "")
-    block.text = [f"{spread}. table.csv and table.tex hold the same."]
+    block = Block("All final scores", level=3, text=[f"{spread}. table.csv and table.tex hold the same."])
+    block.header, block.rows = summary_table(lines)
     return block
 
 
