@@ -342,7 +342,7 @@ class DIPOLE(nn.Module):
     def act(self, observations: Tensor, explore: bool = False, **options) -> Tensor:
         """Actions [N, A] in [-1, 1] for observations [N, O]; `options` replace the config's (see act_options).
 
-        `explore` changes nothing: the policy is stochastic already. Raises ValueError for an impossible option.
+        `explore` changes nothing: the policy is stochastic already. Raises ValueError for an impossible greediness.
         """
         config = replace(self.config, **options)
         check_columns(self, {"observations": observations}, ("observations",))

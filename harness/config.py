@@ -41,9 +41,7 @@ class RunConfig:
     label: Optional[str] = None  # name of the run in folders and tables; null: the algorithm's, with the variant's
     run_dir: str = "runs"  # a run's folder is <run_dir>/<label>/<task>/seed_<seed>
     data_dir: Optional[str] = None  # folder of the data sets; null: the suite's own default
-    collect_episodes: int = (
-        0  # if a local data set is missing, collect this many episodes; 0: print the command instead
-    )
+    collect_episodes: int = 0  # if a local data set is missing, collect this many episodes; 0: print the command
     in_memory: bool = True  # false: observations stay in the file, memory-mapped (exorl only)
     normalize_observations: bool = False  # subtract the data's mean and divide by its standard deviation
     max_episode_steps: Optional[int] = None  # end episodes after this many steps; null: the environment's own limit
@@ -51,7 +49,7 @@ class RunConfig:
     action_chunk: int = 1  # actions that the policy chooses at once and executes one after the other
     first_action_only: bool = False  # of a chunk's actions; true: returns over action_chunk steps for single actions
     offline_steps: int = 1_000_000  # updates on the data set
-    online_steps: int = 0  # environment steps after those, each followed by an update
+    online_steps: int = 0  # environment steps after those; an update follows each from online_start on
     online_start: int = 0  # environment step that the first update of the online phase follows
     batch_size: int = 256  # transitions in a minibatch
     balanced_sampling: bool = False  # online minibatches take half data, half new transitions; false: uniform

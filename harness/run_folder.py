@@ -53,23 +53,31 @@ def read_result(folder: Path) -> dict | None:
 
 
 def remove_run(run: RunConfig) -> None:
-    """Says what the run's folder holds and deletes the files that a run writes, and no others."""
+    """Says what the run's folder holds and deletes the files that a run writes, and no others.
+
+    Raises UserError where a process has the run, whose lock stays.
+    """
     path = run_path(run)
     parts = [part for pattern in run_files.PATTERNS for part in sorted(path.glob(pattern))]
     config = path / run_files.CONFIG
     fields = [line.partition(":")[0] for line in config.read_text().splitlines()] if config.exists() else []
     names = (*run_files.ALL, *run_files.sweep_files(fields))
-    files = [path / name for name in names if (path / name).exists()] + parts
+    files = [path / name for name in names if name != run_files.LOCK and (path / name).exists()] + parts
     if not files:
         print(f"restart: {path} holds no run")
         return
     size = sum(file.stat().st_size for file in files)
-    print(f"restart: deleting {', '.join(file.name for file in files)} ({size / 1e6:.1f} MB) in {path}")
-    for file in files:
-        file.unlink()
+    with locked(path / run_files.LOCK, busy(path)):
+        print(f"restart: deleting {', '.join(file.name for file in files)} ({size / 1e6:.1f} MB) in {path}")
+        for file in files:
+            file.unlink()
     for folder in {part.parent for part in parts}:
         if not any(folder.iterdir()):
             folder.rmdir()
+
+
+def busy(path: Path) -> str:
+    return f"{path}: another process is running this; wait for it or stop it"
 
 
 def load_run_task(run: RunConfig) -> Task:
@@ -172,9 +180,7 @@ class RunFolder:
         self.train_log = CsvLog(self.path / run_files.TRAIN_LOG)
         self.eval_log = CsvLog(self.path / run_files.EVAL_LOG)
         self.loggers: list = []  # beside those two
-        self.lock = locked(
-            self.path / run_files.LOCK, f"{self.path}: another process is running this; wait for it or stop it"
-        )
+        self.lock = locked(self.path / run_files.LOCK, busy(self.path))
 
     def __enter__(self) -> "RunFolder":
         self.lock.__enter__()

@@ -24,7 +24,7 @@ from harness.updates import Updates
 
 
 def train_run(agent_class: type, run: RunConfig, config: Any, restart: bool = False, task: Task | None = None) -> dict:
-    """Trains a run to its end from where its folder stands, sweeps as it asks, returns what result.json holds.
+    """Continues a run to its end, then sweeps if it asks for that; returns what result.json holds.
 
     A finished run is not trained again; `restart` deletes the run's files. SIGTERM and Ctrl-C write a checkpoint and
     exit. Raises UserError for what the user must mend before anything is deleted or written, Diverged for bad numbers.
@@ -59,10 +59,10 @@ def train_run(agent_class: type, run: RunConfig, config: Any, restart: bool = Fa
 
 
 def check_task(agent: torch.nn.Module, run: RunConfig, task: Task) -> None:
-    """Raises UserError where the task has not what the run asks for: a column of the data, or an environment."""
+    """Raises UserError where the task lacks what the run asks for: a column of the data, or an environment."""
     for name in agent.batch_fields:
         if name not in ("next_actions", *task.dataset.columns):
-            raise UserError(f"config: these options need the column {name}, which the data of {task.name} have not")
+            raise UserError(f"config: these options need the column {name}, which the data of {task.name} lack")
     for name in ("online_steps", "sweep"):
         if task.make_env is None and getattr(run, name):
             raise UserError(f"config: {name} needs an environment, and {task.name} has none; leave it out")

@@ -36,7 +36,7 @@ class Updates:
     def advance(self, room: int) -> tuple[int, dict]:
         """Makes one update, or a replay of several if it fits into `room`; returns (count, metrics of the last one).
 
-        With a room of 1, as in an online phase, nothing is captured either.
+        With less room than a replay takes, as in an online phase, nothing is captured either.
         """
         if not self.captured or self.made < WARM_UP_UPDATES or room < UPDATES_PER_REPLAY:
             self.made += 1

@@ -407,7 +407,7 @@ def test_a_checkpoint_of_another_version_of_the_algorithm_is_refused(tmp_path):
 
 
 def test_what_is_refused_is_refused_before_anything_is_written_or_deleted(tmp_path):
-    with pytest.raises(UserError, match="need the column state_values, which the data of toy/point have not"):
+    with pytest.raises(UserError, match="need the column state_values, which the data of toy/point lack"):
         toy_run(tmp_path, advantage="group")
     assert not list(tmp_path.iterdir())
     folder = toy_run(tmp_path, offline_steps=20)
@@ -417,9 +417,16 @@ def test_what_is_refused_is_refused_before_anything_is_written_or_deleted(tmp_pa
 
 
 def test_a_second_process_on_a_run_is_refused(tmp_path):
-    with RunFolder(*toy_settings(tmp_path), toy_task()), pytest.raises(UserError, match="another process"):
-        toy_run(tmp_path)
-    toy_run(tmp_path)
+    folder = toy_run(tmp_path, offline_steps=20)
+    before = sorted(path.name for path in folder.iterdir())
+    for restart in (False, True):  # a restart deletes nothing of a run at work, its lock least of all
+        with (
+            RunFolder(*toy_settings(tmp_path, offline_steps=20), toy_task()),
+            pytest.raises(UserError, match="another process is running this"),
+        ):
+            toy_run(tmp_path, offline_steps=20, restart=restart)
+    assert sorted(path.name for path in folder.iterdir()) == before
+    toy_run(tmp_path, offline_steps=20, restart=True)
 
 
 def test_restart_deletes_the_run_and_nothing_else(tmp_path, capsys):
@@ -427,7 +434,7 @@ def test_restart_deletes_the_run_and_nothing_else(tmp_path, capsys):
     (folder / "notes.txt").write_text("mine")
     remove_run(toy_settings(tmp_path)[0])
     assert "deleting config.yaml" in capsys.readouterr().out
-    assert [path.name for path in folder.iterdir()] == ["notes.txt"]
+    assert sorted(path.name for path in folder.iterdir()) == ["lock", "notes.txt"]
     toy_run(tmp_path, offline_steps=20, discount=0.5)
     toy_run(tmp_path, offline_steps=20, restart=True)
     assert yaml.safe_load((folder / "config.yaml").read_text())["discount"] == 0.995

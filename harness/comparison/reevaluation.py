@@ -23,7 +23,7 @@ from harness.devices import choose_device, set_up_torch
 from harness.episodes import add_episodes
 from harness.evaluate import parse_grid
 from harness.evaluation import EVALUATION_SEED, Evaluator
-from harness.run_folder import is_finished, load_agent, load_run, load_trained_task
+from harness.run_folder import busy, is_finished, load_agent, load_run, load_trained_task
 
 Cell = dict[str, Any]  # act options with their values
 
@@ -75,7 +75,7 @@ def reevaluate(folder: Path, cells: list[Cell], task: Task | None = None) -> Non
         return
     set_up_torch(run)
     task = task or load_trained_task(folder, run)
-    with locked(folder / run_files.LOCK, f"{folder}: another process is running this; wait for it or stop it"):
+    with locked(folder / run_files.LOCK, busy(folder)):
         lines = current_lines(folder)
         agent = load_agent(algorithm.agent_class, folder, algorithm.name).to(choose_device(run.device))
         episodes = task.episodes(run.eval_episodes)
