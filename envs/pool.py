@@ -17,12 +17,13 @@ def run_jobs(
     jobs_per_worker: int,
     done: int,
     description: str,
+    unit: str = "episode",
 ) -> None:
     """Calls `make_worker()`, picklable, once in each of up to `workers` processes, and the result for each job.
 
     jobs_per_worker: how many jobs take as long as the start of a process; done: jobs of an earlier call.
     """
-    bar = {"desc": description, "unit": "episode", "initial": done, "total": done + len(jobs), "disable": None}
+    bar = {"desc": description, "unit": unit, "initial": done, "total": done + len(jobs), "disable": None}
     workers = min(workers, -(-len(jobs) // jobs_per_worker))
     if workers <= 1:
         worker = make_worker() if jobs else None

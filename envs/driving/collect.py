@@ -9,22 +9,19 @@ often the collection was interrupted; more logs can be added later. Needs requir
 import functools
 import importlib
 import importlib.util
-import multiprocessing
 import os
-import signal
-from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
-from typing import Optional, Sequence
+from typing import Callable, Optional, Sequence
 
 import numpy as np
-from tqdm import tqdm
 
 from common.errors import CommandParser, UserError, exit_on_user_error
 from common.files import make_folder, remove_abandoned
 from envs.driving.curate import curate
 from envs.driving.scene_files import PLANS, log_path, read_road, road_path, write_log, write_road
-from envs.generation_record import RECORD, read_record, refuse_other_making, write_record
+from envs.generation_record import RECORD, check_counts, read_record, refuse_other_making, write_record
+from envs.pool import run_jobs
 
 GENERATOR_VERSION = 1  # raise it when the same seed no longer gives the same files
 LOG_STEPS = 200  # 20 s
@@ -74,8 +71,9 @@ def collect_log(folder: Path, seed: int, index: int) -> None:
     write_log(log_path(folder, index), entries, family, steps, log.centreline, log.speed_limit)
 
 
-def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C stops the parent, which stops its workers
+def log_collector(folder: Path, seed: int) -> Callable[[int], None]:
+    """What collects a log by its number, in each process of the pool."""
+    return functools.partial(collect_log, folder, seed)
 
 
 def _describe(seed: int, logs: int) -> dict:
@@ -110,9 +108,7 @@ def collect(folder: Path, logs: int, seed: int = 0, workers: int = 1) -> Path:
 
     Raises UserError where highway-env is absent and where the folder holds a set of another making.
     """
-    for name, value, least in (("logs", logs, 1), ("seed", seed, 0), ("workers", workers, 1)):
-        if value < least:
-            raise UserError(f"{name}: expected at least {least}, got {value}")
+    check_counts(logs=logs, seed=seed, workers=workers)
     traffic_module()
     record = _describe(seed, logs)
     existing = open_set(folder, record, but=("logs",))
@@ -121,18 +117,8 @@ def collect(folder: Path, logs: int, seed: int = 0, workers: int = 1) -> Path:
             write_road(road_path(folder, family), traffic_module().rasterise(family))
     write_record(folder / RECORD, {**record, "logs": max(logs, existing.get("logs", 0))})
     missing = missing_logs(folder, logs)
-    workers = min(workers, -(-len(missing) // LOGS_PER_WORKER))
-    bar = {"desc": "collect driving", "unit": "log", "total": logs, "initial": logs - len(missing), "disable": None}
-    one = functools.partial(collect_log, folder, seed)
-    # spawn: a fork would copy this process's threads' locks, torch's among them.
-    context = multiprocessing.get_context("spawn")
-    executor = ProcessPoolExecutor(workers, context, initializer=_start_worker) if workers > 1 else None
-    try:
-        for _ in tqdm(map(one, missing) if executor is None else executor.map(one, missing), **bar):
-            pass
-    finally:
-        if executor is not None:
-            executor.shutdown(cancel_futures=True)
+    collector = functools.partial(log_collector, folder, seed)
+    run_jobs(collector, missing, workers, LOGS_PER_WORKER, logs - len(missing), "collect driving", unit="log")
     return folder
 
 
