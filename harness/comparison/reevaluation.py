@@ -18,10 +18,9 @@ from common.errors import CommandParser, exit_on_user_error
 from common.files import locked, write_rows_csv
 from envs.task import Task
 from harness import run_files
-from harness.agent_tools import network_evaluations
 from harness.devices import choose_device, set_up_torch
 from harness.episodes import add_episodes
-from harness.evaluate import parse_grid
+from harness.evaluate import evaluate_cell, parse_grid
 from harness.evaluation import EVALUATION_SEED, Evaluator
 from harness.run_folder import busy, is_finished, load_agent, load_run, load_trained_task
 
@@ -82,13 +81,12 @@ def reevaluate(folder: Path, cells: list[Cell], task: Task | None = None) -> Non
         environments = min(run.eval_environments, episodes)
         with Evaluator(task.make_env, environments, run.eval_workers) as evaluator:
             for cell in tqdm(cells, desc="re-evaluation", unit="cell", disable=None):
-                result = evaluator.evaluate(agent, episodes, EVALUATION_SEED, **cell)
-                scores = result.scores(task.score_name)
+                done = evaluate_cell(agent, evaluator, cell, episodes, EVALUATION_SEED)
+                scores = done.result.scores(task.score_name)
                 line = cell | {"score": f"{scores.mean():.9g}", "score_std": f"{scores.std():.9g}"}
-                line |= {"episodes": episodes}
-                line["network_evaluations"] = network_evaluations(agent, **cell)
+                line |= {"episodes": episodes, "network_evaluations": done.network_evaluations}
                 lines.append(line)
-                add_episodes(folder, cell, result, EVALUATION_SEED)
+                add_episodes(folder, cell, done.result, EVALUATION_SEED)
                 write_rows_csv(lines, folder / run_files.REEVALUATION)
                 options = ", ".join(f"{name} {value}" for name, value in cell.items())
                 print(f"{folder}: {task.score_name} {line['score']} with {options or 'no act options'}", flush=True)
