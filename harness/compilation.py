@@ -10,10 +10,12 @@ import copy
 import functools
 import math
 import os
+import platform
 import shutil
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -103,7 +105,8 @@ def decompositions() -> dict:
     """inductor's decompositions of torch's operations, and over them forms that it makes faster on a CPU.
 
     GELU's tanh form is x sigmoid(2 y), whose exp is fast as inductor writes it, where its tanh is not; a sum after a
-    product is one with what follows it; and a batched product with a single column is slow.
+    product is one with what follows it; a batched product with a single column is slow; and others are oneDNN's where
+    that is faster.
     """
     from torch._inductor.decomposition import select_decomp_table
 
@@ -112,6 +115,7 @@ def decompositions() -> dict:
     own_gelu, own_gelu_backward, own_product = (
         table[each.default] for each in (aten.gelu, aten.gelu_backward, aten.bmm)
     )
+    onednn = onednn_is_faster()
 
     def gelu(x: Tensor, approximate: str = "none") -> Tensor:
         if approximate != "tanh":
@@ -127,6 +131,8 @@ def decompositions() -> dict:
     def product(left: Tensor, right: Tensor) -> Tensor:
         if right.shape[2] == 1 and left.shape[2] > 1:
             return (left * right.mT).sum(dim=-1, keepdim=True)
+        if onednn and left.dtype == torch.float32 and left.device.type == "cpu":
+            return torch.ops.dipole.onednn_product(left, right)
         return own_product(left, right)
 
     def sum_and_product(bias: Tensor, left: Tensor, right: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
@@ -134,6 +140,34 @@ def decompositions() -> dict:
 
     forms = {aten.gelu: gelu, aten.gelu_backward: gelu_backward, aten.bmm: product, aten.baddbmm: sum_and_product}
     return table | {operation.default: form for operation, form in forms.items()}
+
+
+def onednn_is_faster() -> bool:
+    """Whether oneDNN multiplies float32 matrices faster than torch's own choice on this CPU, which is MKL.
+
+    MKL takes half the vector length that an AMD processor with AVX512 has (torch 2.13.0): docs/performance.md.
+    """
+    if not (torch.backends.mkl.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"):
+        return False
+    description = Path("/proc/cpuinfo")
+    return "AuthenticAMD" in (description.read_text() if description.exists() else platform.processor())
+
+
+LIBRARY = torch.library.Library("dipole", "DEF")  # must live as long as its operation
+LIBRARY.define("onednn_product(Tensor left, Tensor right) -> Tensor", tags=[torch.Tag.flexible_layout])
+
+
+@torch.library.impl(LIBRARY, "onednn_product", "CPU")
+def onednn_product(left: Tensor, right: Tensor) -> Tensor:
+    """torch.bmm of float32 matrices [M, B, I] and [M, I, O] by oneDNN, a product for each of M."""
+    multiply = torch.ops.mkldnn._linear_pointwise.default
+    products = [multiply(x, weight.mT, None, "none", [], "") for x, weight in zip(left, right, strict=True)]
+    return products[0][None] if len(products) == 1 else torch.stack(products)
+
+
+@torch.library.register_fake("dipole::onednn_product", lib=LIBRARY)
+def _(left: Tensor, right: Tensor) -> Tensor:
+    return left.new_empty(left.shape[0], left.shape[1], right.shape[2])
 
 
 def missing_compiler(device: torch.device) -> str:

@@ -70,24 +70,33 @@ def test_the_forms_given_to_inductor_are_torchs_operations(operation):
 class OneNetwork(torch.nn.Module):
     """The least that compiles: both heads of a network with layer norm, and a loss."""
 
-    def __init__(self):
+    def __init__(self, dtype=torch.float64):
         super().__init__()
-        self.critic = EnsembleMLP(2, (3, 8, 1), True, torch.Generator().manual_seed(0)).double()
+        self.critic = EnsembleMLP(2, (3, 8, 8, 1), True, torch.Generator().manual_seed(0)).to(dtype)
 
     def loss(self, states):
         return self.critic(states).square().mean()
 
 
-def test_a_compiled_network_has_torchs_loss_and_gradient():
-    plain, compiled = OneNetwork(), OneNetwork()
+@pytest.mark.parametrize(
+    "dtype, onednn, error", [(torch.float64, True, 1e-14), (torch.float32, True, 1e-5), (torch.float32, False, 1e-5)]
+)
+def test_a_compiled_network_has_torchs_loss_and_gradient(monkeypatch, dtype, onednn, error):
+    if onednn and not torch.backends.mkldnn.is_available():
+        pytest.skip("torch has no oneDNN here")
+    monkeypatch.setattr("harness.compilation.onednn_is_faster", lambda: onednn)
+    plain, compiled = OneNetwork(dtype), OneNetwork(dtype)
     compile_functions(compiled)
-    states = torch.randn(4, 3, dtype=torch.float64)
+    states = torch.randn(4, 3, dtype=dtype)
     losses = [agent.loss(states) for agent in (plain, compiled)]
-    torch.testing.assert_close(*losses, atol=1e-14, rtol=0)
-    for loss in losses:
-        loss.backward()
+    torch.testing.assert_close(*losses, atol=error, rtol=0)
+    with torch.profiler.profile() as profile:
+        for loss in losses:
+            loss.backward()
     for mine, theirs in zip(plain.parameters(), compiled.parameters(), strict=True):
-        torch.testing.assert_close(mine.grad, theirs.grad, atol=1e-14, rtol=0)
+        torch.testing.assert_close(mine.grad, theirs.grad, atol=error, rtol=0)
+    used = any(event.key == "dipole::onednn_product" for event in profile.key_averages())
+    assert used == (onednn and dtype == torch.float32)  # it has no float64
 
 
 @pytest.mark.slow
