@@ -16,8 +16,7 @@ Both regressions have weights in [0, 1], and omega is chosen when acting, withou
 
     python algorithms/dipole.py --task exorl/local_sticky_random/cartpole_swingup
 
-Differences from the paper: velocities, not noise predictions (dipole_diffusion.py has them), and the sigmoid's shift k,
-both as in the released code; differences from that code (JAX): docs/dipole.md.
+Not the paper's but the released code's (docs/dipole.md): velocities in place of noise predictions, and the shift k.
 Needs torch only; training from the command line needs the rest of this repository.
 """
 
@@ -60,6 +59,7 @@ class DIPOLEConfig:
     greediness: float = 0.0  # omega when acting; 0: pi+ alone, -1: pi- alone
     target_greediness: float = 0.0  # omega of the next actions in the critics' targets
     num_candidates: int = 32  # N: actions sampled per state when acting; the critics choose among them
+    noise_scale: float = 1.0  # the start noise is multiplied by it when acting; below 1: nearer to the mean
     target_candidates: int = 1  # N of the next actions in the critics' targets
     flow_steps: int = 10  # Euler steps of the flow
 
@@ -223,7 +223,7 @@ def best_candidate(critic: EnsembleMLP, observations: Tensor, candidates: Tensor
 class DIPOLE(nn.Module):
     """A positive and a negative policy, critics with targets, and a state value."""
 
-    act_options = ("greediness", "num_candidates", "flow_steps")  # config fields that act() takes as well
+    act_options = ("greediness", "num_candidates", "flow_steps", "noise_scale")  # config fields that act() takes
 
     def __init__(self, config: DIPOLEConfig, observation_dim: int, action_dim: int, seed: int = 0):
         super().__init__()
@@ -346,7 +346,7 @@ class DIPOLE(nn.Module):
         """
         config = replace(self.config, **options)
         check_columns(self, {"observations": observations}, ("observations",))
-        x0 = self.noise.normal(len(observations), config.num_candidates, self.action_dim)
+        x0 = config.noise_scale * self.noise.normal(len(observations), config.num_candidates, self.action_dim)
         return self.choose(observations, x0, config.greediness, config.flow_steps)
 
     def choose(self, observations: Tensor, x0: Tensor, greediness: float, flow_steps: int) -> Tensor:

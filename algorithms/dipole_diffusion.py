@@ -62,6 +62,7 @@ class DIPOLEDiffusionConfig:
     greediness: float = 0.0  # omega when acting; 0: pi+ alone, -1: pi- alone
     target_greediness: float = 0.0  # omega of the next actions in the critics' targets
     num_candidates: int = 32  # N: actions sampled per state when acting; the critics choose among them
+    noise_scale: float = 1.0  # the start noise is multiplied by it when acting; below 1: nearer to the mean
     target_candidates: int = 1  # N of the next actions in the critics' targets
     diffusion_steps: int = 10  # T: noise levels of the diffusion
     denoising_steps: int = 10  # steps of the sampler through the T levels, evenly spaced; at most T
@@ -263,7 +264,7 @@ def best_candidate(critic: EnsembleMLP, observations: Tensor, candidates: Tensor
 class DIPOLEDiffusion(nn.Module):
     """A positive and a negative policy, critics with targets, and a state value."""
 
-    act_options = ("greediness", "num_candidates", "denoising_steps")  # config fields that act() takes as well
+    act_options = ("greediness", "num_candidates", "denoising_steps", "noise_scale")  # config fields that act() takes
 
     def __init__(self, config: DIPOLEDiffusionConfig, observation_dim: int, action_dim: int, seed: int = 0):
         super().__init__()
@@ -389,6 +390,7 @@ class DIPOLEDiffusion(nn.Module):
         check_columns(self, {"observations": observations}, ("observations",))
         count, steps = config.num_candidates, config.denoising_steps
         noise = self.noise.normal(len(observations), count, steps + 1, self.action_dim)
+        noise[:, :, 0] *= config.noise_scale
         return self.choose(observations, noise, config.greediness)
 
     def choose(self, observations: Tensor, noise: Tensor, greediness: float) -> Tensor:

@@ -68,6 +68,7 @@ class DIPOLELoRAConfig:
     max_weight: Optional[float] = 100.0  # clip of the exponential weights, as in IQL's released code; null: no clip
     greediness: float = 0.0  # omega when acting; 0: pi+ alone, -1: pi- alone
     sampling_steps: int = 10  # Euler steps of the flow, or denoising steps through the T levels, at most T
+    noise_scale: float = 1.0  # the start noise is multiplied by it when acting; below 1: nearer to the mean
     diffusion_steps: int = 10  # T: noise levels of the diffusion
     stochasticity: float = 1.0  # eta of the sampler; 1: ancestral (DDPM), 0: deterministic (DDIM)
 
@@ -353,7 +354,7 @@ def check_base(base: nn.Module, adapter: str, observation_dim: int, action_dim: 
 class DIPOLELoRA(nn.Module):
     """A planner in pre-training, or a frozen one with a positive and a negative adapter."""
 
-    act_options = ("greediness", "sampling_steps")  # config fields that act() takes as well
+    act_options = ("greediness", "sampling_steps", "noise_scale")  # config fields that act() takes
 
     def __init__(
         self,
@@ -479,20 +480,23 @@ class DIPOLELoRA(nn.Module):
         config = replace(self.config, **options)
         check_columns(self, {"observations": observations}, ("observations",))
         if config.process == "flow":
-            return self.sample_flow(observations, config.greediness, config.sampling_steps)
-        return self.sample_diffusion(observations, config.greediness, config.sampling_steps)
+            x0 = config.noise_scale * self.noise.normal(len(observations), self.action_dim)
+            return self.sample_flow(observations, x0, config.greediness, config.sampling_steps)
+        noise = self.noise.normal(len(observations), config.sampling_steps + 1, self.action_dim)
+        noise[:, 0] *= config.noise_scale
+        return self.sample_diffusion(observations, noise, config.greediness)
 
-    def sample_flow(self, observations: Tensor, greediness: float, num_steps: int) -> Tensor:
-        """Actions [N, A] by Euler steps from noise at t = 0, clipped once at the end."""
-        x = self.noise.normal(len(observations), self.action_dim)
+    def sample_flow(self, observations: Tensor, x: Tensor, greediness: float, num_steps: int) -> Tensor:
+        """Actions [N, A] by Euler steps from the noise x [N, A] at t = 0, clipped once at the end."""
         for step in range(num_steps):
             t = torch.full_like(x[:, :1], step / num_steps)
             x = x + self.predict(observations, x, t, greediness) / num_steps
         return x.clamp(-1, 1)
 
-    def sample_diffusion(self, observations: Tensor, greediness: float, num_steps: int) -> Tensor:
-        """Actions [N, A] by denoising steps from level T to 0."""
-        x, *fresh_noises = self.noise.normal(len(observations), num_steps + 1, self.action_dim).unbind(dim=1)
+    def sample_diffusion(self, observations: Tensor, noise: Tensor, greediness: float) -> Tensor:
+        """Actions [N, A] by S steps from level T to 0; noise [N, S+1, A] is the start and each step's own."""
+        x, *fresh_noises = noise.unbind(dim=1)
+        num_steps = len(fresh_noises)
         levels = [self.config.diffusion_steps * step // num_steps for step in range(num_steps, -1, -1)]
         levels = [torch.full_like(x[:, :1], level) for level in levels]
         for t, next_t, fresh_noise in zip(levels, levels[1:], fresh_noises, strict=False):
@@ -520,7 +524,9 @@ class DIPOLELoRA(nn.Module):
         """The trained agent of a run folder, on the CPU; `base` takes the place of the one its config names."""
         checkpoint = torch.load(Path(run_dir) / "checkpoint.pt", map_location="cpu", weights_only=True)
         stored = checkpoint["config"]
-        config = DIPOLELoRAConfig(**{field.name: stored[field.name] for field in fields(DIPOLELoRAConfig)})
+        config = DIPOLELoRAConfig(
+            **{each.name: stored[each.name] for each in fields(DIPOLELoRAConfig) if each.name in stored}
+        )
         if base is not None:
             config = replace(config, base=None)
         agent = cls(config, checkpoint["observation_dim"], checkpoint["action_dim"], base=base)

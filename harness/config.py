@@ -115,6 +115,7 @@ RANGES = {  # smallest and largest value of a field, wherever a config has it
     "eval_workers": (0, 4 * (os.cpu_count() or 1)),
     "threads": (0, os.cpu_count() or 1),
     "learning_rate": (0, 1e3),
+    "noise_scale": (0, ANY),
     "actor_learning_rate": (0, 1e3),
     "critic_learning_rate": (0, 1e3),
     "discount": (0, 1),

@@ -1,6 +1,7 @@
 """What holds for every algorithm: interface, parameters that move, exact continuation, reproducibility, copying."""
 
 import copy
+import dataclasses
 import inspect
 import os
 import re
@@ -198,6 +199,23 @@ def test_network_evaluations_are_those_of_the_formulas(algorithm):
         policies = 2 if option.get("greediness", 0.0) not in (0, -1) else 1
         selection = 2 * count if count > 1 else 0
         assert network_evaluations(agent, **option) == count * steps * policies + selection, option
+
+
+def test_noise_scale_multiplies_the_start_noise_of_acting(algorithm):
+    """At 1 it changes nothing, and at 0 the samples of a state are one, where a chain adds no noise of its own."""
+    if "noise_scale" not in algorithm.agent_class.act_options:
+        assert algorithm.name in ("iql", "rebrac")  # whose policies take no noise when acting
+        return
+    fields = {each.name for each in dataclasses.fields(algorithm.config_class)}
+    fixed = {name: value for name, value in {"num_candidates": 1, "stochasticity": 0.0}.items() if name in fields}
+
+    def actions(**options):
+        return make_agent(algorithm, **fixed).act(torch.zeros(64, 3), **options)
+
+    plain, half, none = actions(), actions(noise_scale=0.5), actions(noise_scale=0.0)
+    assert torch.equal(actions(noise_scale=1.0), plain) and not torch.equal(half, plain)
+    if algorithm.name not in ("dql", "qsm"):
+        assert (half.std(dim=0) < plain.std(dim=0)).all() and (none == none[0]).all()
 
 
 WRONG_BATCHES = {

@@ -96,7 +96,7 @@ def test_rows_cross_every_method_that_samples_candidates(tmp_path):
 
 def test_cells_are_the_rows_of_a_run_and_its_own_options_once(tmp_path):
     comparison = load_comparison(write_matrix(tmp_path, ("seeds: [3, 5]", "seeds: [3]")))
-    options = {"greediness": 0.0, "num_candidates": 32, "flow_steps": 10}  # dipole's defaults
+    options = {"greediness": 0.0, "num_candidates": 32, "flow_steps": 10, "noise_scale": 1.0}  # dipole's defaults
     run = run_named(comparison, "dipole/toy/point/seed_3")
     # The rows of `single` are the same cells as dipole's, whose greediness is 0 too.
     assert comparison.cells(run) == [options, options | {"num_candidates": 1}, options | {"num_candidates": 4}]

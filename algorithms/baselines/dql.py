@@ -1,23 +1,21 @@
 """DQL: Diffusion Q-Learning (Wang, Hunt & Zhou, ICLR 2023, arXiv 2208.06193).
 
-A diffusion model with T noise levels is the policy; x_t = sqrt(abar_t) a + sqrt(1 - abar_t) eps is an action at level t
-and eps_theta predicts the noise in it. With K critics Q_k, their targets Qbar_k and an EMA copy of the policy:
+The policy is a diffusion model of T levels: eps_theta predicts eps from x_t = sqrt(abar_t) a + sqrt(1 - abar_t) eps.
+With K critics Q_k, their targets Qbar_k and an EMA copy of the policy:
 
     critic loss   sum_k E[(Q_k(s,a) - y)^2],   y = r + discount mask min_k max_c Qbar_k(s', a'_c)
                   with C next actions a'_c of the EMA policy (C = 1, or 10 for the max-Q backup)
     policy loss   E[|eps_theta(s, x_t, t) - eps|^2] - eta E[Q_i(s, a0)] / E|Q_j(s, a0)|,   t uniform in 1..T,
-                  (i, j) = (1, 2) or (2, 1) by a fair coin per update, where a0 is sampled with gradients through all
-                  T steps of the chain; the divisor has none
+                  (i, j) = (1, 2) or (2, 1) by a coin, a0 with gradients through all T steps; the divisor has none
     sampling      x ~ N(0, I); per level x0 = (x - sqrt(1 - abar_t) eps_theta) / sqrt(abar_t), clipped to [-1, 1];
                   x <- mean of the posterior q(x_{t-1} | x, x0) + its standard deviation times z
     acting        of N sampled actions, one drawn with probabilities softmax(min_k Qbar_k)
 
-`signal_level` gives abar_t. The critics take their step first; the policy's loss is evaluated with the new ones.
+`signal_level` gives abar_t. The critics step first; the policy's loss is evaluated with the new ones.
 
     python algorithms/baselines/dql.py --task exorl/local_sticky_random/cartpole_swingup
 
-Differences from the paper and its released code, such as FQL's networks: docs/dql.md. Of more than two critics, i and j
-are the first and the last.
+Differences from the paper and its code: docs/dql.md. Of more than two critics, i and j are the first and the last.
 Needs torch only; training from the command line needs the rest of this repository.
 """
 
@@ -61,6 +59,7 @@ class DQLConfig:
     q_weight: float = 1.0  # eta: weight of the normalised Q in the policy's loss
     backup_candidates: int = 1  # C: next actions per state, of which a target critic takes its best; 10: max-Q backup
     num_candidates: int = 50  # N: actions sampled per state when acting; the critics choose among them
+    noise_scale: float = 1.0  # the start noise is multiplied by it when acting; below 1: nearer to the mean
 
 
 class Noise(nn.Module):
@@ -221,7 +220,7 @@ def resample(actions: Tensor, log_weights: Tensor, uniform: Tensor) -> Tensor:
 class DQL(nn.Module):
     """A diffusion policy with its EMA copy, and critics with targets."""
 
-    act_options = ("num_candidates",)  # config fields that act() takes as well
+    act_options = ("num_candidates", "noise_scale")  # config fields that act() takes
     batch_fields = ()  # columns of a minibatch beyond the usual ones
     losses = ("critic_loss", "policy_loss")  # pure functions, one for each optimiser step of an update
     critic_class = EnsembleMLP
@@ -402,6 +401,7 @@ class DQL(nn.Module):
             config.diffusion_steps + 1,
             self.action_dim,
         )
+        noise[:, :, 0] *= config.noise_scale
         if config.num_candidates == 1:
             return self.sample(self.denoiser, observations, noise)[:, 0]
         return self.choose(observations, noise, self.noise.uniform(*noise.shape[:2]))

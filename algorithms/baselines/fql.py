@@ -51,6 +51,7 @@ class FQLConfig:
     normalise_q_loss: bool = False  # divide the policy's Q term by the mean of |Q| (FQL: normalize_q_loss)
     flow_steps: int = 10  # Euler steps of the flow
     num_candidates: int = 1  # N: actions sampled per state when acting; the critics choose among them
+    noise_scale: float = 1.0  # the start noise is multiplied by it when acting; below 1: nearer to the mean
     target_candidates: int = 1  # N of the next actions in the critics' targets
 
 
@@ -158,7 +159,7 @@ def frozen_q_values(critic: EnsembleMLP, observations: Tensor, actions: Tensor) 
 class FQL(nn.Module):
     """A flow that clones the data, a one-step policy, and critics with targets."""
 
-    act_options = ("num_candidates",)  # config fields that act() takes as well
+    act_options = ("num_candidates", "noise_scale")  # config fields that act() takes
     batch_fields = ()  # columns of a minibatch beyond the usual ones
 
     def __init__(self, config: FQLConfig, observation_dim: int, action_dim: int, seed: int = 0):
@@ -288,9 +289,8 @@ class FQL(nn.Module):
         """
         config = replace(self.config, **options)
         check_columns(self, {"observations": observations}, ("observations",))
-        return self.best_action(
-            observations, self.noise.normal(len(observations), config.num_candidates, self.action_dim)
-        )
+        noise = config.noise_scale * self.noise.normal(len(observations), config.num_candidates, self.action_dim)
+        return self.best_action(observations, noise)
 
     @classmethod
     def load(cls, run_dir: str | Path) -> "FQL":

@@ -49,6 +49,7 @@ class IFQLConfig:
     critic_reduction: Literal["sum", "mean"] = "sum"  # of the critics' losses (FQL's code; QAM's: mean)
     expectile: float = 0.9  # expectile of the value regression
     num_candidates: int = 32  # N: actions sampled per state when acting; the critics choose among them
+    noise_scale: float = 1.0  # the start noise is multiplied by it when acting; below 1: nearer to the mean
     flow_steps: int = 10  # Euler steps of the flow
 
 
@@ -167,7 +168,7 @@ def best_candidate(critic: EnsembleMLP, observations: Tensor, candidates: Tensor
 class IFQL(nn.Module):
     """A flow policy, critics with targets, and a state value."""
 
-    act_options = ("num_candidates", "flow_steps")  # config fields that act() takes as well
+    act_options = ("num_candidates", "flow_steps", "noise_scale")  # config fields that act() takes
     batch_fields = ()  # columns of a minibatch beyond the usual ones
 
     def __init__(self, config: IFQLConfig, observation_dim: int, action_dim: int, seed: int = 0):
@@ -270,7 +271,7 @@ class IFQL(nn.Module):
         """
         config = replace(self.config, **options)
         check_columns(self, {"observations": observations}, ("observations",))
-        x0 = self.noise.normal(len(observations), config.num_candidates, self.action_dim)
+        x0 = config.noise_scale * self.noise.normal(len(observations), config.num_candidates, self.action_dim)
         return self.choose(observations, x0, config.flow_steps)
 
     def choose(self, observations: Tensor, x0: Tensor, flow_steps: int) -> Tensor:

@@ -165,7 +165,7 @@ def frozen_q_values(critic: EnsembleMLP, observations: Tensor, actions: Tensor) 
 class IQL(nn.Module):
     """A Gaussian policy, critics with targets, and a state value."""
 
-    act_options = ()  # config fields that act() takes as well
+    act_options = ()  # config fields that act() takes
     batch_fields = ()  # columns of a minibatch beyond the usual ones
 
     def __init__(self, config: IQLConfig, observation_dim: int, action_dim: int, seed: int = 0):

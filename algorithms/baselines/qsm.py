@@ -72,6 +72,7 @@ class QSMConfig:
     clip_clean: bool = False  # clip each level's clean estimate to the action range
     clip_steps: bool = True  # clip each level's sample to the action range
     num_candidates: int = 1  # N: actions sampled per state when acting; the critics choose among them
+    noise_scale: float = 1.0  # the start noise is multiplied by it when acting; below 1: nearer to the mean
     exploration_noise: float = 0.0  # standard deviation of the noise on the actions of an online phase
 
 
@@ -258,7 +259,7 @@ def mean_of_valid(errors: Tensor, batch: dict) -> Tensor:
 class QSM(nn.Module):
     """A diffusion policy, and critics with targets."""
 
-    act_options = ("num_candidates",)  # config fields that act() takes as well
+    act_options = ("num_candidates", "noise_scale")  # config fields that act() takes
     batch_fields = ()  # columns of a minibatch beyond the usual ones
     denoiser_class = Denoiser
 
@@ -388,6 +389,7 @@ class QSM(nn.Module):
             config.diffusion_steps + 1,
             self.action_dim,
         )
+        noise[:, :, 0] *= config.noise_scale
         actions = self.choose(observations, noise)
         if explore:
             actions = actions + config.exploration_noise * self.noise.normal(*actions.shape)

@@ -163,7 +163,7 @@ def frozen_q_values(critic: EnsembleMLP, observations: Tensor, actions: Tensor) 
 class ReBRAC(nn.Module):
     """A deterministic policy and critics, all with targets."""
 
-    act_options = ()  # config fields that act() takes as well
+    act_options = ()  # config fields that act() takes
 
     def __init__(self, config: ReBRACConfig, observation_dim: int, action_dim: int, seed: int = 0):
         super().__init__()
