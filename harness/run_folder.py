@@ -39,6 +39,9 @@ HARNESS_VERSION = 2  # raised when the same config could give other numbers than
 
 
 def run_path(run: RunConfig) -> Path:
+    """The folder of a run. Raises ValueError without a label, which settings fill in and Python code gives."""
+    if run.label is None:
+        raise ValueError('RunConfig: label is None, name the run\'s folder, e.g. RunConfig(label="dipole")')
     return Path(run.run_dir).expanduser() / run.label / run.task / f"seed_{run.seed}"
 
 

@@ -18,9 +18,9 @@ from algorithms.dipole import DIPOLE, DIPOLEConfig
 from common.errors import UserError
 from common.files import remove_abandoned, replacing, write_text
 from harness import run_files
-from harness.config import stored_config
+from harness.config import RunConfig, stored_config
 from harness.loggers import CsvLog
-from harness.run_folder import RunFolder, load_agent, load_run, remove_run
+from harness.run_folder import RunFolder, load_agent, load_run, remove_run, run_path
 from tests.test_agents import assert_equal_states
 from tests.toy import PointEnv, toy_task
 from tests.toy_run import RUN, toy_folder, toy_run, toy_settings
@@ -321,6 +321,11 @@ def test_another_device_starts_its_random_streams_from_seed_and_step(tmp_path, c
 
 
 # ---- Refusals ----
+
+
+def test_a_config_made_in_python_needs_a_label():
+    with pytest.raises(ValueError, match="RunConfig: label is None, name the run's folder"):
+        run_path(RunConfig())
 
 
 def test_another_config_is_refused_with_its_fields(tmp_path):
