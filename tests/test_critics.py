@@ -165,19 +165,32 @@ def test_fql_chooses_by_the_critics_mean_in_targets_and_acting():
     assert agent.draw(16)["next_z"].shape == (16, 4, 2)
 
 
-def test_rebracs_targets_can_move_less_often_than_its_policy():
-    agent = build("rebrac", actor_interval=1, target_interval=2)
-    policies, targets = [], []
-    for _ in range(4):
+@pytest.mark.parametrize("actor_interval, target_interval", [(1, 2), (2, 2)])
+def test_rebracs_policy_and_targets_move_in_their_intervals(actor_interval, target_interval):
+    agent = build("rebrac", actor_interval=actor_interval, target_interval=target_interval)
+    for step in range(1, 7):
+        before = agent.target_critic.weights[0].clone()
         updated(agent, updates=1)
-        policies.append(agent.policy.biases[0].detach().clone())
-        targets.append(agent.target_policy.biases[0].clone())
-    assert not any(torch.equal(first, second) for first, second in zip(policies, policies[1:], strict=False))
-    assert [torch.equal(first, second) for first, second in zip(targets, targets[1:], strict=False)] == [
-        False,
-        True,
-        False,
-    ]
+        assert bool(agent.policy.weights[0].grad.any()) == (step % actor_interval == 0), "Adam goes on all the same"
+        assert torch.equal(agent.target_critic.weights[0], before) == (step % target_interval != 0)
+
+
+def test_rebracs_penalties_by_hand():
+    """The next action is noisy within its clip, and far from the data's costs the target; so does the policy's own."""
+    agent = build("rebrac", critic_bc_weight=0.3, actor_bc_weight=0.5, actor_interval=1)
+    batch, noise = random_batch(dtype=torch.float64), agent.draw(16)
+    (name,) = noise
+    noise[name] = 3 * noise[name]  # some of it beyond the clip
+    metrics = agent.loss(batch, noise)[1]
+    with torch.no_grad():
+        actions = agent.target_policy(batch["next_observations"])[0].tanh() + (0.2 * noise[name]).clamp(-0.5, 0.5)
+        actions = actions.clamp(-1, 1)
+        next_q = agent.target_critic(batch["next_observations"], actions).amin(dim=0)[:, 0]
+        next_q = next_q - 0.3 * (actions - batch["next_actions"]).square().sum(dim=1)
+        target = batch["rewards"] + agent.config.discount * batch["masks"] * next_q
+        q = agent.critic(batch["observations"], batch["actions"])[..., 0]
+    torch.testing.assert_close(metrics["critic/loss"], (q - target).square().mean())
+    torch.testing.assert_close(metrics["actor/loss"], metrics["actor/q_loss"] + 0.5 * metrics["actor/bc_loss"])
 
 
 def test_rebrac_evaluates_with_noise_only_if_told():
