@@ -25,7 +25,6 @@ from harness.evaluate import Cell, format_table, parse_grid, remark, rows_of, sh
 from harness.evaluation import GRID_SEED, EvaluationResult, evaluate
 from harness.plots import plot_learning_curve, plot_sweep
 from harness.run_folder import load_policy, load_run_task, load_trained_task, remove_run, run_path
-from harness.score_statistics import interval
 from harness.train import train_run
 from tests.test_arrays import pendulum
 from tests.toy import toy_checkpoint
@@ -196,15 +195,6 @@ def test_sweep_runs_every_cell_on_the_same_seeds():
     rows = rows_of(successes, toy_task("success"))
     assert [(row["success"], row["success_low"], row["success_high"]) for row in rows] == [(0, 0, 0), (1, 1, 1)]
     assert rows[0]["episodes"] == TOY_RUN.eval_episodes
-
-
-def test_interval_covers_the_mean_as_a_normal_interval_does():
-    scores = np.random.default_rng(1).normal(10, 2, 400)
-    low, high = interval([scores])
-    error = 1.96 * scores.std() / 20
-    assert (low, high) == pytest.approx((scores.mean() - error, scores.mean() + error), abs=0.012)
-    assert interval([scores]) == (low, high)
-    assert np.isnan(interval([scores[:1]])).all()
 
 
 def test_a_clear_difference_on_the_same_episodes_is_never_called_unclear():
