@@ -15,7 +15,7 @@ from common.files import replacing
 from harness.comparison.results import FINAL, Results, RunResult
 from harness.plots import COLOURS, MARKERS
 from harness.report import tables
-from harness.report.blocks import Block, by_policy, estimates, near_best_of, title_of, unit_of
+from harness.report.blocks import Block, by_policy, estimates, title_of, unit_of
 from harness.report.tables import categories_of, common_tasks, strata_of, with_results
 from harness.score_statistics import (
     CONFIDENCE,
@@ -79,25 +79,23 @@ def plot_scores(scores: pd.DataFrame, folder: Path, score: str = "final score") 
     """Final scores: a panel for each category, a line for each policy with its seeds, mean and interval."""
     kept = with_results(scores)
     found = {name: estimates(kept, tasks, FINAL) for name, tasks in categories_of(scores).items()}
-    found = {name: ones for name, ones in found.items() if any(one.seeds for one in ones.values())}
+    found = {name: ones for name, ones in found.items() if ones["seeds"].any()}
     if not found:
         return None
-    titles = {policy: title_of(lines) for policy, lines in by_policy(kept).items()}
+    titles = [title_of(lines) for lines in by_policy(kept).values()]
     columns = 1 if len(found) == 1 else 2
     figure, panels = new_figure(len(found), 7.5 / columns + 1.5, 0.9 + 0.27 * len(titles), columns)
     for axes, (category, ones) in zip(panels, found.items(), strict=True):
-        best, tasks = near_best_of(ones), categories_of(scores)[category]
-        for place, (policy, one) in enumerate(ones.items()):
-            if not one.seeds:
-                continue
-            colour = COLOURS[0] if policy in best or not best else "0.45"
-            axes.plot(one.interval, [place, place], color=colour, lw=2.2, solid_capstyle="butt")
-            axes.plot(one.seed_means, np.full(len(one.seed_means), place + 0.25), "o", color="0.65", ms=2.8)
-            axes.plot([one.mean], [place], "D", color=colour, ms=4.5)
-        rows_of_names(axes, list(titles.values()))
+        tasks = categories_of(scores)[category]
+        for place, (_, one) in enumerate(ones.iterrows()):
+            colour = COLOURS[0] if one["near_best"] or not ones["near_best"].any() else "0.45"
+            axes.plot([one["low"], one["high"]], [place, place], color=colour, lw=2.2, solid_capstyle="butt")
+            axes.plot(one["each_seed"], np.full(len(one["each_seed"]), place + 0.25), "o", color="0.65", ms=2.8)
+            axes.plot([one["mean"]], [place], "D", color=colour, ms=4.5)
+        rows_of_names(axes, titles)
         axes.set_xlabel(f"{score} ({unit_of(scores, tasks)})", fontsize=8)
         axes.set_title(f"{category}: mean over {len(tasks)} tasks" if len(tasks) > 1 else tasks[0], fontsize=9)
-    few = any(one.few for ones in found.values() for one in ones.values())
+    few = any(ones["few"].any() for ones in found.values())
     bars = "" if few else f"; bars: {CONFIDENCE:.0%} bootstrap intervals"
     figure.suptitle(f"diamonds: means; dots: seeds{bars}", fontsize=8)
     return save(figure, folder / "scores.png")
