@@ -314,7 +314,7 @@ class RunFolder:
             from harness.plots import plot_learning_curve  # here: a run needs matplotlib at its end only
 
             plot_learning_curve(
-                self.path / run_files.EVAL_LOG,
+                self.eval_log.rows,
                 self.path / run_files.LEARNING_CURVE,
                 task.score_name,
                 task.reference_scores(),

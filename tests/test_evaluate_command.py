@@ -18,7 +18,6 @@ import harness.evaluate
 import harness.run_folder
 from algorithms.dipole import DIPOLE, Noise
 from common.errors import UserError
-from common.files import write_rows_csv
 from envs.task import Task
 from harness.config import RunConfig, config_to_yaml
 from harness.evaluate import Cell, format_table, parse_grid, remark, rows_of, show_and_write, sweep
@@ -440,16 +439,13 @@ def test_runs_of_earlier_versions_need_their_data(pendulum_run, tmp_path):
 # ---- Figures ----
 
 
-def test_learning_curve_is_drawn_from_rows_and_files(tmp_path):
+def test_learning_curve_has_a_band_where_the_spread_is_known_and_marks_the_switch(tmp_path):
     rows = [{"step": 1000 * i, "return": 10.0 * i, "return_std": 2.0} for i in range(1, 4)]
-    write_rows_csv(rows, tmp_path / "eval.csv")
-    plot_learning_curve(rows, tmp_path / "rows.png", "return", {"data: mean episode": 12.0})
-    plot_learning_curve(tmp_path / "eval.csv", tmp_path / "file.png", "return", {"data: mean episode": 12.0})
-    images = [matplotlib.image.imread(tmp_path / f"{name}.png") for name in ("rows", "file")]
-    assert np.array_equal(*images)
     without_band = [{"step": row["step"], "return": row["return"]} for row in rows]
-    plot_learning_curve(without_band, tmp_path / "plain.png", "return", {"data: mean episode": 12.0})
-    assert not np.array_equal(matplotlib.image.imread(tmp_path / "plain.png"), images[0])
+    lines = {"data: mean episode": 12.0}
+    for name, figure in {"rows": (rows, lines), "plain": (without_band, lines), "online": (rows, lines, 2000)}.items():
+        plot_learning_curve(figure[0], tmp_path / name, "return", *figure[1:])
+    assert len({(tmp_path / name).read_bytes() for name in ("rows", "plain", "online")}) == 3
     with pytest.raises(ValueError, match="success"):
         plot_learning_curve(rows, tmp_path / "none.png", "success", {})
     assert not (tmp_path / "none.png").exists()

@@ -22,7 +22,6 @@ from harness import run_files
 from harness.config import RunConfig
 from harness.loggers import CsvLog
 from harness.online import FIRST_SEED, OnlinePhase
-from harness.plots import plot_learning_curve
 from harness.run_folder import RunFolder, read_checkpoint, remove_run, run_path, with_chunks
 from harness.train import train_run
 from tests.conftest import small_config
@@ -450,10 +449,3 @@ def test_kill_at_random_moments(tmp_path, straight):
         kill_and_check(folder, process, straight)
         killed.append(process.exitcode == -signal.SIGKILL)
     assert sum(killed) >= 15  # the others had finished in those 0.1 s
-
-
-def test_the_learning_curve_marks_the_switch(tmp_path):
-    rows = [{"step": step, "return": step} for step in (10, 20)]
-    for name, online_from in {"a": None, "b": 10}.items():
-        plot_learning_curve(rows, tmp_path / name, "return", {}, online_from)
-    assert (tmp_path / "a").read_bytes() != (tmp_path / "b").read_bytes()

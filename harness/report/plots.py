@@ -1,19 +1,15 @@
 """The figures of a comparison's report, as PNG files in the style of harness/plots.py."""
 
-import math
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-from common.files import replacing
 from harness.comparison.results import FINAL, Results, RunResult
-from harness.plots import COLOURS, MARKERS
+from harness.plots import COLOURS, PANEL_COLUMNS, line_style, new_figure, save
 from harness.report import tables
 from harness.report.blocks import Block, by_policy, estimates, title_of, unit_of
 from harness.report.tables import categories_of, common_tasks, strata_of, with_results
@@ -28,48 +24,14 @@ from harness.score_statistics import (
     profile,
 )
 
-DASHES = ("-", "--", ":")
 THRESHOLDS = np.linspace(0.0, 1.0, 101)
-PANEL_COLUMNS = 3
 NORMALISED_FINAL = f"{FINAL}_normalised"
-
-
-def line_style(index: int) -> dict:
-    """Colour, marker and dashes of the line of that number: no two of the first 18 are the same."""
-    return {
-        "color": COLOURS[index % len(COLOURS)],
-        "marker": MARKERS[index % len(MARKERS)],
-        "linestyle": DASHES[index // len(COLOURS) % len(DASHES)],
-    }
-
-
-def new_figure(panels: int, width: float, height: float, columns: int = PANEL_COLUMNS) -> tuple[Figure, list[Axes]]:
-    """A figure of `panels` axes in rows of at most `columns`; width and height in inches are a panel's."""
-    columns = min(columns, panels)
-    lines = math.ceil(panels / columns)
-    figure = Figure(figsize=(width * columns, height * lines), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = list(figure.subplots(lines, columns, squeeze=False).flat)
-    for spare in axes[panels:]:
-        spare.remove()
-    for one in axes[:panels]:
-        one.grid(alpha=0.25, lw=0.6)
-        one.tick_params(labelsize=8)
-        one.spines[["top", "right"]].set_visible(False)
-    return figure, axes[:panels]
 
 
 def rows_of_names(axes: Axes, names: Sequence[str]) -> None:
     """One line per name, the first at the top, with room for markers above the first and below the last."""
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.set_ylim(len(names) - 0.4, -0.6)
-
-
-def save(figure: Figure, path: Path) -> str:
-    """Writes the PNG whole or not at all; returns its name."""
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png")
-    return path.name
 
 
 # ---- Scores ----
