@@ -1,4 +1,4 @@
-"""The examples run, and learn what they say; the README's own tests run examples.greediness_sweep."""
+"""The examples run, and learn what they say."""
 
 import re
 import shutil
