@@ -178,7 +178,7 @@ overrides:
   flow_steps: 1
 algorithms:
   - {{algorithm: dipole, label: cloning, overrides: {{weighting: none, greediness: 0.0}}}}
-  - {{algorithm: dipole, name: dipole}}
+  - {{algorithm: dipole, name: DIPOLE}}
   - {{label: dipole-3, evaluation_of: dipole, act: {{greediness: 3.0}}}}
 """
 
@@ -210,7 +210,7 @@ def test_the_results_of_a_comparison_are_its_runs_scores(folder, comparison, tmp
         options = {"greediness": 2.0, "noise_scale": scale}
         plans = policy.sample(scenes, policy.data.observations["validation"], 2, **options)
         expected = 100 * table.scores_of(scenes, plans, "").mean(axis=(0, 1))
-        found = [float(learned["dipole", "2.0", str(scale), "validation", "1"][name]) for name in SCORE_NAMES]
+        found = [float(learned["DIPOLE", "2.0", str(scale), "validation", "1"][name]) for name in SCORE_NAMES]
         assert found == pytest.approx(expected, abs=1e-4)
 
 
@@ -273,7 +273,7 @@ def test_a_row_has_the_seeds_that_are_finished(comparison, tmp_path):
     more.write_text(comparison.read_text().replace("seeds: [0, 1]", "seeds: [0, 1, 2]") + later)
     found = results.read_results(load_comparison(more))
     counts = {row.title: len(results.finished_of(found, row)) for row in found.comparison.rows}
-    assert counts == {"cloning": 2, "dipole": 2, "dipole-3, greediness 3.0": 2, "later": 0}
+    assert counts == {"cloning": 2, "DIPOLE": 2, "dipole-3, greediness 3.0": 2, "later": 0}
 
 
 def test_results_are_refused_before_a_run_is_finished_and_for_other_scenes(folder, comparison, tmp_path, refused):

@@ -218,7 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--samples", type=int, default=8, help="plans per scene of each run")
     parser.add_argument("--greediness", type=float, nargs="+", default=[], help="values to choose among")
     parser.add_argument("--noise_scale", type=float, nargs="+", default=[], help="values to choose among")
-    parser.add_argument("--reference", default="dipole", help="row whose lead is shown; default dipole")
+    parser.add_argument("--reference", default="DIPOLE", help="row whose lead is shown; default DIPOLE")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the files are written")
     with exit_on_user_error():
         options = parser.parse_args(arguments)
