@@ -91,16 +91,8 @@ OLDER_FIELDS = {
 LOGGERS = ("csv", "tensorboard", "wandb")
 ANY = math.inf
 COUNTS = (  # at least 1
-    *(
-        "offline_steps",
-        "max_episode_steps",
-        "action_chunk",
-        "batch_size",
-        "replay_capacity",
-        "log_interval",
-        "checkpoint_interval",
-        "eval_interval",
-    ),
+    *("offline_steps", "max_episode_steps", "action_chunk", "batch_size", "replay_capacity", "log_interval"),
+    *("checkpoint_interval", "eval_interval"),
     *("eval_episodes", "eval_environments", "actor_hidden_dims", "value_hidden_dims", "num_critics"),
     *("num_candidates", "target_candidates", "backup_candidates", "resample_candidates", "flow_steps"),
     *("diffusion_steps", "denoising_steps", "sampling_steps", "decay_interval", "ema_interval", "actor_interval"),
