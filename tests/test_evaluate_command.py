@@ -23,7 +23,7 @@ from harness.config import RunConfig, config_to_yaml
 from harness.evaluate import Cell, format_table, parse_grid, remark, rows_of, show_and_write, sweep
 from harness.evaluation import GRID_SEED, EvaluationResult, evaluate
 from harness.plots import plot_learning_curve, plot_sweep
-from harness.run_folder import load_policy, load_run_task, load_trained_task, remove_run, run_path
+from harness.run_folder import load_policy, load_run_task, load_trained_task, run_path
 from harness.train import train_run
 from tests.test_arrays import pendulum
 from tests.toy import toy_checkpoint
@@ -292,16 +292,6 @@ def test_command_writes_elsewhere_and_serves_agents_without_options(run_dir, tmp
     assert sorted(path.name for path in out.iterdir()) == ["episodes.csv", "evaluation.csv"]
     assert len(rows_in(out / "episodes.csv")) == 2, "of the last run only, which may be another"
     assert sorted(run_dir.folder.iterdir()) == before
-
-
-def test_a_restarted_run_leaves_no_sweep_of_the_old_one(tmp_path):
-    run, folder = dataclasses.replace(TOY_RUN, run_dir=str(tmp_path)), tmp_path / "toy" / "toy" / "target" / "seed_0"
-    folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(config_to_yaml(run, ToyConfig()))
-    (folder / "notes.csv").write_text("the user's own")
-    show_and_write([cell_of(spread(1.0), 0), cell_of(spread(2.0), 1)], toy_task(), run, folder)
-    remove_run(run)
-    assert sorted(path.name for path in folder.iterdir()) == ["lock", "notes.csv"]
 
 
 def test_a_sweep_after_training_says_what_it_does(tmp_path, capsys):

@@ -22,7 +22,7 @@ from harness import run_files
 from harness.config import RunConfig
 from harness.loggers import CsvLog
 from harness.online import FIRST_SEED, OnlinePhase
-from harness.run_folder import RunFolder, read_checkpoint, remove_run, run_path, with_chunks
+from harness.run_folder import RunFolder, read_checkpoint, run_path, with_chunks
 from harness.train import train_run
 from tests.conftest import small_config
 from tests.test_agents import make_agent
@@ -379,12 +379,6 @@ def test_files_after_the_checkpoint_are_removed(tmp_path, straight):
     train(tmp_path)
     assert sorted(path.name for path in folder.iterdir()) == [f"part_{step:09}.npz" for step in (80, 100, 120)]
     assert_same_online_run(straight, run)
-
-
-def test_restart_removes_the_replay(tmp_path):
-    folder = train(tmp_path)
-    remove_run(online_run(tmp_path))
-    assert [path.name for path in folder.iterdir()] == ["lock"]
 
 
 def test_a_checkpoint_of_another_phase_is_refused(tmp_path):

@@ -435,11 +435,14 @@ def test_a_second_process_on_a_run_is_refused(tmp_path):
 
 
 def test_restart_deletes_the_run_and_nothing_else(tmp_path, capsys):
-    folder = toy_run(tmp_path, offline_steps=20)
-    (folder / "notes.txt").write_text("mine")
+    """Its sweep, its replay and what a comparison adds go too; the user's own files stay."""
+    folder = toy_run(tmp_path, offline_steps=20, online_steps=5, sweep=("greediness=0,1",))
+    assert (folder / "greediness.csv").exists() and list((folder / "replay").iterdir())
+    for name in ("notes.txt", "notes.csv", "log.txt", "error.txt", "reevaluation.csv", "divergence.json"):
+        (folder / name).write_text("x")
     remove_run(toy_settings(tmp_path)[0])
     assert "deleting config.yaml" in capsys.readouterr().out
-    assert sorted(path.name for path in folder.iterdir()) == ["lock", "notes.txt"]
+    assert sorted(path.name for path in folder.iterdir()) == ["lock", "notes.csv", "notes.txt"]
     toy_run(tmp_path, offline_steps=20, discount=0.5)
     toy_run(tmp_path, offline_steps=20, restart=True)
     assert yaml.safe_load((folder / "config.yaml").read_text())["discount"] == 0.995

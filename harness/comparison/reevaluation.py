@@ -25,6 +25,7 @@ from harness.evaluate import evaluate_cell, parse_grid
 from harness.evaluation import EVALUATION_SEED, Evaluator
 from harness.run_folder import busy, is_finished, load_agent, load_run, load_trained_task
 
+
 def read_reevaluation(folder: Path) -> list[dict[str, str]]:
     """The lines of a run's reevaluation.csv as text by column; empty where there is none yet."""
     path = folder / run_files.REEVALUATION
