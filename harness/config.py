@@ -130,6 +130,7 @@ class Settings:
     config: Any
     sources: dict[str, str]  # field: "default", "<file>: line <n>" or "command line"
     files: tuple[Path, ...]  # the settings files that apply
+    search: dict[str, tuple[yaml.Node, str]]  # field: its space and where that stands, of the `search` tables
 
     def shown(self) -> str:
         """Every field as YAML with the source of its value as a comment."""
@@ -208,7 +209,11 @@ def load_settings(
     run, config = _make(config_class, values, "settings")
     check_values(run, config)
     return Settings(
-        run, config, {key: sources.get(key, "default") for key in kinds}, tuple(file.path for file in files)
+        run,
+        config,
+        sources={key: sources.get(key, "default") for key in kinds},
+        files=tuple(file.path for file in files),
+        search={key: (node, at) for file in files for key, node, at in file.entries(name, table="search")},
     )
 
 
@@ -229,15 +234,6 @@ def stored_config(path: Path, config_class: type) -> tuple[RunConfig, Any]:
     if values.get("label") is None:
         values["label"] = algorithm_name(config_class)
     return _make(config_class, values, str(path))
-
-
-def search_space(config_class: type, settings: Settings) -> dict[str, tuple[yaml.Node, str]]:
-    """{field: (node of its space, where)} of the `search` tables that apply to the settings' task."""
-    name = settings.run.task.partition("/")[2]
-    spaces: dict[str, tuple[yaml.Node, str]] = {}
-    for path in settings.files:
-        spaces |= {key: (node, where) for key, node, where in _SettingsFile(path).entries(name, table="search")}
-    return spaces
 
 
 def check_values(run: RunConfig, config: Any) -> None:

@@ -32,7 +32,7 @@ from common.errors import CommandParser, UserError, exit_on_user_error
 from common.files import make_folder, write_text
 from harness.algorithms import load_algorithm
 from harness.command_line import parse_command
-from harness.config import RunConfig, flat, search_space
+from harness.config import RunConfig, flat
 from harness.config_file import as_yaml, places_by_key, read_mapping
 from harness.evaluation import TUNING_SEED
 from harness.run_folder import load_run_task
@@ -124,7 +124,7 @@ def tune(argv: Sequence[str]) -> Path:
     except ImportError as error:
         raise UserError("optuna is not installed; run: pip install -r requirements-tune.txt") from error
     search = arguments.search
-    entries = places_by_key(search, read_mapping(search)) if search else search_space(algorithm.config_class, settings)
+    entries = places_by_key(search, read_mapping(search)) if search else settings.search
     if not entries:
         files = ", ".join(os.path.relpath(path) for path in settings.files) or "the defaults"
         raise UserError(f"{files}: there is no `search` table for {run.task}; write one, or give --search FILE")

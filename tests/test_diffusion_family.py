@@ -13,7 +13,6 @@ torch.set_num_threads(1)
 
 OBSERVATION_DIM, ACTION_DIM, BATCH = 5, 2, 8
 SMALL = {"actor_hidden_dims": (16, 16), "value_hidden_dims": (12, 12), "diffusion_steps": 3}
-LEVELS = (0.804125, 0.435178, 0.158500, 0.038852, 0.006409)  # of T = 5
 
 
 def make_agent(name, fields):
@@ -53,23 +52,6 @@ def column(*values):
 
 
 # The diffusion, by hand.
-
-
-def test_posterior_mean():
-    level = column(*LEVELS)
-    previous = column(1, *LEVELS[:-1])
-    one, zero = torch.ones_like(level), torch.zeros_like(level)
-    of_clean = dql.posterior_mean(zero, one, level, previous).flatten()
-    of_x = dql.posterior_mean(one, zero, level, previous).flatten()
-    assert of_clean.tolist() == pytest.approx((1, 0.728435, 0.498410, 0.312681, 0.165654), abs=1e-4)
-    assert of_x.tolist() == pytest.approx((0, 0.255116, 0.405078, 0.433466, 0.392901), abs=1e-4)
-
-
-def test_noised_and_clean_action_are_inverse():
-    actions, noise, level = column(0.5, -0.25), column(1.0, -2.0), column(0.64, 0.36)
-    x = dql.noised(actions, noise, level)
-    assert x.flatten().tolist() == pytest.approx((0.8 * 0.5 + 0.6, -0.6 * 0.25 - 0.8 * 2))
-    torch.testing.assert_close(dql.clean_action(x, noise, level), actions)
 
 
 def sampled(agent, denoiser, noise):
@@ -175,28 +157,6 @@ def test_max_q_backup_takes_each_critics_best_candidate_and_then_the_smaller_cri
     q = agent.critic(batch["observations"], batch["actions"]).squeeze(-1)
     expected = (q[0] - target).square().mean() + (q[1] - target).square().mean()
     torch.testing.assert_close(agent.critic_loss(batch, agent.draw(BATCH)["next_noise"])[0], expected)
-
-
-def test_critic_loss_of_qsm_takes_the_population_deviation_off(monkeypatch):
-    agent, batch = make_agent("qsm", SMALL | {"pessimism": 0.5}), make_batch()
-    next_q = torch.tensor([[1.0], [3.0]], dtype=torch.float64).expand(2, BATCH)[..., None]
-    monkeypatch.setattr(agent.target_critic, "forward", lambda observations, actions: next_q)
-    target = batch["rewards"] + agent.config.discount * batch["masks"] * (2 - 0.5)
-    q = agent.critic(batch["observations"], batch["actions"]).squeeze(-1)
-    loss, _ = agent.critic_loss(batch, agent.draw(BATCH)["next_noise"])
-    torch.testing.assert_close(loss, (q - target).square().mean())
-
-
-def test_action_gradient_is_of_the_mean_over_the_critics():
-    critic = make_agent("qsm", SMALL | {"num_critics": 3}).critic
-    batch, step = make_batch(), 1e-6
-    gradient = qsm.action_gradient(critic, batch["observations"], batch["actions"])
-    for index in range(ACTION_DIM):
-        shift = step * torch.eye(ACTION_DIM, dtype=torch.float64)[index]
-        up, down = (
-            critic(batch["observations"], batch["actions"] + sign * shift).mean(dim=0)[:, 0] for sign in (1, -1)
-        )
-        torch.testing.assert_close(gradient[:, index], (up - down) / (2 * step), rtol=0, atol=1e-8)
 
 
 @pytest.mark.parametrize(("max_norm", "factor"), ((2.5, 0.5), (5.0, 1.0), (6.0, 1.0)))

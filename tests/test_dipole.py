@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from algorithms.baselines.dql import resample
-from algorithms.dipole import DIPOLE, DIPOLEConfig, composed_velocity, expectile_loss, policy_weights
+from algorithms.dipole import DIPOLE, DIPOLEConfig, policy_weights
 from examples.resample import ResamplingConfig, ResamplingDIPOLE, effective_sample_size
 from harness.agent_tools import state_of
 from harness.algorithms import load_algorithm
@@ -66,23 +66,6 @@ def test_saturated_logits_are_counted():
     advantage = torch.tensor([1.4, 1.6, -2.4, -2.6] * 4)  # logits 3.8, 4.2, -3.8, -4.2
     batch = random_batch() | {"state_values": torch.zeros(16), "rewards": advantage}
     assert agent.update(batch)["actor/logit_saturated"] == 0.5
-
-
-def test_expectile_loss_by_hand():
-    difference = torch.tensor([2.0, -1.0], dtype=torch.float64)
-    assert expectile_loss(difference, 0.9).item() == pytest.approx((0.9 * 4 + 0.1 * 1) / 2, abs=1e-15)
-
-
-def test_composition_is_linear_in_the_velocities():
-    """eq. 10 at omega 1.5 from the two single policies, and the shortcuts at omega 0 and -1 equal to its formula."""
-    agent = make_agent().double()
-    observations, x = torch.randn(5, 3).double(), torch.randn(5, 2).double()
-    positive, negative = (composed_velocity(agent.flow, observations, x, 0.3, omega) for omega in (0.0, -1.0))
-    torch.testing.assert_close(
-        composed_velocity(agent.flow, observations, x, 0.3, 1.5), 2.5 * positive - 1.5 * negative
-    )
-    both = agent.flow(observations, x, torch.full((5, 1), 0.3).double())
-    torch.testing.assert_close(torch.stack([positive, negative]), both)
 
 
 def test_sampling_follows_a_known_flow():

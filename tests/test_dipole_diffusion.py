@@ -52,23 +52,6 @@ def sample(denoiser, count, steps, diffusion_steps, stochasticity, greediness=0.
     return agent.sample(torch.zeros(count, 1, dtype=torch.float64), noise, greediness)[:, 0]
 
 
-def test_schedule_end_points_and_values():
-    levels = signal_level(torch.arange(6, dtype=torch.float64), 5)
-    assert levels[0] == 1
-    assert levels[1:].tolist() == pytest.approx(ABAR_5, abs=1e-6)
-    assert levels[1].item() == pytest.approx(math.exp(-0.1 / 5 - 0.5 * 9.9 / 25), rel=1e-12)
-    for steps in (1, 10, 1000):
-        end = signal_level(torch.tensor(float(steps), dtype=torch.float64), steps)
-        assert end.item() == pytest.approx(math.exp(-0.1 - 0.5 * 9.9), rel=1e-12)
-
-
-def test_schedule_is_the_product_of_the_betas():
-    steps = 10
-    u = torch.arange(1, steps + 1, dtype=torch.float64)
-    betas = 1 - torch.exp(-0.1 / steps - 0.5 * 9.9 * (2 * u - 1) / steps**2)
-    torch.testing.assert_close(signal_level(u, steps), (1 - betas).cumprod(0), rtol=1e-13, atol=0)
-
-
 def test_time_features_are_sinusoids_of_the_level():
     features = time_features(column(0, 3))
     assert features.shape == (2, 16)

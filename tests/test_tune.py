@@ -17,7 +17,7 @@ from algorithms.dipole import DIPOLE, DIPOLEConfig
 from common.errors import UserError
 from harness import tune as tune_module
 from harness.algorithms import ROOT, algorithm_names, load_algorithm
-from harness.config import load_settings, search_space
+from harness.config import load_settings
 from harness.config_file import places_by_key, read_mapping
 from harness.divergence import Diverged
 from harness.evaluation import EVALUATION_SEED, GRID_SEED, TUNING_SEED, evaluate
@@ -278,6 +278,5 @@ BENCHMARKS += ("ogbench/cube-double-play-singletask-task2-v0",)
 def test_every_benchmark_setting_has_a_search_space(name, task):
     if name.startswith("dipole_") and task != BENCHMARKS[0]:
         pytest.skip("these forms have settings for the quick start only")
-    config_class = load_algorithm(name).config_class
-    settings = load_settings(config_class, {"task": task})
-    assert read_space(search_space(config_class, settings), settings)
+    settings = load_settings(load_algorithm(name).config_class, {"task": task})
+    assert read_space(settings.search, settings)
