@@ -14,7 +14,7 @@ import torch
 
 from common.errors import UserError
 from envs import load_environment, load_task
-from envs.chunks import Chunk, ChunkedDataset, chunked, fold
+from envs.chunks import Chunk, ChunkedDataset, chunked
 from envs.dataset import ACTION_LIMIT, Dataset
 from envs.ogbench.collect import ManipulationCollector
 from envs.ogbench.tasks import sha256_of_ends
@@ -100,19 +100,6 @@ def test_chunks_of_the_data_are_the_references(figures, length):
     assert_same_batch(dataset.take(torch.arange(len(dataset))), expected)
     drawn = dataset.draw(10_000, torch.Generator().manual_seed(0))
     assert drawn.unique().tolist() == list(range(len(dataset)))
-
-
-@pytest.mark.parametrize("length", LENGTHS)
-def test_folding_is_the_references_in_double_precision(figures, length):
-    rewards, masks, terminals = (torch.tensor(figures[f"data/{name}"]) for name in ("rewards", "masks", "terminals"))
-    starts = torch.arange(len(rewards) - length + 1)
-    steps = [starts + k for k in range(length)]
-    goes_on = [terminals[k] == 0 for k in steps[:-1]]
-    returns, mask, last = fold([rewards[k] for k in steps], [masks[k] for k in steps], goes_on, DISCOUNT)
-    expected = {name: figures[f"qam/h{length}/{name}"] for name in ("rewards", "masks", "valid")}
-    np.testing.assert_allclose(returns, expected["rewards"], rtol=0, atol=1e-15)
-    assert np.array_equal(mask, expected["masks"])
-    assert np.array_equal(last == length - 1, expected["valid"])
 
 
 @pytest.mark.parametrize("length", LENGTHS)

@@ -161,22 +161,10 @@ REFUSED = [
 UNKNOWN = [
     ("discont", "discount"),
     ("eval-interval", "eval_interval"),
-    ("omega", "greediness"),
     ("cfg", "greediness (= cfg - 1)"),
-    ("beta", "inverse_temperature"),
     ("k", "shift"),
-    ("N", "num_candidates"),
-    ("num_samples", "num_candidates"),
-    ("num_samples_fortrain", "target_candidates"),
-    ("tau", "target_rate"),
-    ("gamma", "discount"),
-    ("lr", "learning_rate"),
-    ("q_agg", "value_aggregation"),
-    ("env", "task"),
+    ("q_agg", "value_aggregation"),  # of two, the one that the class has
     ("env_name", "task"),
-    ("dataset_name", "task"),
-    ("eval_freq", "eval_interval"),
-    ("train_steps", "offline_steps"),
     ("max_timesteps", "offline_steps"),
 ]
 

@@ -80,17 +80,6 @@ def test_sampling_is_uniform_over_transitions_and_never_takes_a_last_row():
     assert (counts[dataset.valid] - expected).abs().max() < 5 * expected**0.5
 
 
-def test_the_seed_determines_the_batches():
-    dataset = two_episodes()
-
-    def draw(seed: int) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(seed)
-        return torch.cat([dataset.sample(64, generator)["rewards"] for _ in range(3)])
-
-    assert torch.equal(draw(1), draw(1))
-    assert not torch.equal(draw(1), draw(2))
-
-
 def test_to_keeps_everything():
     dataset = two_episodes()
     moved = dataset.to("cpu")

@@ -113,6 +113,8 @@ def test_two_processes_give_the_result_of_none_and_end_with_their_pipes():
     with Evaluator(RandomWalk, environments=3, workers=2) as evaluator:
         assert same(evaluator.evaluate(Agent(), 7, SEED), expected)
         assert same(evaluator.evaluate(Agent(), 7, SEED), expected), "environments are used again"
+        assert_failure_is_named(evaluator)
+        assert same(evaluator.evaluate(Agent(), 7, SEED), expected), "its processes are new"
         first, second = evaluator.rows.processes
         evaluator.rows.connections[0].close()  # what the parent's death does
         first.join(20)
@@ -178,13 +180,6 @@ def test_failure_names_the_episode_and_the_cause():
     with Evaluator(RandomWalk, environments=2) as evaluator:
         assert_failure_is_named(evaluator)
         assert len(evaluator.evaluate(Agent(), 2, SEED).returns) == 2, "environments are built anew"
-
-
-def test_one_process_gives_the_result_of_none_and_names_failures():
-    with Evaluator(RandomWalk, environments=3, workers=1) as evaluator:
-        expected = evaluate(Agent(), RandomWalk, 7, SEED, environments=3)
-        assert same(evaluator.evaluate(Agent(), 7, SEED), expected)
-        assert_failure_is_named(evaluator)
 
 
 def test_success_is_optional_and_summary_is_complete():
