@@ -44,12 +44,16 @@ class Size:
     hidden_dims: tuple | None
     batch_size: int
     width: int
+    num_critics: int = 2
 
 
 SIZES = {
     "published": Size(28, 5, (512, 512, 512, 512), 256, 512),  # cube-single with FQL's networks
     "released": Size(28, 5, (512, 512, 512), 256, 512),  # the same with the networks of DIPOLE's released code
     "quickstart": Size(5, 1, None, 256, 128),  # cartpole with the quick start's settings
+    "protocol_b": Size(
+        28, 25, (512, 512, 512, 512), 256, 512, 10
+    ),  # cube-single, chunks of 5, QAM's ten critics
 }
 
 
@@ -59,8 +63,9 @@ def build_agent(algorithm: Algorithm, size: Size, device: torch.device) -> torch
         config = load_settings(algorithm.config_class, {"task": "exorl/local_sticky_random/cartpole_swingup"}).config
     else:
         fields = {field.name for field in dataclasses.fields(algorithm.config_class)}
-        dims = {field: size.hidden_dims for field in ("actor_hidden_dims", "value_hidden_dims") if field in fields}
-        config = algorithm.config_class(**dims)
+        values = dict.fromkeys(("actor_hidden_dims", "value_hidden_dims"), size.hidden_dims)
+        values |= {"num_critics": size.num_critics}
+        config = algorithm.config_class(**{name: value for name, value in values.items() if name in fields})
     return algorithm.agent_class(config, size.observation_dim, size.action_dim).to(device)
 
 

@@ -108,7 +108,7 @@ def measure(
 def main() -> None:
     parser = CommandParser("python -m harness.throughput", __doc__)
     parser.add_argument("--algorithm", nargs="+", default=list(algorithm_names()), help="default: all")
-    parser.add_argument("--size", nargs="+", choices=list(SIZES), default=list(SIZES))
+    parser.add_argument("--size", nargs="+", choices=list(SIZES), default=["published", "released", "quickstart"])
     parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement in each of the five rounds")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads of torch; 0 = torch's choice")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")

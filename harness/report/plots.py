@@ -1,5 +1,6 @@
 """The figures of a comparison's report, as PNG files in the style of harness/plots.py."""
 
+import statistics
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter
 
 from harness.comparison.results import FINAL, Results, RunResult
-from harness.plots import COLOURS, PANEL_COLUMNS, line_style, new_figure, save
+from harness.plots import COLOURS, line_style, new_figure, save
 from harness.report import tables
 from harness.report.blocks import Block, by_policy, estimates, title_of, unit_of
 from harness.report.tables import categories_of, common_tasks, strata_of, with_results
@@ -156,24 +157,35 @@ def curves_of(runs: Sequence[RunResult]) -> tuple[np.ndarray, np.ndarray]:
     return np.array(steps), runs[0].scale.shown(scores)
 
 
+def hours_until(runs: Sequence[RunResult], steps: np.ndarray) -> np.ndarray:
+    """Mean over the runs of the hours until each of the steps was evaluated [s], evaluations included."""
+    by_run = [{int(row["step"]): float(row["seconds"]) for row in run.evaluations} for run in runs]
+    return np.array([statistics.mean(seconds[step] for seconds in by_run) for step in steps]) / 3600
+
+
 def plot_learning_curves(results: Results, tasks: Sequence[str], folder: Path, name: str) -> tuple[str | None, str]:
-    """(file name, what it shows): a panel for each task, a line for each variant; no file without a finished run."""
+    """(file name, what it shows): a panel for each task, a line for each variant; no file without a finished run.
+
+    One task alone has a second panel, against hours.
+    """
     finished = {task: [run for run in results.runs_on(task) if run.finished] for task in tasks}
     finished = {task: runs for task, runs in finished.items() if runs}
     if not finished:
         return None, ""
-    columns = min(PANEL_COLUMNS, len(finished))
-    figure, panels = new_figure(len(finished), 7.5 if columns == 1 else 4.2, 4.6 if columns == 1 else 3.2)
+    shown = [(task, "updates") for task in finished]
+    shown += [(task, "hours") for task in finished if len(finished) == 1]
+    figure, panels = new_figure(len(shown), 4.2, 3.2)
     handles, counts = {}, set()
     names = dict(zip(results.scores["label"], results.scores["name"], strict=True))
-    for axes, (task, runs) in zip(panels, finished.items(), strict=True):
+    for axes, (task, unit) in zip(panels, shown, strict=True):
+        runs = finished[task]
         for index, variant in enumerate(results.comparison.variants()):
             own = [run for run in runs if run.planned.variant.label == variant.label]
             if own:
-                handles[names.get(variant.label, variant.label)] = draw_curve(axes, own, index)
+                handles[names.get(variant.label, variant.label)] = draw_curve(axes, own, index, unit)
                 counts.add(len(own))
         axes.set_title(task, fontsize=8)
-        axes.set_xlabel("updates", fontsize=8)
+        axes.set_xlabel(unit, fontsize=8)
         axes.set_ylabel(runs[0].scale.unit, fontsize=8)
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.set_xlim(left=0.0)
@@ -184,12 +196,16 @@ def plot_learning_curves(results: Results, tasks: Sequence[str], folder: Path, n
     return save(figure, folder / name), text + " or ".join(bands) + "."
 
 
-def draw_curve(axes: Axes, runs: Sequence[RunResult], index: int):
-    """Mean over seeds; band: its 95% interval, or from the lowest to the highest of fewer than five seeds."""
+def draw_curve(axes: Axes, runs: Sequence[RunResult], index: int, unit: str):
+    """Mean over seeds; band: its 95% interval, or from the lowest to the highest of fewer than five seeds.
+
+    unit: updates, or the mean hours until each evaluation.
+    """
     steps, scores = curves_of(runs)
+    x = steps if unit == "updates" else hours_until(runs, steps)
     style = line_style(index)
-    (line,) = axes.plot(steps, mean(scores), lw=1.4, markersize=3.5, clip_on=False, zorder=3, **style)
+    (line,) = axes.plot(x, mean(scores), lw=1.4, markersize=3.5, clip_on=False, zorder=3, **style)
     few = len(runs) < FEWEST_SEEDS
     low, high = (scores.min(axis=-1), scores.max(axis=-1)) if few else intervals([scores], mean)
-    axes.fill_between(steps, low, high, color=style["color"], alpha=0.08, lw=0)
+    axes.fill_between(x, low, high, color=style["color"], alpha=0.08, lw=0)
     return line
