@@ -51,9 +51,7 @@ SIZES = {
     "published": Size(28, 5, (512, 512, 512, 512), 256, 512),  # cube-single with FQL's networks
     "released": Size(28, 5, (512, 512, 512), 256, 512),  # the same with the networks of DIPOLE's released code
     "quickstart": Size(5, 1, None, 256, 128),  # cartpole with the quick start's settings
-    "protocol_b": Size(
-        28, 25, (512, 512, 512, 512), 256, 512, 10
-    ),  # cube-single, chunks of 5, QAM's ten critics
+    "protocol_b": Size(28, 25, (512, 512, 512, 512), 256, 512, 10),  # cube-single, chunks of 5, QAM's ten critics
 }
 
 
