@@ -59,8 +59,8 @@ class DIPOLELoRAConfig:
     sampling_steps: int = 10  # Euler steps of the flow, or denoising steps through the T levels, at most T
     noise_scale: float = 1.0  # the start noise is multiplied by it when acting; below 1: nearer to the mean
     diffusion_steps: int = 10  # T: noise levels of the diffusion
-    sampler: Literal["ancestral", "dpm_solver"] = "ancestral"  # dpm_solver: DPM-Solver++(2M), of second order
     stochasticity: float = 1.0  # eta of the sampler; 1: ancestral (DDPM), 0: deterministic (DDIM)
+    second_order: bool = False  # denoise by DPM-Solver++(2M), which takes stochasticity 0
 
     @property
     def num_policies(self) -> int:
@@ -72,8 +72,8 @@ class DIPOLELoRAConfig:
         check_greediness(self, "greediness")
         if self.stage == "pretrain" and self.base is not None:
             raise ValueError(f"base is {self.base}, but stage pretrain trains one; set stage to finetune")
-        if self.sampler == "dpm_solver" and (self.process == "flow" or self.stochasticity != 0):
-            raise ValueError("sampler dpm_solver needs process diffusion and stochasticity 0; set both, or ancestral")
+        if self.second_order and (self.process == "flow" or self.stochasticity != 0):
+            raise ValueError("second_order is true; it needs process diffusion and stochasticity 0, set both")
         if self.process == "diffusion" and self.sampling_steps > self.diffusion_steps:
             raise ValueError(f"sampling_steps is {self.sampling_steps}; it is at most diffusion_steps")
 
@@ -266,7 +266,6 @@ class DIPOLELoRA(nn.Module):
             from algorithms._planner import make_planner
 
             base = make_planner(config, observation_dim, action_dim, self.noise.generator)
-        self.base = base.eval()  # no dropout, of the base or of an adapter
         if config.stage != "pretrain":
             self.register_buffer("base_sha256", fingerprint(base))
         if config.stage == "finetune":
@@ -275,6 +274,7 @@ class DIPOLELoRA(nn.Module):
         else:
             self.adapters = (None,)  # one policy, of the base's own weights
             base.float()
+        self.base = base.eval()  # no dropout
         is_trained = ".lora_" if config.stage == "finetune" else ""
         self.trained = {name: parameter for name, parameter in self.named_parameters() if is_trained in name}
         # capturable: the step count stays on the device, so that a CUDA graph can hold the step
@@ -384,7 +384,7 @@ class DIPOLELoRA(nn.Module):
         for step, fresh_noise in enumerate(fresh_noises):
             t, next_t = levels[step : step + 2]
             predicted = self.predict(observations, x, t, greediness)
-            if self.config.sampler == "dpm_solver":
+            if self.config.second_order:
                 level = signal_level(t, self.config.diffusion_steps)
                 clean = ((x - (1 - level).sqrt() * predicted) / level.sqrt()).clamp(-1, 1)
                 if 0 < step < num_steps - 1:  # the first has no past, the last ends at an infinite log SNR
