@@ -6,8 +6,7 @@ figure 7). It is trained as any algorithm, with DIPOLE's settings:
 
     python -m examples.shared_trunk --config configs/dipole/exorl.yaml --seed 0
 
-Its run has train.csv, eval.csv and result.json; `harness.evaluate` finds the files of algorithms/ only, so give the act
-options to be compared as `--sweep`, e.g. --sweep '["greediness=0,1,4"]'.
+A comparison has it as `algorithm: shared_trunk` with a `config` of DIPOLE's (configs/compare/ablations.yaml).
 """
 
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ class SharedTrunkConfig(DIPOLEConfig):
             raise ValueError(f"weighting is {self.weighting}, which trains one policy; a shared trunk needs two")
 
 
-class SharedTrunk(nn.Module):
+class SharedNetwork(nn.Module):
     """Stands for an EnsembleMLP of two members, of the given sizes: inputs [B, ...] -> [2, B, O], or one of them."""
 
     def __init__(self, sizes: tuple[int, ...], layer_norm: bool, generator: torch.Generator):
@@ -62,16 +61,16 @@ def widened(sizes: tuple[int, ...], layer_norm: bool) -> tuple[int, ...]:
     return min(candidates, key=lambda candidate: abs(parameter_count(candidate, layer_norm) - wanted))
 
 
-class SharedTrunkDIPOLE(DIPOLE):
+class SharedTrunk(DIPOLE):
     """DIPOLE whose `flow` is one network for both policies."""
 
     def __init__(self, config: SharedTrunkConfig, observation_dim: int, action_dim: int, seed: int = 0):
         super().__init__(config, observation_dim, action_dim, seed)
         sizes = (observation_dim + action_dim + 1, *config.actor_hidden_dims, action_dim)
-        self.flow = SharedTrunk(sizes, config.actor_layer_norm, self.noise.generator)
+        self.flow = SharedNetwork(sizes, config.actor_layer_norm, self.noise.generator)
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.Adam(trained, lr=config.learning_rate, fused=True, capturable=True)
 
 
 if __name__ == "__main__":
-    main(SharedTrunkDIPOLE, SharedTrunkConfig)
+    main(SharedTrunk, SharedTrunkConfig)

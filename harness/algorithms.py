@@ -1,14 +1,19 @@
-"""Finds the algorithms by their files: algorithms/<name>.py and algorithms/baselines/<name>.py."""
+"""Finds the algorithms by their files: algorithms/<name>.py and algorithms/baselines/<name>.py.
+
+Those of examples/, which change an algorithm, are found by their names, but are not listed among the algorithms.
+"""
 
 import dataclasses
 import difflib
 import importlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from common.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("algorithms", "algorithms.baselines")
+EXAMPLES = ("examples",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,10 +35,11 @@ def load_algorithm(name: str, root: Path = ROOT) -> Algorithm:
 
     Raises UserError for an unknown name, TypeError where the file does not define exactly one dataclass <Agent>Config.
     """
-    modules = _modules(root)
+    modules = _modules(root, EXAMPLES + PACKAGES)
     if name not in modules:
-        nearest = difflib.get_close_matches(Path(name).stem.lower(), modules, n=1)
-        advice = f"did you mean {nearest[0]}?" if nearest else f"choose one of {', '.join(sorted(modules))}"
+        listed = algorithm_names(root)
+        nearest = difflib.get_close_matches(Path(name).stem.lower(), listed, n=1)
+        advice = f"did you mean {nearest[0]}?" if nearest else f"choose one of {', '.join(listed)}"
         raise UserError(f"there is no algorithm {name!r}, {advice}")
     module = importlib.import_module(modules[name])
     config_classes = [
@@ -50,10 +56,10 @@ def load_algorithm(name: str, root: Path = ROOT) -> Algorithm:
     return Algorithm(name, config_classes[0], agent_class)
 
 
-def _modules(root: Path) -> dict[str, str]:
+def _modules(root: Path, packages: Sequence[str] = PACKAGES) -> dict[str, str]:
     """Module name by algorithm name."""
     return {
         path.stem: f"{package}.{path.stem}"
-        for package in PACKAGES
+        for package in packages
         for path in root.joinpath(*package.split(".")).glob("[!_]*.py")
     }

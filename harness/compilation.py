@@ -147,7 +147,8 @@ def onednn_is_faster() -> bool:
 
     MKL takes half the vector length that an AMD processor with AVX512 has (torch 2.13.0): docs/performance.md.
     """
-    if not (torch.backends.mkl.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"):
+    is_known = hasattr(torch.ops.mkldnn, "_linear_pointwise")  # private to torch, so another version may lack it
+    if not (is_known and torch.backends.mkl.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"):
         return False
     description = Path("/proc/cpuinfo")
     return "AuthenticAMD" in (description.read_text() if description.exists() else platform.processor())

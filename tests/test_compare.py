@@ -333,4 +333,4 @@ def test_commands_are_printed_for_what_is_not_complete(finished, tmp_path, capsy
     assert compare(["--config", str(tmp_path / "matrix.yaml"), "--print_commands"]) == 0
     (line,) = [text for text in capsys.readouterr().out.splitlines() if " && " in text]
     train, evaluate = line.split(" && ")
-    assert "algorithms/dipole.py" in train and "--seed 1 --label dipole" in train and "seed_1 --act" in evaluate
+    assert "-m algorithms.dipole " in train and "--seed 1 --label dipole" in train and "seed_1 --act" in evaluate

@@ -178,8 +178,8 @@ overrides:
   flow_steps: 1
 algorithms:
   - {{algorithm: dipole, label: cloning, overrides: {{weighting: none, greediness: 0.0}}}}
-  - {{algorithm: dipole, act: {{greediness: 0.5}}}}
-  - {{label: dipole-2, evaluation_of: dipole, act: {{greediness: 2.0}}}}
+  - {{algorithm: dipole, name: DIPOLE}}
+  - {{label: dipole-3, evaluation_of: dipole, act: {{greediness: 3.0}}}}
 """
 
 
@@ -194,27 +194,32 @@ def comparison(folder) -> Path:
 
 
 def test_the_results_of_a_comparison_are_its_runs_scores(folder, comparison, tmp_path, capsys):
-    results.main(["--comparison", str(comparison), "--samples", "2", "--out", str(tmp_path)])
+    values = ["--greediness", "0.5", "2", "--noise_scale", "1", "0"]
+    results.main(["--comparison", str(comparison), "--samples", "2", *values, "--out", str(tmp_path)])
     assert (tmp_path / "table.md").read_text() in capsys.readouterr().out
     assert (tmp_path / "greediness.png").read_bytes()[:4] == PNG
     with open(tmp_path / "scores.csv", newline="") as file:
         lines = list(csv.DictReader(file))
-    learned = {(line["label"], line["greediness"], line["split"], line["seed"]): line for line in lines if line["seed"]}
-    assert len(learned) == 3 * 2 * 2 and len(lines) - len(learned) == 2 * (len(table.BASELINES) + 1)
-    policy, scenes = Policy(folder.parent / RUNS / "dipole/driving/bandit/seed_1"), read_split(folder, "validation")
-    plans = policy.sample(scenes, policy.data.observations["validation"], 2, greediness=2.0)
-    expected = 100 * table.scores_of(scenes, plans, "").mean(axis=(0, 1))
-    found = [float(learned["dipole", "2.0", "validation", "1"][name]) for name in SCORE_NAMES]
-    assert found == pytest.approx(expected, abs=1e-4)
+    names = ("label", "greediness", "noise_scale", "split", "seed")
+    learned = {tuple(line[name] for name in names): line for line in lines if line["seed"]}
+    asked = 2 + 2 * 2 + 2  # settings of cloning, which has one policy, of dipole, and of dipole-3
+    assert len(learned) == asked * 2 * 2 and len(lines) - len(learned) == 2 * (len(table.BASELINES) + 1)
+    scenes = read_split(folder, "validation")
+    for scale in (1.0, 0.0):
+        policy = Policy(folder.parent / RUNS / "dipole/driving/bandit/seed_1")
+        options = {"greediness": 2.0, "noise_scale": scale}
+        plans = policy.sample(scenes, policy.data.observations["validation"], 2, **options)
+        expected = 100 * table.scores_of(scenes, plans, "").mean(axis=(0, 1))
+        found = [float(learned["DIPOLE", "2.0", str(scale), "validation", "1"][name]) for name in SCORE_NAMES]
+        assert found == pytest.approx(expected, abs=1e-4)
 
 
-def lines(label, test, validation=None, greediness=None):
+def lines(label, test, validation=None, **setting):
     """Lines of seeds whose scores all equal their PDMS."""
     return [
-        results.line(np.full((1, 1, len(SCORE_NAMES)), value / 100), label=label, split=split, seed=seed, **point)
+        results.line(np.full((1, 1, len(SCORE_NAMES)), value / 100), label=label, split=split, seed=seed, **setting)
         for split, values in (("test", test), ("validation", validation or test))
         for seed, value in enumerate(values)
-        for point in ({} if greediness is None else {"greediness": greediness, "curve": "curve"},)
     ]
 
 
@@ -227,20 +232,22 @@ def test_the_repositorys_comparison_is_like_for_like(monkeypatch):
     assert len({run.config.actor_hidden_dims for run in comparison.runs}) == 1
     dipole = [row for row in comparison.rows if row.variant.algorithm == "dipole"]
     assert all(row.act["flow_steps"] == 10 for row in dipole)  # training's own is 1
-    omegas = sorted(row.act["greediness"] for row in dipole if "greediness" in row.act)
-    assert omegas == [0, 0.25, 0.5, 0.75, 1, 1.5, 2, 3]
+    for row in comparison.rows:  # omega and the noise are chosen for each method alike, by harness.driving.results
+        assert not {"greediness", "noise_scale"} & row.act.keys()
 
 
-def test_omega_is_chosen_in_the_validation_scenes():
-    low = lines("dipole", [50, 52, 54, 56, 58], [60, 60, 60, 60, 60], greediness=0.5)
-    high = lines("dipole", [70, 70, 70, 70, 70], [59, 59, 59, 59, 59], greediness=2.0)
-    scores = pd.DataFrame([*high, *lines("cloning", [40, 41, 42, 43, 44]), *low])
-    assert results.chosen(scores) == {"curve": 0.5}
-    text = results.table(scores)
-    assert "dipole, omega 0.5" in text and "70.0" not in text and "| dipole leads by |" in text
-    assert [row.split("|")[-2].strip()[:6] for row in text.splitlines()[2:]] == ["12.0 [", ""]
-    points = results.curve_table(scores[scores["curve"] == "curve"], 0.5).splitlines()[4:]
-    assert points[0].startswith("| 0.5 (chosen) | 60.0 [60.0, 60.0] | 54.0 [") and points[1].startswith("| 2 | 59.0")
+def test_settings_are_chosen_in_the_validation_scenes_for_each_row():
+    low = lines("dipole", [50, 52, 54, 56, 58], [60, 60, 60, 60, 60], greediness=0.5, noise_scale=1.0)
+    high = lines("dipole", [70, 70, 70, 70, 70], [59, 59, 59, 59, 59], greediness=0.5, noise_scale=0.0)
+    scores = pd.DataFrame([*high, *lines("cloning", [40, 41, 42, 43, 44], noise_scale=0.5), *lines("iql", [9.0]), *low])
+    assert results.chosen(scores) == {"dipole": (0.5, 1.0), "cloning": (None, 0.5), "iql": (None, None)}
+    rows = [row.split("|") for row in results.table(scores, "dipole").splitlines()[2:]]
+    assert [row[1].strip() for row in rows] == ["cloning, noise 0.5", "iql", "dipole, omega 0.5, noise 1"]
+    assert [row[-2].strip()[:6] for row in rows] == ["12.0 [", "45.0 [", ""] and "70.0" not in str(rows)
+    points = results.curve_table("dipole", scores, results.Setting(0.5, 1.0)).splitlines()[4:]
+    assert points[0].startswith("| 0.5 | 0 | 59.0 [59.0, 59.0] | 70.0") and points[1].startswith(
+        "| 0.5 | 1 (chosen) | 60.0 [60.0, 60.0] | 54.0 ["
+    )
 
 
 @pytest.mark.parametrize(
@@ -266,7 +273,7 @@ def test_a_row_has_the_seeds_that_are_finished(comparison, tmp_path):
     more.write_text(comparison.read_text().replace("seeds: [0, 1]", "seeds: [0, 1, 2]") + later)
     found = results.read_results(load_comparison(more))
     counts = {row.title: len(results.finished_of(found, row)) for row in found.comparison.rows}
-    assert counts == {"cloning": 2, "DIPOLE, greediness 0.5": 2, "dipole-2, greediness 2.0": 2, "later": 0}
+    assert counts == {"cloning": 2, "DIPOLE": 2, "dipole-3, greediness 3.0": 2, "later": 0}
 
 
 def test_results_are_refused_before_a_run_is_finished_and_for_other_scenes(folder, comparison, tmp_path, refused):

@@ -13,7 +13,7 @@ import torch
 from algorithms.dipole import DIPOLE
 from envs import load_task
 from examples import custom_task
-from examples.shared_trunk import SharedTrunkConfig, SharedTrunkDIPOLE
+from examples.shared_trunk import SharedTrunk, SharedTrunkConfig
 from harness.run_folder import read_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -65,7 +65,7 @@ def test_a_shared_trunk_has_the_parameters_of_both_networks_and_learns_two_polic
     config = SharedTrunkConfig(
         actor_hidden_dims=(64, 48), value_hidden_dims=(16,), actor_layer_norm=layer_norm, learning_rate=3e-3
     )
-    agent, plain = (kind(config, observation_dim=3, action_dim=2) for kind in (SharedTrunkDIPOLE, DIPOLE))
+    agent, plain = (kind(config, observation_dim=3, action_dim=2) for kind in (SharedTrunk, DIPOLE))
     counts = [sum(parameter.numel() for parameter in one.flow.parameters()) for one in (agent, plain)]
     assert abs(counts[0] / counts[1] - 1) < 0.01, counts
     inputs = torch.randn(5, 3), torch.randn(5, 2), torch.full((5, 1), 0.3)
@@ -96,3 +96,6 @@ def test_a_shared_trunk_is_trained_by_its_command(tmp_path):
     assert done.returncode == 0, done.stderr
     (result,) = (tmp_path / "runs" / "shared_trunk").rglob("result.json")
     assert read_json(result, needed=("score",))["score"] >= 0
+    command = [sys.executable, "-m", "harness.evaluate", str(result.parent), "--episodes", "1", "--greediness", "0", "1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "shared_trunk on exorl/" in done.stdout, done.stderr

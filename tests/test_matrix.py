@@ -73,8 +73,8 @@ def test_a_planned_run_is_two_command_lines(tmp_path):
         cells = comparison.cells(run)
         train, evaluate = run.commands(cells)
         algorithm = load_algorithm(run.variant.algorithm)
-        assert train[:2] == [sys.executable, sys.modules[algorithm.agent_class.__module__].__file__]
-        settings = parse_command(algorithm.config_class, train[2:]).settings
+        assert train[:3] == [sys.executable, "-m", algorithm.agent_class.__module__]
+        settings = parse_command(algorithm.config_class, train[3:]).settings
         assert settings.config == run.config
         assert settings.run == dataclasses.replace(run.run, data_dir=settings.run.data_dir)
         assert settings.run.data_dir in (None, str(Path("x y").absolute()))
@@ -159,7 +159,9 @@ def test_a_mistake_is_named(tmp_path, old, new, message):
 @pytest.mark.parametrize(
     ("name", "runs", "rows"),
     [
-        ("driving", 40, 16),
+        ("ablations", 18, 6),
+        ("cube-single", 30, 22),
+        ("driving", 50, 11),
         ("driving-long", 1, 10),
         ("exorl", 576, 14),
         ("greediness", 72, 26),

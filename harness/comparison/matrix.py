@@ -5,7 +5,6 @@
 
 import dataclasses
 import functools
-import inspect
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -86,7 +85,7 @@ class PlannedRun:
         for name in ("run_dir", "data_dir", "config"):
             if flags.get(name) is not None:
                 flags[name] = str(Path(flags[name]).expanduser().absolute())
-        train = [sys.executable, inspect.getfile(self.variant.agent_class)]
+        train = [sys.executable, "-m", self.variant.agent_class.__module__]
         train += [text for name, value in flags.items() for text in (f"--{name}", as_flag(value))]
         evaluate = [sys.executable, "-m", "harness.comparison.reevaluation", str(self.folder.absolute())]
         evaluate += [text for cell in cells for text in ("--act", as_assignments(cell))]

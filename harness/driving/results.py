@@ -1,15 +1,18 @@
-"""The table of a comparison on driving/bandit: sub-scores, intervals over seeds, omega chosen in the validation scenes.
+"""The table of a comparison on driving/bandit: sub-scores, intervals over seeds, act options chosen by validation.
 
-    python -m harness.driving.results --comparison configs/compare/driving.yaml --out docs/results/driving
+    python -m harness.driving.results --comparison configs/compare/driving.yaml --out docs/results/driving \\
+        --greediness 0 0.5 1 --noise_scale 1 0.5 0
 
-Every row has --samples plans per scene of each of its finished runs. Where rows differ in greediness alone, the one
-with the highest mean PDMS in the validation scenes stands in the table; the test scenes choose nothing. The folder
---out takes `scores.csv` (one line per row, seed and split), `table.md` and, where there is such a choice,
-`greediness.png`.
+Every row has --samples plans per scene of each of its finished runs, at every value of --greediness and --noise_scale
+that its agent can take. The setting with the highest mean PDMS in the validation scenes stands in the table; the test
+scenes choose nothing. The folder --out takes `scores.csv` (one line per row, setting, seed and split), `table.md` and,
+where the reference has several greediness values, `greediness.png`.
 """
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -30,7 +33,23 @@ TASK = "driving/bandit"
 CHOOSES, REPORTED = "validation", "test"
 PDMS = "pdms"
 SUBSCORES = dict(zip(SCORE_NAMES[:-1], TITLES[:-1], strict=True))
-REFERENCES = ("PDM-Closed-like planner", "cloning")  # horizontal lines of the figure
+REFERENCES = ("PDM-Closed-like planner", "cloning", "IQL", "FQL")  # horizontal lines of the figure
+SETTINGS = ("greediness", "noise_scale")
+
+
+class Setting(NamedTuple):
+    """Act options that are chosen in the validation scenes; None: the row has no choice of it."""
+
+    greediness: float | None = None
+    noise_scale: float | None = None
+
+    def given(self) -> dict[str, float]:
+        """{title in tables: value} of those that were chosen among several."""
+        titles = {"omega": self.greediness, "noise": self.noise_scale}
+        return {title: value for title, value in titles.items() if value is not None}
+
+    def __str__(self) -> str:
+        return "".join(f", {title} {value:g}" for title, value in self.given().items())
 
 
 # ---- Scores: a line for each row, split and seed, x 100 ----
@@ -55,39 +74,53 @@ def finished_of(results: Results, row: Row) -> list[RunResult]:
 
 
 def line(scores: np.ndarray, **columns: object) -> dict:
-    """A line of scores [S, K, 6]; curve: what the points of one curve share, greediness and seed where it has them."""
+    """A line of scores [S, K, 6]; empty columns: what the policy does not have."""
     means = 100 * scores.mean(axis=(0, 1))
-    return {"curve": "", "greediness": None, "seed": None, **columns, **dict(zip(SCORE_NAMES, means, strict=True))}
+    empty = dict.fromkeys((*SETTINGS, "seed"))
+    return {**empty, **columns, **dict(zip(SCORE_NAMES, means, strict=True))}
 
 
-def lines_of(results: Results, scenes: dict[str, SceneSet], samples: int) -> Iterator[dict]:
+def settings_of(agent: Any, row: Row, asked: Mapping[str, Sequence[float]]) -> list[dict[str, float]]:
+    """Every combination of the asked values of the act options that the agent has and the row leaves open."""
+    policies = getattr(agent.config, "num_policies", 1)
+    free = [name for name in agent.act_options if name in asked and name not in row.act]
+    free = [name for name in free if name != "greediness" or policies == 2]
+    return [dict(zip(free, values, strict=True)) for values in itertools.product(*(asked[name] for name in free))]
+
+
+def lines_of(
+    results: Results, scenes: dict[str, SceneSet], samples: int, asked: Mapping[str, Sequence[float]]
+) -> Iterator[dict]:
     """First what needs no learning; every policy begins at its checkpoint's noise, so that rows are compared alike."""
     for split, part in scenes.items():
         for label, scores in planner_scores(part).items():
             yield line(scores, label=label, split=split)
     for row in results.comparison.rows:
-        label, point = row.label, {}
-        if "greediness" in row.act:  # all points of a curve share a label, their rows have labels of their own
-            others = {name: value for name, value in row.act.items() if name != "greediness"}
-            count = others.get("num_candidates")
-            label = row.variant.label if count is None else f"{row.variant.label}, best of {count}"
-            point = {"greediness": row.act["greediness"], "curve": f"{label} {others}"}
         for run in finished_of(results, row):
-            for split, part in scenes.items():
-                policy = Policy(run.planned.folder)
-                plans = policy.sample(part, policy.data.observations[split], samples, **row.act)
+            policy = Policy(run.planned.folder)
+            start = policy.agent.noise.generator.get_state()
+            for setting, (split, part) in itertools.product(settings_of(policy.agent, row, asked), scenes.items()):
+                policy.agent.noise.generator.set_state(start)
+                plans = policy.sample(part, policy.data.observations[split], samples, **row.act, **setting)
                 scores = scores_of(part, plans, f"{row.title}, seed {run.planned.seed}, {split}")
-                yield line(scores, label=label, split=split, seed=run.planned.seed, **point)
+                yield line(scores, label=row.title, split=split, seed=run.planned.seed, **setting)
 
 
-def chosen(scores: pd.DataFrame) -> dict[str, float]:
-    """{curve: its greediness with the highest mean PDMS in the validation scenes}, of the curves with several."""
-    found = {}
-    for curve, points in scores[scores["split"] == CHOOSES].groupby("curve", sort=False):
-        means = points.groupby("greediness")[PDMS].mean()
-        if len(means) > 1:
-            found[curve] = means.idxmax()
-    return found
+def points_of(scores: pd.DataFrame) -> list[tuple[str, Setting, pd.DataFrame]]:
+    """(label, setting, lines) of every label at every setting, in their order."""
+    groups = scores.groupby(["label", *SETTINGS], sort=False, dropna=False)
+    return [
+        (label, Setting(*(None if pd.isna(value) else value for value in setting)), lines)
+        for (label, *setting), lines in groups
+    ]
+
+
+def chosen(scores: pd.DataFrame) -> dict[str, Setting]:
+    """{label: its setting with the highest mean PDMS in the validation scenes}."""
+    means: dict[str, dict[Setting, float]] = {}
+    for label, setting, lines in points_of(scores[scores["split"] == CHOOSES]):
+        means.setdefault(label, {})[setting] = lines[PDMS].mean()
+    return {label: max(points, key=points.__getitem__) for label, points in means.items()}
 
 
 # ---- What is written ----
@@ -121,64 +154,60 @@ def subscores_of(lines: pd.DataFrame, suffix: str = "") -> dict[str, str]:
     return {title + suffix: f"{lines[name].mean():.1f}" for name, title in SUBSCORES.items()}
 
 
-def table(scores: pd.DataFrame) -> str:
-    """The table in Markdown: the test scenes, a row for each label, of a curve the chosen point only."""
-    best, reference = chosen(scores), None
-    reported = scores[scores["split"] == REPORTED]
-    points = list(reported.groupby(["curve", "greediness", "label"], sort=False, dropna=False))
-    if best:
-        curve, omega = next(iter(best.items()))
-        reference = reported[(reported["curve"] == curve) & (reported["greediness"] == omega)]
+def table(scores: pd.DataFrame, reference: str) -> str:
+    """The table in Markdown: the test scenes, each label at its chosen setting, and the lead of the reference's."""
+    best = chosen(scores)
+    points = [point for point in points_of(scores[scores["split"] == REPORTED]) if point[1] == best[point[0]]]
+    by_label = {label: lines[PDMS].to_numpy() for label, _, lines in points}
     rows = []
-    for (curve, omega, label), lines in points:
-        if curve not in best or best[curve] == omega:
-            name = f"{label}, omega {omega:g}" if curve in best else label
-            row = {f"{REPORTED} scenes": name, "seeds": lines["seed"].count() or "", **subscores_of(lines)}
-            row["PDMS"] = pdms_cell(lines[PDMS].to_numpy())
-            if reference is not None:
-                own = lines.index.equals(reference.index)
-                lead = "" if own else lead_cell(reference[PDMS].to_numpy(), lines[PDMS].to_numpy())
-                row[f"{reference['label'].iloc[0]} leads by"] = lead
-            rows.append(row)
+    for label, setting, lines in points:
+        row = {f"{REPORTED} scenes": f"{label}{setting}", "seeds": lines["seed"].count() or "", **subscores_of(lines)}
+        row["PDMS"] = pdms_cell(by_label[label])
+        if reference in by_label:
+            row[f"{reference} leads by"] = "" if label == reference else lead_cell(by_label[reference], by_label[label])
+        rows.append(row)
     return format_rows(rows)
 
 
-def curve_table(points: pd.DataFrame, best: float) -> str:
-    """A curve in Markdown: PDMS in the validation and the test scenes, and the test scenes' sub-scores."""
+def curve_table(label: str, scores: pd.DataFrame, best: Setting) -> str:
+    """All settings of a label in Markdown: PDMS in the validation and the test scenes, and the latter's sub-scores."""
     rows = []
-    for omega, lines in points.groupby("greediness"):
+    for _, setting, lines in points_of(scores[scores["label"] == label]):
         by_split = dict(iter(lines.groupby("split")))
         cells = {f"PDMS, {split}": pdms_cell(by_split[split][PDMS].to_numpy()) for split in (CHOOSES, REPORTED)}
-        mark = " (chosen)" if omega == best else ""
-        rows.append({"omega": f"{omega:g}{mark}", **cells, **subscores_of(by_split[REPORTED], f", {REPORTED}")})
-    return f"{points['label'].iloc[0]}:\n\n{format_rows(rows)}"
+        mark = " (chosen)" if setting == best else ""
+        own = {title: f"{value:g}" for title, value in setting.given().items()}
+        last = list(own)[-1]
+        rows.append({**own, last: own[last] + mark, **cells, **subscores_of(by_split[REPORTED], f", {REPORTED}")})
+    return f"{label}:\n\n{format_rows(rows)}"
 
 
-def plot_curve(points: pd.DataFrame, scores: pd.DataFrame, path: Path) -> None:
-    """PDMS and the test scenes' sub-scores against greediness; the planner and single rows as horizontal lines."""
-    titles = {(REPORTED, PDMS): f"PDMS, {REPORTED}", (CHOOSES, PDMS): f"PDMS, {CHOOSES}"}
-    titles |= {(REPORTED, name): f"{title}, {REPORTED}" for name, title in SUBSCORES.items()}
+def plot_curves(label: str, scores: pd.DataFrame, path: Path) -> None:
+    """The label's PDMS in the test scenes against greediness, a line a noise scale; others as horizontal lines."""
+    points = scores[(scores["label"] == label) & (scores["split"] == REPORTED)]
     lines = {}
-    for (split, name), title in titles.items():
-        seeds = points[points["split"] == split].groupby("greediness")[name]
-        lines[title] = [(values.mean(), *interval([values.to_numpy()])) for _, values in seeds]
-    means = scores[scores["split"] == REPORTED].groupby("label")[PDMS].mean()
-    references = {label: means[label] for label in REFERENCES if label in means}
-    plot_lines(sorted(points["greediness"].unique()), lines, path, "greediness ω", "score × 100", references)
+    for scale, part in points.groupby("noise_scale", sort=False):
+        seeds = part.groupby("greediness")[PDMS]
+        lines[f"{label}, noise x {scale:g}"] = [(values.mean(), *interval([values.to_numpy()])) for _, values in seeds]
+    best, references = chosen(scores), {}
+    for other, setting, own in points_of(scores[scores["split"] == REPORTED]):
+        if other in REFERENCES and setting == best[other]:
+            references[f"{other}{setting}"] = own[PDMS].mean()
+    plot_lines(sorted(points["greediness"].unique()), lines, path, "greediness ω", "PDMS x 100, test", references)
 
 
-def write(scores: pd.DataFrame, out: Path, heading: str) -> list[Path]:
+def write(scores: pd.DataFrame, out: Path, heading: str, reference: str) -> list[Path]:
     """Writes the CSV, the tables and the figure to the folder `out`; returns their paths."""
-    curves = {curve: scores[scores["curve"] == curve] for curve in chosen(scores)}
     paths = [out / "scores.csv", out / "table.md"]
-    columns = ["label", "greediness", "split", "seed", *SCORE_NAMES]
-    numbers = scores[columns].astype({"seed": "Int64"}).round(4)
+    numbers = scores[["label", *SETTINGS, "split", "seed", *SCORE_NAMES]].astype({"seed": "Int64"}).round(4)
     write_text(paths[0], numbers.to_csv(index=False, lineterminator="\n"))
-    parts = [curve_table(points, chosen(scores)[curve]) for curve, points in curves.items()]
-    write_text(paths[1], "\n\n".join([heading, table(scores), *parts]) + "\n")
-    if curves:
+    best = chosen(scores)
+    curves = [label for label in best if len(scores[scores["label"] == label][list(SETTINGS)].drop_duplicates()) > 1]
+    parts = [curve_table(label, scores, best[label]) for label in curves]
+    write_text(paths[1], "\n\n".join([heading, table(scores, reference), *parts]) + "\n")
+    if scores[scores["label"] == reference]["greediness"].nunique() > 1:
         paths.append(out / "greediness.png")
-        plot_curve(next(iter(curves.values())), scores, paths[-1])
+        plot_curves(reference, scores, paths[-1])
     return paths
 
 
@@ -187,6 +216,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--comparison", required=True, metavar="FILE", help="the file that harness.compare ran")
     parser.add_argument("--run_dir", metavar="FOLDER", help="in place of the file's, as harness.compare's")
     parser.add_argument("--samples", type=int, default=8, help="plans per scene of each run")
+    parser.add_argument("--greediness", type=float, nargs="+", default=[], help="values to choose among")
+    parser.add_argument("--noise_scale", type=float, nargs="+", default=[], help="values to choose among")
+    parser.add_argument("--reference", default="DIPOLE", help="row whose lead is shown; default DIPOLE")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the files are written")
     with exit_on_user_error():
         options = parser.parse_args(arguments)
@@ -195,13 +227,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         first.check_unchanged()
         make_folder(options.out, "--out")
         scenes = {split: read_split(first.folder, split) for split in (CHOOSES, REPORTED)}
-        scores = pd.DataFrame(lines_of(results, scenes, options.samples))
+        asked = {name: getattr(options, name) for name in SETTINGS if getattr(options, name)}
+        scores = pd.DataFrame(lines_of(results, scenes, options.samples, asked))
         counts = " and ".join(f"{len(part.scenes)} {split} scenes" for split, part in scenes.items())
         heading = (
             f"Scores times 100, {counts} (set {first.data.sha256[:12]}), {options.samples} plans per scene, "
             f"{results.runs[0].planned.run.offline_steps:,} updates."
         )
-        paths = write(scores, options.out, heading)
+        paths = write(scores, options.out, heading, options.reference)
         print((options.out / "table.md").read_text(encoding="utf-8"), *(f"written: {path}" for path in paths), sep="\n")
 
 
