@@ -5,7 +5,7 @@ python -m benchmarks.lora_memory --width 768 --blocks 12
 A planner of that size is written as a pre-training run writes it. Each case is a process of its own: one loads it only;
 two fine-tune it with algorithms/dipole_lora.py; one trains two full copies by the same eq. 9 and Adam. Printed are
 numbers of parameters, resident memory above what the process had before it loaded anything, after a few updates and at
-its peak, the size of a checkpoint, and seconds of the last update.
+its peak, the size of a checkpoint, and CPU-seconds of the last update.
 """
 
 import dataclasses
@@ -59,15 +59,15 @@ def load(config: DIPOLELoRAConfig) -> torch.nn.Module:
 
 
 def updated(update) -> float:
-    """Seconds of the last of a few updates."""
+    """CPU-seconds of the last of a few updates."""
     for _ in range(UPDATES):
-        start = time.perf_counter()
+        start = time.process_time()
         update(random_batch())
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def full_copies(config: DIPOLELoRAConfig) -> tuple:
-    """Two planners that both train by eq. 9, the state that a checkpoint of them holds, and seconds of an update."""
+    """Two planners that both train by eq. 9, the state that a checkpoint of them holds, and CPU-seconds of an update."""
     copies = torch.nn.ModuleList(load(config) for _ in range(2))
     optimizer = torch.optim.Adam(copies.parameters(), lr=config.learning_rate, fused=True, capturable=True)
 
@@ -133,7 +133,7 @@ def main() -> None:
         write_base(pretrain, path)
         config = dataclasses.replace(pretrain, stage="finetune", base=str(path), adapter_rank=options.rank)
         print(
-            "| | parameters, millions | trained | memory, MB | peak, MB | checkpoint, MB | s an update |\n"
+            "| | parameters, millions | trained | memory, MB | peak, MB | checkpoint, MB | CPU-s an update |\n"
             "|---|---|---|---|---|---|---|"
         )
         for case in CASES:
