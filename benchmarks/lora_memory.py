@@ -67,7 +67,7 @@ def updated(update) -> float:
 
 
 def full_copies(config: DIPOLELoRAConfig) -> tuple:
-    """Two planners that both train by eq. 9, the state that a checkpoint of them holds, and CPU-seconds of an update."""
+    """Two planners that both train by eq. 9, the state that a checkpoint holds, and CPU-seconds of an update."""
     copies = torch.nn.ModuleList(load(config) for _ in range(2))
     optimizer = torch.optim.Adam(copies.parameters(), lr=config.learning_rate, fused=True, capturable=True)
 
