@@ -11,7 +11,6 @@ import importlib.util
 import statistics
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +18,11 @@ import torch
 from tqdm import tqdm
 
 from common.errors import CommandParser, UserError, exit_on_user_error
-from common.files import write_rows_csv
 from harness.algorithms import ROOT, Algorithm, algorithm_names, load_algorithm
-from harness.compilation import compile_functions
-from harness.measurement.table import format_rows, machine, spread
-from harness.measurement.workload import SIZES, Size, build_agent, random_dataset
+from harness.measurement import SIZES, build_updates, random_dataset, show, spread
+from harness.updates import WARM_UP_UPDATES, Updates
 
 CPU = torch.device("cpu")
-WARM_UP_UPDATES = 3
 
 
 def load_from(checkout: Path, ours: Algorithm) -> Algorithm:
@@ -42,30 +38,22 @@ def load_from(checkout: Path, ours: Algorithm) -> Algorithm:
     return Algorithm(ours.name, config_class, agent_class)
 
 
-def updater(algorithm: Algorithm, size: Size, compiled: bool = False) -> Callable[[], Any]:
-    """What makes one update, minibatch included."""
-    agent, dataset = build_agent(algorithm, size, CPU), random_dataset(size, CPU)
-    if compiled:
-        compile_functions(agent)
-    generator = torch.Generator().manual_seed(0)
-    return lambda: agent.update(dataset.sample(size.batch_size, generator, agent.batch_fields))
-
-
-def milliseconds(update: Callable[[], Any], count: int) -> float:
+def milliseconds(updates: Updates, count: int) -> float:
     """CPU time of an update, of `count`."""
     started = time.process_time()
     for _ in range(count):
-        update()
+        updates.advance(1)
     return (time.process_time() - started) / count * 1000
 
 
 def measure(name: str, size_name: str, checkout: Path, rounds: int, count: int, compiled: bool) -> dict[str, Any]:
     """The row of one algorithm and size."""
-    ours = load_algorithm(name)
-    size = SIZES[size_name]
-    updates = [updater(ours, size, compiled), updater(load_from(checkout, ours), size)]
-    for update in updates:
-        milliseconds(update, WARM_UP_UPDATES)
+    ours, size = load_algorithm(name), SIZES[size_name]
+    dataset = random_dataset(size, CPU)
+    updates = [build_updates(ours, size, dataset, compiled=compiled)]
+    updates.append(build_updates(load_from(checkout, ours), size, dataset))
+    for each in updates:
+        milliseconds(each, WARM_UP_UPDATES)
     times: list[list[float]] = []
     for number in tqdm(range(rounds), desc=f"{name} {size_name}", leave=False, disable=None):
         first = number % 2  # each goes first by turns
@@ -97,9 +85,7 @@ def main() -> None:
         torch.set_num_threads(1)
         arguments = options.checkout.resolve(), options.rounds, options.updates, options.compile
         rows = [measure(name, size, *arguments) for size in options.size for name in options.algorithm]
-        print(f"{machine(CPU)}\n\n{format_rows(rows)}")
-        if options.csv:
-            write_rows_csv(rows, options.csv)
+        show(rows, CPU, options.csv)
 
 
 if __name__ == "__main__":

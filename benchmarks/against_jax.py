@@ -26,12 +26,21 @@ from tqdm import tqdm
 
 from benchmarks.jax_dipole import compiled_update, random_state
 from common.errors import CommandParser, UserError, exit_on_user_error
-from common.files import write_rows_csv
 from envs.dataset import Dataset
+from harness.algorithms import load_algorithm
 from harness.devices import choose_device
-from harness.measurement.rates import rate, update_rate, waiting_for
-from harness.measurement.table import format_rows, machine, spread
-from harness.measurement.workload import SIZES, build_updates, count_flops, random_dataset, warm_up
+from harness.measurement import (
+    SIZES,
+    build_updates,
+    count_flops,
+    random_dataset,
+    rate,
+    show,
+    spread,
+    update_rate,
+    waiting_for,
+    warm_up,
+)
 from harness.throughput import PRECISIONS
 from harness.updates import UPDATES_PER_REPLAY
 
@@ -83,7 +92,9 @@ def measure(
         ways = {"eager": (False, False)} | ({"compiled": (False, True)} if compiled else {})  # captured, compiled
         if device.type == "cuda":
             ways |= {f"{name} graph": (True, each) for name, (_, each) in ways.items()}
-        ours = {name: warm_up(build_updates("dipole", size, dataset, *way)) for name, way in ways.items()}
+        ours = {
+            name: warm_up(build_updates(load_algorithm("dipole"), size, dataset, *way)) for name, way in ways.items()
+        }
         config = ours["eager"].agent.config
         theirs = JaxUpdates(config, size.batch_size, dataset, jax_device, JAX_PRECISIONS[precision])
         speeds: dict[str, list[float]] = {name: [] for name in (*ways, "jax")}
@@ -130,9 +141,7 @@ def main() -> None:
             torch.set_num_threads(options.threads)
         arguments = options.precision, options.rounds, options.seconds, device, CLOCKS[options.clock], options.compile
         rows = [row for size in options.size for row in measure(size, *arguments)]
-        print(f"{machine(device)}, jax {jax.__version__}\n\n{format_rows(rows)}")
-        if options.csv:
-            write_rows_csv(rows, options.csv)
+        show(rows, device, options.csv, f", jax {jax.__version__}")
 
 
 if __name__ == "__main__":

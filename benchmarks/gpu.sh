@@ -49,8 +49,8 @@ run_all() {
         failed+=("jax (not installed)")
     fi
     if [ "$device" = cuda ]; then # graphs are bit for bit updates one by one, and the host never waits
-        step gpu-tests "$python" -m pytest -n 0 tests/test_updates.py tests/test_dipole.py tests/test_benchmarks.py \
-            -k "captured or cuda_graph or host_wait"
+        step gpu-tests "$python" -m pytest -n 0 tests/test_updates.py tests/test_benchmarks.py \
+            -k "captured or host_wait"
     fi
     echo "== done after $SECONDS s; failed: ${failed[*]:-none}"
     [ ${#failed[@]} -eq 0 ]

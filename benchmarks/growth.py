@@ -7,26 +7,24 @@ point's slope is the power of the quantity with which time has grown since the p
 rows is twice the work (slope 1), a network of twice the width four times (slope 2), more data none (slope 0).
 """
 
-import math
 import statistics
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from common.errors import CommandParser, UserError, exit_on_user_error
-from common.files import replacing, write_rows_csv
+from common.files import replacing
 from harness.algorithms import algorithm_names, load_algorithm
-from harness.measurement.table import format_rows, machine
-from harness.measurement.workload import ROWS, SIZES, build_agent, random_dataset
+from harness.measurement import ROWS, SIZES, build_updates, random_dataset, show
 
 CPU = torch.device("cpu")
-BASE = SIZES["released"]
 WORK = {"batch": 1, "width": 2, "rows": 0}  # the power with which the work grows
 POINTS = {
     "batch": (64, 256, 1024, 4096),
@@ -37,43 +35,38 @@ POINTS = {
 
 def milliseconds(name: str, quantity: str, value: int, rounds: int) -> float:
     """CPU time of an update of the algorithm with that value of the quantity, the median of the rounds."""
-    size = BASE
-    if quantity == "batch":
-        size = replace(size, batch_size=value)
-    elif quantity == "width":
-        size = replace(size, hidden_dims=(value,) * len(size.hidden_dims))
+    size = SIZES["released"]
+    changes = {"batch": {"batch_size": value}, "width": {"hidden_dims": (value,) * len(size.hidden_dims)}}
+    size = replace(size, **changes.get(quantity, {}))
     dataset = random_dataset(size, CPU, value if quantity == "rows" else ROWS)
-    agent, generator, times = build_agent(load_algorithm(name), size, CPU), torch.Generator().manual_seed(0), []
+    updates, times = build_updates(load_algorithm(name), size, dataset), []
     for _ in range(rounds + 1):  # the first one sets the optimiser up
         started = time.process_time()
-        agent.update(dataset.sample(size.batch_size, generator, agent.batch_fields))
+        updates.advance(1)
         times.append((time.process_time() - started) * 1000)
     return statistics.median(times[1:])
 
 
-def measure(name: str, rounds: int) -> list[dict[str, Any]]:
-    """A row for each value of each quantity, with the slope from the row before it."""
-    rows = []
-    points = [(quantity, value) for quantity, values in POINTS.items() for value in values]
-    for quantity, value in tqdm(points, desc=name, leave=False, disable=None):
-        row = {"algorithm": name, "quantity": quantity, "value": value, "slope": None, "work_slope": WORK[quantity]}
-        row["milliseconds"] = round(milliseconds(name, quantity, value, rounds), 3)
-        if rows and rows[-1]["quantity"] == quantity:
-            growth = math.log(row["milliseconds"] / rows[-1]["milliseconds"])
-            row["slope"] = round(growth / math.log(value / rows[-1]["value"]), 2)
-        rows.append(row)
-    return rows
+def measure(names: list[str], rounds: int) -> pd.DataFrame:
+    """A row for each algorithm and value of each quantity, with the slope from the row before it."""
+    points = [(name, quantity, value) for name in names for quantity in POINTS for value in POINTS[quantity]]
+    rows = pd.DataFrame(points, columns=["algorithm", "quantity", "value"])
+    times = [milliseconds(*point, rounds) for point in tqdm(points, leave=False, disable=None)]
+    logarithms = np.log(rows[["value"]].assign(milliseconds=times))
+    steps = logarithms.groupby([rows["algorithm"], rows["quantity"]]).diff()
+    rows["slope"] = (steps["milliseconds"] / steps["value"]).round(2)
+    rows["work_slope"] = rows["quantity"].map(WORK)
+    return rows.assign(milliseconds=np.round(times, 3))
 
 
-def plot(rows: list[dict[str, Any]], path: Path) -> None:
+def plot(rows: pd.DataFrame, path: Path) -> None:
     """A panel for each quantity, logarithmic, with a dashed line that grows as the work does from the first point."""
     figure = Figure(figsize=(10, 3.2), layout="constrained")
     for axes, quantity in zip(figure.subplots(1, len(POINTS), sharey=True), POINTS, strict=True):
-        for name in dict.fromkeys(row["algorithm"] for row in rows):
-            line = [row for row in rows if (row["algorithm"], row["quantity"]) == (name, quantity)]
-            values, times = [row["value"] for row in line], [row["milliseconds"] for row in line]
+        for name, line in rows[rows["quantity"] == quantity].groupby("algorithm", sort=False):
+            values, times = line["value"].to_numpy(), line["milliseconds"].to_numpy()
             axes.loglog(values, times, marker="o", markersize=4, label=name)
-            work = [times[0] * (value / values[0]) ** WORK[quantity] for value in values]
+            work = times[0] * (values / values[0]) ** WORK[quantity]
             axes.loglog(values, work, color="grey", linestyle="--", linewidth=1, label="as the work")
         axes.set_xlabel(quantity)
     figure.axes[0].set_ylabel("milliseconds of an update")
@@ -93,10 +86,8 @@ def main() -> None:
         if options.rounds < 1:
             raise UserError(f"--rounds is {options.rounds}, set it to 1 or more")
         torch.set_num_threads(1)
-        rows = [row for name in options.algorithm for row in measure(name, options.rounds)]
-        print(f"{machine(CPU)}\n\n{format_rows(rows)}")
-        if options.csv:
-            write_rows_csv(rows, options.csv)
+        rows = measure(options.algorithm, options.rounds)
+        show(rows.astype(object).fillna("").to_dict("records"), CPU, options.csv)
         if options.plot:
             plot(rows, options.plot)
 

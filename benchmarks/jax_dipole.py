@@ -5,7 +5,7 @@ whatever the greediness, and one compiled function makes a whole update. Choices
 minibatch is taken inside the compiled function from arrays on the device, x0 and t are drawn once for both policies,
 Adam leaves the target critics out, and the old state's memory is given up to the new one.
 
-It trains two critics with the default `weighting`, `advantage` and pessimism only; it needs requirements-bench.txt.
+It has the default `weighting`, `advantage` and pessimism only; it needs requirements-bench.txt.
 """
 
 import math
@@ -52,7 +52,7 @@ def random_state(config: DIPOLEConfig, observation_dim: int, action_dim: int, se
     inputs, value, actor = observation_dim + action_dim, config.value_hidden_dims, config.actor_hidden_dims
     keys = iter(jax.random.split(jax.random.key(seed), 4))
     networks = {
-        "critic": random_network(next(keys), (2,), (inputs, *value, 1), config.value_layer_norm),
+        "critic": random_network(next(keys), (config.num_critics,), (inputs, *value, 1), config.value_layer_norm),
         "value": random_network(next(keys), (), (observation_dim, *value, 1), config.value_layer_norm),
         "positive": random_network(next(keys), (), (inputs + 1, *actor, action_dim), config.actor_layer_norm),
         "negative": random_network(next(keys), (), (inputs + 1, *actor, action_dim), config.actor_layer_norm),
@@ -91,7 +91,7 @@ def evaluate(network: Network, *inputs: Array) -> Array:
 
 
 def q_values(critics: Network, observations: Array, actions: Array) -> Array:
-    """Values [2, B] of both critics at observations [B, O] and actions [B, A]."""
+    """Values [K, B] of all critics at observations [B, O] and actions [B, A]."""
     return jax.vmap(evaluate, in_axes=(0, None, None))(critics, observations, actions)[..., 0]
 
 

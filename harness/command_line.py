@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,21 +91,19 @@ def train_seeds(argv: list[str], command: Command) -> int:
     shared = argv[:place] + argv[place + 1 + len(command.seeds) :]
     width = max(1, min(len(command.seeds), _runs_at_a_time(run)))
     environment = os.environ | ({} if run.threads else {"OMP_NUM_THREADS": str(max(1, len(_cores()) // width))})
-    room, codes, processes = threading.Semaphore(width), [], []
-    stopped = threading.Event()
+    stopped, processes = threading.Event(), []
 
-    def train_one(seed: int) -> None:
-        with room:
-            if stopped.is_set():
-                return
-            arguments = [sys.executable, "-u", *shared, "--seed", str(seed)]
-            process = subprocess.Popen(
-                arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-            )
-            processes.append(process)
-            for line in process.stdout:
-                print(f"seed {seed}: {line}", end="", flush=True)
-            codes.append(process.wait())
+    def train_one(seed: int) -> int:
+        if stopped.is_set():
+            return 0
+        arguments = [sys.executable, "-u", *shared, "--seed", str(seed)]
+        process = subprocess.Popen(
+            arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        processes.append(process)
+        for line in process.stdout:
+            print(f"seed {seed}: {line}", end="", flush=True)
+        return process.wait()
 
     def stop(number: int, frame: Any) -> None:
         stopped.set()
@@ -113,14 +112,11 @@ def train_seeds(argv: list[str], command: Command) -> int:
                 process.send_signal(number)
 
     previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    threads = [threading.Thread(target=train_one, args=(seed,)) for seed in command.seeds]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(width) as pool:
+        codes = list(pool.map(train_one, command.seeds))
     for number, handler in previous.items():
         signal.signal(number, handler)
-    return max((code if code >= 0 else 128 - code for code in codes), default=0)
+    return max(code if code >= 0 else 128 - code for code in codes)
 
 
 def _cores() -> set[int]:

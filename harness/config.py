@@ -77,30 +77,22 @@ MACHINE_OPTIONS = (
     *("label", "run_dir", "data_dir", "collect_episodes", "in_memory", "checkpoint_interval", "eval_workers", "sweep"),
     *("device", "threads", "compile", "cuda_graphs", "logger", "wandb_mode", "wandb_project"),
 )
-# Fields of earlier versions' runs, read over in a stored config.yaml: with which value (None: any) they mean what the
-# code does now.
-RETIRED = {
-    "final_report": None,
-    "composition": "score",
-    "resample_candidates": None,
-    "networks": "fql",
-    "fourier_features": None,
+# Fields that a stored config.yaml has of an earlier version: {field: {its value (ANY_TEXT: each): today's fields}}.
+ANY_TEXT = "*"
+OLDER_FIELDS = {
+    "final_report": {ANY_TEXT: {}},
+    "composition": {"score": {}},
+    "resample_candidates": {ANY_TEXT: {}},
+    "networks": {"fql": {}},
+    "fourier_features": {ANY_TEXT: {}},
+    "wandb_mode": {"disabled": {}},
+    "target_aggregation": {"mean": {"pessimism": 0.0}, "min": {"pessimism": None}},
 }
-# Fields that are called otherwise now: {value in an earlier version's run: (present field, its value)}.
-RENAMED = {"target_aggregation": {"mean": ("pessimism", 0.0), "min": ("pessimism", None)}}
 LOGGERS = ("csv", "tensorboard", "wandb")
 ANY = math.inf
 COUNTS = (  # at least 1
-    *(
-        "offline_steps",
-        "max_episode_steps",
-        "action_chunk",
-        "batch_size",
-        "replay_capacity",
-        "log_interval",
-        "checkpoint_interval",
-        "eval_interval",
-    ),
+    *("offline_steps", "max_episode_steps", "action_chunk", "batch_size", "replay_capacity", "log_interval"),
+    *("checkpoint_interval", "eval_interval"),
     *("eval_episodes", "eval_environments", "actor_hidden_dims", "value_hidden_dims", "num_critics"),
     *("num_candidates", "target_candidates", "backup_candidates", "resample_candidates", "flow_steps"),
     *("diffusion_steps", "denoising_steps", "sampling_steps", "decay_interval", "ema_interval", "actor_interval"),
@@ -224,18 +216,16 @@ def stored_config(path: Path, config_class: type) -> tuple[RunConfig, Any]:
     """Both configs of a run folder's config.yaml, one of an earlier version too. Raises UserError."""
     kinds, values = field_types(config_class), {}
     for name, (node, where) in places_by_key(path, read_mapping(path)).items():
-        if name in RETIRED and name not in kinds:
-            if RETIRED[name] not in (None, node.value):
-                raise UserError(f"{where}: {name} {node.value} is no longer here, use the version that made this run")
-            continue
-        if name == "wandb_mode" and node.value == "disabled":  # earlier versions' way to leave W&B out
-            continue
-        if name in RENAMED and name not in kinds and node.value in RENAMED[name]:
-            present, values[present] = RENAMED[name][node.value]
-            continue
-        if name not in kinds:
+        older = OLDER_FIELDS.get(name, {}) if name not in kinds or name == "wandb_mode" else {}
+        text = ANY_TEXT if ANY_TEXT in older else node.value
+        if isinstance(text, str) and text in older:
+            values |= older[text]
+        elif name in kinds:
+            values[name] = decode(node, kinds[name], f"{where}: {name}")
+        elif older:
+            raise UserError(f"{where}: {name} {shown(node)} is no longer here, use the version that made this run")
+        else:
             raise unknown_field(where, name, config_class.__name__, kinds)
-        values[name] = decode(node, kinds[name], f"{where}: {name}")
     if values.get("label") is None:
         values["label"] = algorithm_name(config_class)
     return _make(config_class, values, str(path))

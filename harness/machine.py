@@ -8,13 +8,7 @@ from pathlib import Path
 import torch
 
 PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "dm_control", "ogbench", "pyrallis")
-ROUNDING = (
-    "threads",
-    "device",
-    "compiled",
-    "python",
-    *PACKAGES,
-)  # with another value of these, sums may round differently
+ROUNDING = ("threads", "device", "compiled", "python", *PACKAGES)  # with others of these, sums may round differently
 
 
 def describe_machine(device: torch.device, compiled: bool) -> dict:

@@ -3,7 +3,7 @@
 Figures are made without pyplot, whose global state (current figure, back end) belongs to the user's own program.
 """
 
-import csv
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,17 +11,52 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 from common.files import replacing
 
 # Okabe and Ito's palette, told apart by colour-blind readers; markers and dashes tell the lines apart without colour.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P")
+DASHES = ("-", "--", ":")
 REFERENCE_DASHES = ((0, (6, 3)), (0, (2, 2)), (0, (6, 2, 1, 2)))
+PANEL_COLUMNS = 3
+
+
+def line_style(index: int) -> dict:
+    """Colour, marker and dashes of the line of that number: no two of the first 18 are the same."""
+    return {
+        "color": COLOURS[index % len(COLOURS)],
+        "marker": MARKERS[index % len(MARKERS)],
+        "linestyle": DASHES[index // len(COLOURS) % len(DASHES)],
+    }
+
+
+def new_figure(panels: int, width: float, height: float, columns: int = PANEL_COLUMNS) -> tuple[Figure, list[Axes]]:
+    """A figure of `panels` axes in rows of at most `columns`; width and height in inches are a panel's."""
+    columns = min(columns, panels)
+    lines = math.ceil(panels / columns)
+    figure = Figure(figsize=(width * columns, height * lines), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = list(figure.subplots(lines, columns, squeeze=False).flat)
+    for spare in axes[panels:]:
+        spare.remove()
+    for one in axes[:panels]:
+        one.grid(alpha=0.25, lw=0.6)
+        one.tick_params(labelsize=8)
+        one.spines[["top", "right"]].set_visible(False)
+    return figure, axes[:panels]
+
+
+def save(figure: Figure, path: Path) -> str:
+    """Writes the PNG whole or not at all; returns its name."""
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png")
+    return path.name
 
 
 def plot_learning_curve(
-    evaluations: Sequence[Mapping] | str | Path,
+    evaluations: Sequence[Mapping],
     png_path: str | Path,
     score_name: str,
     reference_lines: Mapping[str, float],
@@ -30,13 +65,10 @@ def plot_learning_curve(
 ) -> None:
     """Plots the evaluations' score against updates, with a band of one standard deviation over the episodes.
 
-    evaluations: rows with the columns `step`, `score_name` and, for the band, `<score_name>_std`; or their CSV file.
+    evaluations: rows with the columns `step`, `score_name` and, for the band, `<score_name>_std`.
     reference_lines: horizontal lines by label, such as the mean return of the data. online_from: updates after which
     the online phase begins, marked by a vertical line. Raises ValueError without rows.
     """
-    if isinstance(evaluations, (str, Path)):
-        with open(evaluations, newline="", encoding="utf-8-sig") as file:
-            evaluations = list(csv.DictReader(file))
     rows = [row for row in evaluations if row.get(score_name) not in (None, "")]
     if not rows:
         raise ValueError(f"no evaluation holds the score {score_name!r}")
@@ -51,7 +83,7 @@ def plot_learning_curve(
         axes.axvline(online_from, color=COLOURS[1], lw=1.2, ls=":", label="online from here")
     axes.set_title(title, fontsize=9)
     axes.set_xlim(left=min(0.0, steps.min()))
-    axes.xaxis.set_major_formatter(lambda value, position: _short_number(value))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     _finish(figure, axes, png_path, reference_lines)
 
 
@@ -110,13 +142,11 @@ def _plot_line(
         means,
         yerr=np.nan_to_num(np.maximum([means - low, high - means], 0.0)),  # a mean may be a rounding error outside
         label=label,
-        color=COLOURS[index % len(COLOURS)],
-        marker=MARKERS[index % len(MARKERS)],
-        ls="-" if index < len(COLOURS) else "--",
         markersize=5,
         capsize=3,
         lw=1.3,
         clip_on=False,  # a success rate of 1 has its whole marker
+        **line_style(index),
     )
 
 
@@ -127,9 +157,8 @@ def plot_time_split(rows: Sequence[Mapping], parts: Sequence[str], png_path: str
     """
     sizes = list(dict.fromkeys(row["size"] for row in rows))
     longest = max(sum(row["size"] == size for row in rows) for size in sizes)
-    figure = Figure(figsize=(4.2 * len(sizes), 1.2 + 0.36 * longest), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    for panel, (axes, size) in enumerate(zip(figure.subplots(1, len(sizes), squeeze=False)[0], sizes, strict=True)):
+    figure, panels = new_figure(len(sizes), 4.2, 1.2 + 0.36 * longest, columns=len(sizes))
+    for panel, (axes, size) in enumerate(zip(panels, sizes, strict=True)):
         shown = [row for row in rows if row["size"] == size][::-1]
         names = [row["algorithm"] for row in shown]
         milliseconds = np.array([1000 / float(row["updates_per_second"]) for row in shown])
@@ -141,31 +170,19 @@ def plot_time_split(rows: Sequence[Mapping], parts: Sequence[str], png_path: str
             left += widths
         axes.set_title(size, fontsize=10)
         axes.set_xlabel("milliseconds per update")
-        axes.spines[["top", "right"]].set_visible(False)
-    _save(figure, png_path, columns=len(parts))
+    _add_legend_and_save(figure, png_path, columns=len(parts))
 
 
 def _column(rows: Sequence[Mapping], name: str) -> np.ndarray:
     return np.array([float(row[name]) for row in rows])
 
 
-def _short_number(value: float) -> str:
-    for size, suffix in ((1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{value / size:g}{suffix}"
-    return f"{value:g}"
-
-
 def _figure(x_label: str, score_name: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(6.4, 4.2), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    figure, (axes,) = new_figure(1, 6.4, 4.2)
     axes.set_xlabel(x_label)
     axes.set_ylabel({"return": "episode return", "success": "success rate"}.get(score_name, score_name))
     if score_name == "success":
         axes.set_ylim(-0.03, 1.03)
-    axes.grid(alpha=0.25, lw=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
 
 
@@ -174,11 +191,9 @@ def _finish(figure: Figure, axes: Axes, png_path: str | Path, reference_lines: M
     for index, (label, score) in enumerate(reference_lines.items()):
         dashes = REFERENCE_DASHES[index % len(REFERENCE_DASHES)]
         axes.axhline(score, color="0.35", lw=1.2, ls=dashes, label=f"{label} ({score:.4g})")
-    _save(figure, png_path, columns=2)
+    _add_legend_and_save(figure, png_path, columns=2)
 
 
-def _save(figure: Figure, png_path: str | Path, columns: int) -> None:
-    """Adds the legend and writes the file, whole or not at all."""
+def _add_legend_and_save(figure: Figure, png_path: str | Path, columns: int) -> None:
     figure.legend(loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
-    with replacing(Path(png_path)) as temporary:
-        figure.savefig(temporary, format="png")
+    save(figure, Path(png_path))

@@ -39,6 +39,9 @@ HARNESS_VERSION = 2  # raised when the same config could give other numbers than
 
 
 def run_path(run: RunConfig) -> Path:
+    """The folder of a run. Raises ValueError without a label, which settings fill in and Python code gives."""
+    if run.label is None:
+        raise ValueError('RunConfig: label is None, name the run\'s folder, e.g. RunConfig(label="dipole")')
     return Path(run.run_dir).expanduser() / run.label / run.task / f"seed_{run.seed}"
 
 
@@ -311,7 +314,7 @@ class RunFolder:
             from harness.plots import plot_learning_curve  # here: a run needs matplotlib at its end only
 
             plot_learning_curve(
-                self.path / run_files.EVAL_LOG,
+                self.eval_log.rows,
                 self.path / run_files.LEARNING_CURVE,
                 task.score_name,
                 task.reference_scores(),

@@ -19,21 +19,31 @@ import torch
 from tqdm import tqdm
 
 from common.errors import CommandParser, exit_on_user_error
-from common.files import write_rows_csv
 from envs.dataset import Dataset
-from harness.algorithms import algorithm_names
+from harness.algorithms import algorithm_names, load_algorithm
 from harness.config import RunConfig
 from harness.devices import choose_device
-from harness.measurement.rates import PRODUCTS, product_work, rate, update_rate, waiting_for
-from harness.measurement.table import format_rows, machine
-from harness.measurement.time_split import PARTS, time_split
-from harness.measurement.workload import SIZES, Size, build_updates, count_flops, random_dataset, warm_up
+from harness.measurement import (
+    PARTS,
+    PRODUCTS,
+    SIZES,
+    Size,
+    build_updates,
+    count_flops,
+    product_work,
+    random_dataset,
+    rate,
+    show,
+    time_split,
+    update_rate,
+    waiting_for,
+    warm_up,
+)
 from harness.plots import plot_time_split
 
 ROUNDS = 5
 SPLIT_UPDATES = 10  # profiled for the time by part
 PRECISIONS = get_args(RunConfig.__annotations__["matmul_precision"])
-
 
 Mode = tuple[str, bool]  # the precision of float32 products; whether updates are replayed as a CUDA graph
 
@@ -50,7 +60,7 @@ def measure_rates(
         torch.set_float32_matmul_precision(precision)  # a graph keeps the one of its capture
         products[precision] = product_work(left, right)
         for name in names:
-            measured[name, precision, captured] = warm_up(build_updates(name, size, dataset, captured))
+            measured[name, precision, captured] = warm_up(build_updates(load_algorithm(name), size, dataset, captured))
     rates: dict[Any, list] = {key: [] for key in (*measured, *products)}
     for _ in tqdm(range(ROUNDS), leave=False, disable=None):
         for precision, product in products.items():
@@ -73,17 +83,21 @@ def measure(
     rates = {name: measure_rates(names, SIZES[name], data, modes, seconds) for name, data in datasets.items()}
     rows = []
     for size_name, name in itertools.product(size_names, names):
-        updates = build_updates(name, SIZES[size_name], datasets[size_name], captured=False)
+        updates = build_updates(load_algorithm(name), SIZES[size_name], datasets[size_name])
         agent, sample = updates.agent, updates.next_batch
         parameters = sum(parameter.numel() for parameter in agent.parameters() if parameter.requires_grad)
         flops, split = count_flops(agent, sample()), time_split(agent, sample, SPLIT_UPDATES)
         for precision, captured in modes:
             speed, products = rates[size_name][name, precision, captured], rates[size_name][precision]
-            row = {"size": size_name, "algorithm": name, "precision": precision}
-            row |= {"mode": "graph" if captured else "eager", "parameters": parameters}
-            row |= {"megaflop_per_update": round(flops / 1e6, 1), "updates_per_second": round(speed, 2)}
-            row |= {"gigaflop_per_second": round(flops * speed / 1e9, 2)}
-            row |= {
+            row = {
+                "size": size_name,
+                "algorithm": name,
+                "precision": precision,
+                "mode": "graph" if captured else "eager",
+                "parameters": parameters,
+                "megaflop_per_update": round(flops / 1e6, 1),
+                "updates_per_second": round(speed, 2),
+                "gigaflop_per_second": round(flops * speed / 1e9, 2),
                 "product_gigaflop_per_second": round(products / 1e9, 2),
                 "ratio": round(flops * speed / products, 3),
             }
@@ -94,7 +108,7 @@ def measure(
 def main() -> None:
     parser = CommandParser("python -m harness.throughput", __doc__)
     parser.add_argument("--algorithm", nargs="+", default=list(algorithm_names()), help="default: all")
-    parser.add_argument("--size", nargs="+", choices=list(SIZES), default=list(SIZES))
+    parser.add_argument("--size", nargs="+", choices=list(SIZES), default=["published", "released", "quickstart"])
     parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement in each of the five rounds")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads of torch; 0 = torch's choice")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
@@ -112,9 +126,7 @@ def main() -> None:
             for captured in ((False, True) if device.type == "cuda" else (False,))
         ]
         rows = measure(options.algorithm, options.size, modes, options.seconds, device)
-        print(f"{machine(device)}\n\n{format_rows(rows)}")
-        if options.csv:
-            write_rows_csv(rows, options.csv)
+        show(rows, device, options.csv)
         if options.plot:
             eager = [row for row in rows if (row["precision"], row["mode"]) == (options.precision[0], "eager")]
             plot_time_split(eager, PARTS, options.plot)

@@ -99,7 +99,7 @@ def write_run(run: PlannedRun, data: Data, final: float, cells: Sequence[tuple],
     (folder / "config.yaml").write_text(config_to_yaml(run.run, run.config))
     (folder / "environment.json").write_text(json.dumps(begun | environment))
     (folder / "result.json").write_text(json.dumps(result))
-    evaluations = [{"step": step, data.score_name: final * step / STEPS[-1]} for step in STEPS]
+    evaluations = [{"step": step, "seconds": step / 50, data.score_name: final * step / STEPS[-1]} for step in STEPS]
     write_rows_csv(evaluations, folder / "eval.csv")
     write_rows_csv([{"step": step, "updates_per_second": 50.0} for step in STEPS], folder / "train.csv")
     lines = [

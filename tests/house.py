@@ -14,10 +14,6 @@ from harness.algorithms import algorithm_names, load_algorithm
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("common", "envs", "harness", "algorithms", "benchmarks", "examples", "tests")
-LAYOUT = {  # tokens that are no code
-    *(tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENCODING),
-    tokenize.ENDMARKER,
-}
 
 
 def lines(folder: Path, pattern: str = "*.py") -> int:
@@ -35,23 +31,24 @@ def pages() -> dict[str, int]:
     return {path.name: words(path.read_text(encoding="utf-8")) for path in sorted((ROOT / "docs").glob("*.md"))}
 
 
-def density(path: Path, config_class: str) -> float:
-    """Tokens a line of code, comments, docstrings and the config class left out."""
-    text = path.read_text(encoding="utf-8")
-    skipped: set[int] = set()
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.ClassDef) and node.name == config_class:
-            skipped |= set(range(node.lineno - len(node.decorator_list), node.end_lineno + 1))
-        body = getattr(node, "body", None)
-        first = body[0] if isinstance(body, list) and body else None
-        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
-            skipped |= set(range(first.lineno, first.end_lineno + 1))
-    tokens = [
-        token.start[0]
-        for token in tokenize.generate_tokens(io.StringIO(text).readline)
-        if token.type not in LAYOUT and token.start[0] not in skipped
-    ]
-    return len(tokens) / len(set(tokens))
+def tokens_per_line(text: str) -> float:
+    """Python's tokens per line that has one, without comments, docstrings and the config class; a string is one."""
+    tree, left_out = ast.parse(text), set()
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node):
+            left_out |= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+        if isinstance(node, ast.ClassDef) and node.name.endswith("Config"):
+            left_out |= set(range(node.lineno - 1, node.end_lineno + 1))
+    ignored = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+    count, lines, depth = 0, set(), 0
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        kind = tokenize.tok_name[token.type]
+        depth -= kind == "FSTRING_END"  # from Python 3.12 on an f-string comes in pieces
+        if token.type not in ignored and token.start[0] not in left_out and depth == 0 and kind != "FSTRING_START":
+            count += 1
+            lines.add(token.start[0])
+        depth += kind == "FSTRING_START"
+    return count / len(lines)
 
 
 def main() -> None:
@@ -64,9 +61,8 @@ def main() -> None:
     print(f"Words in docs/: {sum(pages().values()):,} on {len(pages())} pages.")
     print("\n| algorithm | lines | tokens a line |\n|---|---|---|")
     for name in algorithm_names():
-        config_class = load_algorithm(name).config_class
-        path = Path(inspect.getfile(config_class))
-        print(f"| {name} | {lines(path.parent, path.name)} | {density(path, config_class.__name__):.1f} |")
+        path = Path(inspect.getfile(load_algorithm(name).config_class))
+        print(f"| {name} | {lines(path.parent, path.name)} | {tokens_per_line(path.read_text(encoding='utf-8')):.1f} |")
 
 
 if __name__ == "__main__":

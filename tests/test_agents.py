@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from envs.dataset import Dataset
 from harness.agent_tools import network_evaluations, restore, state_of, validation_metrics
@@ -87,6 +88,56 @@ def test_every_trainable_parameter_moves(algorithm):
         # The networks of an ensemble share their tensors: each member must move, not one of them.
         members = range(len(parameter)) if parameter.ndim == 3 else [...]
         assert not [member for member in members if torch.equal(parameter[member], before[name][member])], name
+
+
+AFTER_THE_STEP = ("dipole", "dipole_diffusion", "dql")  # whose targets follow what the optimiser has just changed
+
+
+def test_targets_move_by_their_rate(algorithm):
+    if algorithm.name == "dipole_lora":
+        pytest.skip("has no critics")
+    agent = make_agent(algorithm).double()
+    targets = [name for name, _ in agent.named_children() if name.startswith("target_")]
+    interval = getattr(agent.config, "actor_interval", 1)  # of ReBRAC's targets too
+    assert "target_critic" in targets
+
+    def parameters(name):
+        return [parameter.detach().clone() for parameter in getattr(agent, name).parameters()]
+
+    for step in range(1, 5):
+        before = {name: (parameters(name), parameters(name.removeprefix("target_"))) for name in targets}
+        agent.update(random_batch(dtype=torch.float64))
+        rate = agent.config.target_rate if step % interval == 0 else 0.0
+        for name, (old, online) in before.items():
+            new = parameters(name.removeprefix("target_")) if algorithm.name in AFTER_THE_STEP else online
+            expected = [rate * each + (1 - rate) * other for each, other in zip(new, old, strict=True)]
+            torch.testing.assert_close(parameters(name), expected, rtol=0, atol=1e-14 if rate else 0)
+
+
+class NoSynchronisation(TorchDispatchMode):
+    """Fails at every operation whose result, or its shape, the CPU must wait for."""
+
+    FORBIDDEN = ("_local_scalar_dense", "item", "nonzero", "masked_select", "equal", "is_nonzero", "unique")
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.__name__.split(".")[0]
+        assert name not in self.FORBIDDEN, f"{name} would synchronise with the device"
+        return function(*args, **(kwargs or {}))
+
+
+WEIGHTINGS = ("sigmoid", "imitation", "exponential", "indicator", "none")
+OPTIONS = {  # beside the defaults
+    "dipole": [{"weighting": weighting, "target_candidates": 3} for weighting in WEIGHTINGS],
+    "dql": [{"backup_candidates": 3, "max_gradient_norm": 0, "decay_length": 9, "decay_interval": 2}],
+    "qsm": [{"sampler": "ancestral", "bc_weight": 0.0, "use_target_critic_gradient": False}],
+}
+
+
+def test_update_does_not_synchronise(algorithm):
+    for options in ({}, *OPTIONS.get(algorithm.name, ())):
+        agent = make_agent(algorithm, **options)
+        with NoSynchronisation():
+            agent.update(random_batch())
 
 
 @pytest.mark.parametrize("count", [1, 5])

@@ -75,9 +75,3 @@ def test_unknown_name_is_refused_with_the_nearest(root):
 def test_file_without_config_is_a_programming_error(root):
     with pytest.raises(TypeError, match="finder_empty.py must define one dataclass <Agent>Config, not 0"):
         load_algorithm("finder_empty", root)
-
-
-@pytest.mark.parametrize("name", algorithm_names())
-def test_every_algorithm_of_the_repository_loads(name):
-    algorithm = load_algorithm(name)
-    assert algorithm.config_class() is not None and callable(algorithm.agent_class.act)

@@ -15,7 +15,7 @@ import torch
 from algorithms.dipole import DIPOLEConfig
 from benchmarks import against_checkout, soak
 from harness.command_line import parse_command
-from harness.measurement.workload import SIZES, Size, build_updates, random_dataset, warm_up
+from harness.measurement import SIZES, Size, build_updates, random_dataset, warm_up
 from harness.updates import UPDATES_PER_REPLAY
 from tests.golden.checker import TOLERANCE, recorded_draws, step_arrays
 from tests.golden.dipole_family import dipole_fields
@@ -123,7 +123,7 @@ def test_jax_updates_train_on_the_data_set(tiny_size):
 def test_updates_never_make_the_host_wait_for_the_gpu(algorithm, captured, tiny_size):
     device = torch.device("cuda")
     size = SIZES["quickstart"]
-    updates = warm_up(build_updates(algorithm.name, size, random_dataset(size, device), captured))
+    updates = warm_up(build_updates(algorithm, size, random_dataset(size, device), captured))
     updates.advance(UPDATES_PER_REPLAY)  # the capture may wait
     torch.cuda.set_sync_debug_mode("error")
     try:

@@ -71,20 +71,21 @@ def parse(*argv: str):
     return parse_command(ToyConfig, list(argv)).settings
 
 
-def file_error(tmp_path, text: str) -> str:
+def error_of(source: str, call, *arguments) -> str:
+    """What the call's one sentence says after its source."""
     with pytest.raises(UserError) as caught:
-        load(tmp_path, text)
+        call(*arguments)
     message = str(caught.value)
-    assert "\n" not in message and message.startswith(f"{tmp_path / 'toy.yaml'}: ")
-    return message.removeprefix(f"{tmp_path / 'toy.yaml'}: ")
+    assert "\n" not in message and message.startswith(f"{source}: ")
+    return message.removeprefix(f"{source}: ")
+
+
+def file_error(tmp_path, text: str) -> str:
+    return error_of(tmp_path / "toy.yaml", load, tmp_path, text)
 
 
 def flag_error(*argv: str) -> str:
-    with pytest.raises(UserError) as caught:
-        parse(*argv)
-    message = str(caught.value)
-    assert "\n" not in message and message.startswith("command line: ")
-    return message.removeprefix("command line: ")
+    return error_of("command line", parse, *argv)
 
 
 # field, text, value: read alike from a file and from the command line

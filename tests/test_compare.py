@@ -138,14 +138,6 @@ def test_the_evaluation_command_names_its_cells_by_assignments(finished, monkeyp
     assert missing_cells(run.folder, cells) == cells[2:]
 
 
-def test_restart_removes_every_file_of_a_comparisons_run(finished):
-    run, _ = finished
-    for name in ("log.txt", "error.txt"):
-        (run.folder / name).write_text("x")
-    run_folder.remove_run(run.run)
-    assert [path.name for path in run.folder.iterdir()] == ["lock"]
-
-
 def test_a_run_that_another_harness_began_is_refused_until_it_is_finished(tmp_path, finished, monkeypatch):
     run, cells = finished
     monkeypatch.setattr(run_folder, "HARNESS_VERSION", 3)

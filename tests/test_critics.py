@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from algorithms.dipole import aggregated
-from harness.agent_tools import state_of
+from harness.agent_tools import state_of, validation_metrics
 from harness.algorithms import algorithm_names, load_algorithm
 from tests.test_agents import assert_equal_states, make_agent
 from tests.toy import random_batch
@@ -154,6 +154,23 @@ def test_dipoles_value_and_weights_share_their_pessimism_unless_the_value_takes_
     torch.testing.assert_close(metrics["value/loss"], loss)
 
 
+def test_fqls_options_follow_their_formulas():
+    agent = build("fql", pessimism=None, normalise_q_loss=True)
+    batch, noise = random_batch(dtype=torch.float64), agent.draw(16)
+    metrics = agent.loss(batch, noise)[1]
+
+    def actions(observations, z):
+        return agent.policy(batch[observations], z)[0].clamp(-1, 1)
+
+    next_actions = actions("next_observations", noise["next_z"][:, 0])
+    next_q = agent.target_critic(batch["next_observations"], next_actions)[..., 0].amin(dim=0)
+    errors = agent.critic(batch["observations"], batch["actions"])[..., 0]
+    errors = errors - (batch["rewards"] + agent.config.discount * batch["masks"] * next_q)
+    torch.testing.assert_close(metrics["critic/loss"], errors.square().mean().detach())
+    q = agent.critic(batch["observations"], actions("observations", noise["z"]))[..., 0].mean(dim=0)
+    torch.testing.assert_close(metrics["actor/q_loss"], (-q.mean() / q.abs().mean()).detach())
+
+
 def test_fql_chooses_by_the_critics_mean_in_targets_and_acting():
     agent = build("fql", num_critics=3, target_candidates=4, num_candidates=4)
     states, z = torch.randn(5, 3).double(), torch.randn(5, 4, 2).double()
@@ -165,19 +182,40 @@ def test_fql_chooses_by_the_critics_mean_in_targets_and_acting():
     assert agent.draw(16)["next_z"].shape == (16, 4, 2)
 
 
-def test_rebracs_targets_can_move_less_often_than_its_policy():
-    agent = build("rebrac", actor_interval=1, target_interval=2)
-    policies, targets = [], []
-    for _ in range(4):
+@pytest.mark.parametrize("actor_interval, target_interval", [(1, 2), (2, 2)])
+def test_rebracs_policy_and_targets_move_in_their_intervals(actor_interval, target_interval):
+    agent = build("rebrac", actor_interval=actor_interval, target_interval=target_interval)
+    for step in range(1, 7):
+        before = agent.target_critic.weights[0].clone()
         updated(agent, updates=1)
-        policies.append(agent.policy.biases[0].detach().clone())
-        targets.append(agent.target_policy.biases[0].clone())
-    assert not any(torch.equal(first, second) for first, second in zip(policies, policies[1:], strict=False))
-    assert [torch.equal(first, second) for first, second in zip(targets, targets[1:], strict=False)] == [
-        False,
-        True,
-        False,
-    ]
+        assert bool(agent.policy.weights[0].grad.any()) == (step % actor_interval == 0), "Adam goes on all the same"
+        assert torch.equal(agent.target_critic.weights[0], before) == (step % target_interval != 0)
+
+
+def test_rebrac_validates_at_the_present_parameters():
+    """The metrics are the same whether the present update moves the policy or not."""
+    agent = build("rebrac", actor_interval=2)
+    before = validation_metrics(agent, random_batch(dtype=torch.float64))
+    agent.updates += 1
+    assert validation_metrics(agent, random_batch(dtype=torch.float64)) == before
+
+
+def test_rebracs_penalties_by_hand():
+    """The next action is noisy within its clip, and far from the data's costs the target; so does the policy's own."""
+    agent = build("rebrac", critic_bc_weight=0.3, actor_bc_weight=0.5, actor_interval=1)
+    batch, noise = random_batch(dtype=torch.float64), agent.draw(16)
+    (name,) = noise
+    noise[name] = 3 * noise[name]  # some of it beyond the clip
+    metrics = agent.loss(batch, noise)[1]
+    with torch.no_grad():
+        actions = agent.target_policy(batch["next_observations"])[0].tanh() + (0.2 * noise[name]).clamp(-0.5, 0.5)
+        actions = actions.clamp(-1, 1)
+        next_q = agent.target_critic(batch["next_observations"], actions).amin(dim=0)[:, 0]
+        next_q = next_q - 0.3 * (actions - batch["next_actions"]).square().sum(dim=1)
+        target = batch["rewards"] + agent.config.discount * batch["masks"] * next_q
+        q = agent.critic(batch["observations"], batch["actions"])[..., 0]
+    torch.testing.assert_close(metrics["critic/loss"], (q - target).square().mean())
+    torch.testing.assert_close(metrics["actor/loss"], metrics["actor/q_loss"] + 0.5 * metrics["actor/bc_loss"])
 
 
 def test_rebrac_evaluates_with_noise_only_if_told():

@@ -4,12 +4,13 @@ import dataclasses
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from algorithms.baselines.dql import resample
-from algorithms.dipole import DIPOLE, DIPOLEConfig, composed_velocity, expectile_loss, policy_weights, soft_update
+from algorithms.dipole import DIPOLE, DIPOLEConfig, composed_velocity, expectile_loss, policy_weights
 from examples.resample import ResamplingConfig, ResamplingDIPOLE, effective_sample_size
 from harness.agent_tools import state_of
+from harness.algorithms import load_algorithm
+from tests.test_agents import make_agent as agent_of
 from tests.toy import random_batch
 
 SMALL = DIPOLEConfig(actor_hidden_dims=(16, 16), value_hidden_dims=(16, 16), num_candidates=4)
@@ -49,8 +50,9 @@ def test_metrics_describe_the_weights(max_weight):
     torch.testing.assert_close(metrics["actor/weight_max"], weights.amax())
 
 
-def test_group_advantage_is_the_reward_above_the_group_and_needs_no_critic():
-    agent = make_agent(advantage="group", inverse_temperature=3.0, shift=0.5)
+@pytest.mark.parametrize("name", ["dipole", "dipole_diffusion"])
+def test_group_advantage_is_the_reward_above_the_group_and_needs_no_critic(name):
+    agent = agent_of(load_algorithm(name), advantage="group", inverse_temperature=3.0, shift=0.5)
     assert agent.batch_fields == ("state_values",)
     batch = random_batch() | {"state_values": torch.linspace(-1, 1, 16)}
     weights = torch.sigmoid(3.0 * (batch["rewards"] - batch["state_values"]) + 0.5)
@@ -69,14 +71,6 @@ def test_saturated_logits_are_counted():
 def test_expectile_loss_by_hand():
     difference = torch.tensor([2.0, -1.0], dtype=torch.float64)
     assert expectile_loss(difference, 0.9).item() == pytest.approx((0.9 * 4 + 0.1 * 1) / 2, abs=1e-15)
-
-
-def test_soft_update_moves_by_its_rate():
-    target, online = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
-    torch.nn.init.zeros_(target.weight)
-    torch.nn.init.ones_(online.weight)
-    soft_update(target, online, 0.005)
-    torch.testing.assert_close(target.weight, torch.full((2, 2), 0.005))
 
 
 def test_composition_is_linear_in_the_velocities():
@@ -156,10 +150,11 @@ def test_best_candidate_is_the_one_the_smallest_critic_values_most():
     assert smallest(agent.act(observations, num_candidates=64)) > smallest(agent.act(observations, num_candidates=1))
 
 
+@pytest.mark.parametrize("name", ["dipole", "dipole_diffusion"])
 @pytest.mark.parametrize("weighting, policies", [("sigmoid", 2), ("indicator", 2), ("exponential", 1), ("none", 1)])
-def test_only_the_policies_of_the_weighting_exist(weighting, policies):
-    agent = make_agent(weighting=weighting)
-    assert agent.flow.weights[0].shape[0] == policies
+def test_only_the_policies_of_the_weighting_exist(name, weighting, policies):
+    agent = agent_of(load_algorithm(name), weighting=weighting)
+    assert len((agent.flow if name == "dipole" else agent.denoiser).weights[0]) == policies
     assert ("actor/negative_loss" in agent.update(random_batch())) == (policies == 2)
 
 
@@ -183,48 +178,6 @@ def test_acting_refuses_what_the_config_refuses():
         make_agent(weighting="none").act(torch.zeros(1, 3), greediness=1.0)
 
 
-class NoSynchronisation(TorchDispatchMode):
-    """Fails at every operation whose result, or its shape, the CPU must wait for."""
-
-    FORBIDDEN = ("_local_scalar_dense", "item", "nonzero", "masked_select", "equal", "is_nonzero", "unique")
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        name = function.__name__.split(".")[0]
-        assert name not in self.FORBIDDEN, f"{name} would synchronise with the device"
-        return function(*args, **(kwargs or {}))
-
-
-@pytest.mark.parametrize("weighting", ["sigmoid", "imitation", "exponential", "indicator", "none"])
-def test_update_does_not_synchronise(weighting):
-    agent = make_agent(weighting=weighting, target_candidates=3)
-    batch = random_batch()
-    with NoSynchronisation():
-        agent.update(batch)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_update_runs_inside_a_cuda_graph():
-    """Replays of a captured update equal eager updates of a copy within rounding."""
-    agents = [make_agent().cuda() for _ in range(2)]
-    batch = {name: tensor.cuda() for name, tensor in random_batch().items()}
-    eager, captured = agents
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        for _ in range(3):  # warm-up outside the capture
-            captured.update(batch)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    graph.register_generator_state(captured.noise.generator)
-    with torch.cuda.graph(graph):
-        captured.update(batch)
-    for _ in range(5):
-        graph.replay()
-    for _ in range(8):
-        eager.update(batch)
-    for ours, theirs in zip(eager.parameters(), captured.parameters(), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
-
-
 def test_load_gives_the_agent_of_a_run_back(tmp_path):
     agent = make_agent()
     agent.update(random_batch())
@@ -236,14 +189,3 @@ def test_load_gives_the_agent_of_a_run_back(tmp_path):
     loaded = DIPOLE.load(tmp_path)
     loaded.noise.generator.set_state(agent.noise.generator.get_state())
     assert torch.equal(loaded.act(observations), agent.act(observations))
-
-
-def test_target_critics_move_by_their_rate():
-    """After the optimiser's step: target <- tau new + (1 - tau) target."""
-    agent = make_agent(target_rate=0.1)
-    agent.update(random_batch())  # online and target differ from here on
-    before = [parameter.clone() for parameter in agent.target_critic.parameters()]
-    agent.update(random_batch())
-    pairs = zip(before, agent.critic.parameters(), agent.target_critic.parameters(), strict=True)
-    for old, online, target in pairs:
-        torch.testing.assert_close(target, 0.1 * online + 0.9 * old)

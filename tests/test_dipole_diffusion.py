@@ -14,7 +14,6 @@ from algorithms.dipole_diffusion import (
     signal_level,
     time_features,
 )
-from tests.toy import random_batch
 
 ABAR_5 = [0.804125, 0.435178, 0.158500, 0.038852, 0.006409]  # T = 5: Diffusion-QL's formula, to six digits
 POSTERIOR_VARIANCE_5 = [0, 0.159114, 0.426742, 0.660907, 0.807766]
@@ -179,30 +178,6 @@ def test_greediness_0_is_the_positive_network_alone():
         torch.testing.assert_close(composed_noise(agent.denoiser, torch.zeros(4, 3), x, t, greediness), expected)
 
 
-def test_updates_move_every_parameter_and_the_target_by_its_rate():
-    agent = DIPOLEDiffusion(SMALL, 3, 2).double()
-    start = {name: parameter.clone() for name, parameter in agent.named_parameters()}
-    for _ in range(3):
-        before = [parameter.clone() for parameter in agent.target_critic.parameters()]
-        metrics = agent.update(random_batch(dtype=torch.float64))
-        for old, target, online in zip(
-            before, agent.target_critic.parameters(), agent.critic.parameters(), strict=True
-        ):
-            torch.testing.assert_close(target, old + SMALL.target_rate * (online - old), rtol=0, atol=1e-12)
-    assert all(metric.dtype == torch.float64 and metric.isfinite() for metric in metrics.values())
-    for name, parameter in agent.named_parameters():
-        members_moved = (parameter != start[name]).flatten(start_dim=1).any(dim=1)
-        assert members_moved.all(), f"{name}: {members_moved.tolist()}"
-
-
-@pytest.mark.parametrize("weighting, policies", [("sigmoid", 2), ("indicator", 2), ("exponential", 1), ("none", 1)])
-def test_weightings_train_as_many_policies_as_they_have(weighting, policies):
-    agent = DIPOLEDiffusion(dataclasses.replace(SMALL, weighting=weighting), 3, 2)
-    assert len(agent.denoiser.weights[0]) == policies
-    assert ("actor/negative_loss" in agent.update(random_batch())) == (policies == 2)
-    assert agent.act(torch.zeros(4, 3)).shape == (4, 2)
-
-
 def test_act_gives_each_state_noise_of_its_own_and_stays_in_range():
     agent = DIPOLEDiffusion(SMALL, 3, 2)
     shapes = []
@@ -226,12 +201,3 @@ def test_wrong_settings_are_refused_when_acting_too(fields, message):
         dataclasses.replace(SMALL, **fields)
     with pytest.raises(ValueError, match=message):
         DIPOLEDiffusion(SMALL, 3, 2).act(torch.zeros(1, 3), **fields)
-
-
-def test_group_advantage_is_the_reward_above_the_group():
-    config = dataclasses.replace(SMALL, advantage="group", inverse_temperature=3.0, shift=0.5)
-    agent, batch = DIPOLEDiffusion(config, 3, 2), random_batch()
-    batch["state_values"] = torch.linspace(-1, 1, len(batch["rewards"]))
-    weights = torch.sigmoid(3.0 * (batch["rewards"] - batch["state_values"]) + 0.5)
-    assert agent.batch_fields == ("state_values",)
-    torch.testing.assert_close(agent.update(batch)["actor/weight_mean"], weights.mean())

@@ -18,14 +18,12 @@ import harness.evaluate
 import harness.run_folder
 from algorithms.dipole import DIPOLE, Noise
 from common.errors import UserError
-from common.files import write_rows_csv
 from envs.task import Task
 from harness.config import RunConfig, config_to_yaml
 from harness.evaluate import Cell, format_table, parse_grid, remark, rows_of, show_and_write, sweep
 from harness.evaluation import GRID_SEED, EvaluationResult, evaluate
 from harness.plots import plot_learning_curve, plot_sweep
-from harness.run_folder import load_policy, load_run_task, load_trained_task, remove_run, run_path
-from harness.score_statistics import interval
+from harness.run_folder import load_policy, load_run_task, load_trained_task, run_path
 from harness.train import train_run
 from tests.test_arrays import pendulum
 from tests.toy import toy_checkpoint
@@ -198,15 +196,6 @@ def test_sweep_runs_every_cell_on_the_same_seeds():
     assert rows[0]["episodes"] == TOY_RUN.eval_episodes
 
 
-def test_interval_covers_the_mean_as_a_normal_interval_does():
-    scores = np.random.default_rng(1).normal(10, 2, 400)
-    low, high = interval([scores])
-    error = 1.96 * scores.std() / 20
-    assert (low, high) == pytest.approx((scores.mean() - error, scores.mean() + error), abs=0.012)
-    assert interval([scores]) == (low, high)
-    assert np.isnan(interval([scores[:1]])).all()
-
-
 def test_a_clear_difference_on_the_same_episodes_is_never_called_unclear():
     """The intervals of the two means overlap by far, and that of their difference is +0.30 [0.10, 0.50]."""
     random = np.random.default_rng(0)
@@ -303,16 +292,6 @@ def test_command_writes_elsewhere_and_serves_agents_without_options(run_dir, tmp
     assert sorted(path.name for path in out.iterdir()) == ["episodes.csv", "evaluation.csv"]
     assert len(rows_in(out / "episodes.csv")) == 2, "of the last run only, which may be another"
     assert sorted(run_dir.folder.iterdir()) == before
-
-
-def test_a_restarted_run_leaves_no_sweep_of_the_old_one(tmp_path):
-    run, folder = dataclasses.replace(TOY_RUN, run_dir=str(tmp_path)), tmp_path / "toy" / "toy" / "target" / "seed_0"
-    folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(config_to_yaml(run, ToyConfig()))
-    (folder / "notes.csv").write_text("the user's own")
-    show_and_write([cell_of(spread(1.0), 0), cell_of(spread(2.0), 1)], toy_task(), run, folder)
-    remove_run(run)
-    assert sorted(path.name for path in folder.iterdir()) == ["lock", "notes.csv"]
 
 
 def test_a_sweep_after_training_says_what_it_does(tmp_path, capsys):
@@ -450,16 +429,13 @@ def test_runs_of_earlier_versions_need_their_data(pendulum_run, tmp_path):
 # ---- Figures ----
 
 
-def test_learning_curve_is_drawn_from_rows_and_files(tmp_path):
+def test_learning_curve_has_a_band_where_the_spread_is_known_and_marks_the_switch(tmp_path):
     rows = [{"step": 1000 * i, "return": 10.0 * i, "return_std": 2.0} for i in range(1, 4)]
-    write_rows_csv(rows, tmp_path / "eval.csv")
-    plot_learning_curve(rows, tmp_path / "rows.png", "return", {"data: mean episode": 12.0})
-    plot_learning_curve(tmp_path / "eval.csv", tmp_path / "file.png", "return", {"data: mean episode": 12.0})
-    images = [matplotlib.image.imread(tmp_path / f"{name}.png") for name in ("rows", "file")]
-    assert np.array_equal(*images)
     without_band = [{"step": row["step"], "return": row["return"]} for row in rows]
-    plot_learning_curve(without_band, tmp_path / "plain.png", "return", {"data: mean episode": 12.0})
-    assert not np.array_equal(matplotlib.image.imread(tmp_path / "plain.png"), images[0])
+    lines = {"data: mean episode": 12.0}
+    for name, figure in {"rows": (rows, lines), "plain": (without_band, lines), "online": (rows, lines, 2000)}.items():
+        plot_learning_curve(figure[0], tmp_path / name, "return", *figure[1:])
+    assert len({(tmp_path / name).read_bytes() for name in ("rows", "plain", "online")}) == 3
     with pytest.raises(ValueError, match="success"):
         plot_learning_curve(rows, tmp_path / "none.png", "success", {})
     assert not (tmp_path / "none.png").exists()

@@ -1,4 +1,4 @@
-"""The examples run, and learn what they say; the README's own tests run examples.greediness_sweep."""
+"""The examples run, and learn what they say."""
 
 import re
 import shutil
@@ -96,6 +96,16 @@ def test_a_shared_trunk_is_trained_by_its_command(tmp_path):
     assert done.returncode == 0, done.stderr
     (result,) = (tmp_path / "runs" / "shared_trunk").rglob("result.json")
     assert read_json(result, needed=("score",))["score"] >= 0
-    command = [sys.executable, "-m", "harness.evaluate", str(result.parent), "--episodes", "1", "--greediness", "0", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "harness.evaluate",
+        str(result.parent),
+        "--episodes",
+        "1",
+        "--greediness",
+        "0",
+        "1",
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and "shared_trunk on exorl/" in done.stdout, done.stderr

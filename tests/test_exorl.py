@@ -33,6 +33,7 @@ from envs.exorl.fast_relabel import READERS, fast_rewards
 from envs.exorl.relabel import Relabeller, reference_rewards
 from envs.exorl.tasks import main
 from envs.transitions import ACTION_LIMIT
+from tests.test_strangers import Touches
 
 STEPS = 60  # of the short episodes here
 TOLERANCE = 1e-6
@@ -427,16 +428,6 @@ def test_unknown_or_absent_data_is_named(tmp_path, name, message):
     assert "\n" not in str(caught.value)
 
 
-class MakesFolder:
-    """Unpickling it makes a folder."""
-
-    def __init__(self, path: Path):
-        self.path = str(path)
-
-    def __reduce__(self):
-        return os.mkdir, (self.path,)
-
-
 @pytest.mark.parametrize("content", ["cut", "one bit", "a single array", "a pickle"])
 def test_a_damaged_episode_is_named_and_never_executed(tmp_path, buffer, cartpole_episodes, content):
     path, trace = buffer / short_name(1), tmp_path / "executed"
@@ -450,7 +441,7 @@ def test_a_damaged_episode_is_named_and_never_executed(tmp_path, buffer, cartpol
         with open(path, "wb") as file:
             np.save(file, np.zeros(3))
     else:
-        write_episode(path, {**cartpole_episodes[1], "reward": np.array([MakesFolder(trace)])})
+        write_episode(path, {**cartpole_episodes[1], "reward": np.array([Touches(trace)])})
     refuses(tmp_path, f"{short_name(1)}: truncated or not an npz of plain arrays")
     assert not trace.exists()
 

@@ -4,7 +4,6 @@ import dataclasses
 import importlib.util
 import json
 import random
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +15,7 @@ from envs.exorl.collect import collect, collect_episode
 from envs.exorl.domains import DOMAINS
 from envs.exorl.environment import ExORLEnvironment
 from envs.exorl.tasks import main
+from tests.test_exorl import files_of
 
 if importlib.util.find_spec("stable_baselines3") is None:
     pytest.skip("stable-baselines3 (requirements-collect.txt) is not installed", allow_module_level=True)
@@ -38,10 +38,6 @@ def short_episodes(monkeypatch):
 @pytest.fixture
 def tiny(monkeypatch):
     monkeypatch.setattr(rnd, "RNDParameters", lambda: TINY)
-
-
-def files_of(folder: Path) -> dict:
-    return {path.name: path.read_bytes() for path in sorted((folder / "buffer").iterdir())}
 
 
 def make_novelty(**changes) -> Novelty:

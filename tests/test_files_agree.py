@@ -2,10 +2,8 @@
 
 import ast
 import dataclasses
-import io
 import re
 import sys
-import tokenize
 from itertools import combinations
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import pytest
 
 from harness.algorithms import algorithm_names, load_algorithm
 from harness.config import RunConfig
+from tests.house import tokens_per_line
 from tests.sync_blocks import blocks_of, files, name_of, synchronise
 
 NAMES = algorithm_names()
@@ -160,26 +159,6 @@ def test_the_guard_is_all_that_knows_the_harness(name):
     assert not re.search(r"\b(import|from) (harness|envs|common)\b", code)
     neighbours = ["from algorithms._planner import make_planner"] if name == "dipole_lora" else []
     assert re.findall(r"\b(?:from|import) algorithms\b.*", code) == neighbours
-
-
-def tokens_per_line(text: str) -> float:
-    """Python's tokens per line that has one, without comments, docstrings and the config class; a string is one."""
-    tree, left_out = ast.parse(text), set()
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node):
-            left_out |= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
-        if isinstance(node, ast.ClassDef) and node.name.endswith("Config"):
-            left_out |= set(range(node.lineno - 1, node.end_lineno + 1))
-    ignored = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
-    count, lines, depth = 0, set(), 0
-    for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        kind = tokenize.tok_name[token.type]
-        depth -= kind == "FSTRING_END"  # from Python 3.12 on an f-string comes in pieces
-        if token.type not in ignored and token.start[0] not in left_out and depth == 0 and kind != "FSTRING_START":
-            count += 1
-            lines.add(token.start[0])
-        depth += kind == "FSTRING_START"
-    return count / len(lines)
 
 
 def test_tokens_per_line_by_hand():

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from tests.golden.checker import TOLERANCE, check_case, tolerance
+from common.errors import UserError
+from harness.algorithms import load_algorithm
+from tests.golden.checker import ADAPTERS, TOLERANCE, check_case, tolerance
 from tests.plain_dipole import PlainDipole, write_case
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -23,6 +25,44 @@ def test_updates_equal_the_reference(path):
     if path.parent.name == "protocol_b":
         assert sum(name.startswith("acting/") for name in differences) == (8 if path.stem.startswith("fql") else 4)
     assert any("critic_loss" in name for name in differences)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "expected"),
+    (
+        ("dql", {"max_q_backup": True, "grad_norm": -1}, {"backup_candidates": 10, "max_gradient_norm": 0}),
+        ("dql", {"lr_decay": True, "lr_maxt": 7}, {"decay_length": 7, "decay_interval": 1}),
+        ("qsm", {"clip_sampler_before": True}, {"sampler": "ancestral", "clip_clean": True, "clip_steps": True}),
+        ("qsm", {"clip_sampler_after": False}, {"sampler": "qam", "clip_clean": False, "clip_steps": False}),
+        (
+            "qsm",
+            {"use_target_critic_grad": False, "num_qs": 5},
+            {"use_target_critic_gradient": False, "num_critics": 5},
+        ),
+    ),
+)
+def test_adapters_follow_a_case_with_other_settings(name, changes, expected):
+    case = json.loads((GOLDEN / f"{name}.json").read_text())["config"] | changes
+    fields = ADAPTERS[name].config_fields(case)
+    assert {field: fields[field] for field in expected} == expected
+    load_algorithm(name).config_class(**fields)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    (
+        ("dql", {"beta_schedule": "cosine"}),
+        ("qsm", {"actor_loss_type": "dac"}),
+        ("qsm", {"beta_schedule": "cosine"}),
+        ("qsm", {"best_of_n": 4}),
+        ("iql_awr", {"const_std": False}),
+        ("rebrac", {"tanh_squash": False}),
+    ),
+)
+def test_adapters_refuse_what_the_port_does_not_have(name, changes):
+    case = json.loads((GOLDEN / f"{name}.json").read_text())["config"] | changes
+    with pytest.raises(UserError, match=next(iter(changes))):
+        ADAPTERS[name.removesuffix("_awr")].config_fields(case)
 
 
 def run_checker(*arguments: object) -> subprocess.CompletedProcess:

@@ -22,8 +22,7 @@ from harness import run_files
 from harness.config import RunConfig
 from harness.loggers import CsvLog
 from harness.online import FIRST_SEED, OnlinePhase
-from harness.plots import plot_learning_curve
-from harness.run_folder import RunFolder, read_checkpoint, remove_run, run_path, with_chunks
+from harness.run_folder import RunFolder, read_checkpoint, run_path, with_chunks
 from harness.train import train_run
 from tests.conftest import small_config
 from tests.test_agents import make_agent
@@ -382,12 +381,6 @@ def test_files_after_the_checkpoint_are_removed(tmp_path, straight):
     assert_same_online_run(straight, run)
 
 
-def test_restart_removes_the_replay(tmp_path):
-    folder = train(tmp_path)
-    remove_run(online_run(tmp_path))
-    assert [path.name for path in folder.iterdir()] == ["lock"]
-
-
 def test_a_checkpoint_of_another_phase_is_refused(tmp_path):
     path = interrupt(tmp_path) / "checkpoint.pt"
     checkpoint = torch.load(path, weights_only=True)
@@ -450,10 +443,3 @@ def test_kill_at_random_moments(tmp_path, straight):
         kill_and_check(folder, process, straight)
         killed.append(process.exitcode == -signal.SIGKILL)
     assert sum(killed) >= 15  # the others had finished in those 0.1 s
-
-
-def test_the_learning_curve_marks_the_switch(tmp_path):
-    rows = [{"step": step, "return": step} for step in (10, 20)]
-    for name, online_from in {"a": None, "b": 10}.items():
-        plot_learning_curve(rows, tmp_path / name, "return", {}, online_from)
-    assert (tmp_path / "a").read_bytes() != (tmp_path / "b").read_bytes()

@@ -54,7 +54,7 @@ def test_every_algorithm_has_a_field_for_each_act_option(algorithm):
     ],
 )
 def test_greediness_slides_where_the_config_has_policies(changes, ends, note):
-    greediness, candidates, _ = make_controls(DIPOLE, DIPOLEConfig(num_candidates=5, **changes))
+    greediness, candidates, *_ = make_controls(DIPOLE, DIPOLEConfig(num_candidates=5, **changes))
     assert (greediness.choices[0], greediness.choices[-1]) == ends and (greediness.note or "").startswith(note)
     assert bool(greediness.note) == bool(note)
     assert candidates.choices == (1, 2, 4, 5, 8, 16, 32, 64)

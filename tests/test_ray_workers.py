@@ -1,6 +1,5 @@
 """A comparison on a real Ray cluster of this machine, some of whose machines are lost."""
 
-import csv
 import fcntl
 import os
 import signal
@@ -11,11 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
 from common.errors import UserError
 from harness.algorithms import ROOT
 from harness.comparison.ray_workers import Resources, connected, driver_file, slots_on, wait_for_lock, work_on
+from tests.test_run import assert_same_run, checkpoint_of, rows_without_times
 
 CONFIG = """\
 task: exorl/local_sticky_random/cartpole_swingup
@@ -43,7 +42,6 @@ tasks:
 seeds: [0, 1]
 algorithms: [iql, rebrac]
 """
-TIME_COLUMNS = ("seconds", "updates_per_second", "evaluation_seconds")
 MEMORY = {"object_store_memory": 80 * 2**20}  # bytes per machine; Ray would take a third of the real one's
 PATIENCE = 600  # seconds until something that must happen has happened
 
@@ -207,35 +205,10 @@ def run_at_work(raylet: int, folder: Path, name: str):
     return None
 
 
-def rows_without_times(path: Path) -> list:
-    with open(path, newline="") as file:
-        return [{key: row[key] for key in row if key not in TIME_COLUMNS} for row in csv.DictReader(file)]
-
-
 def assert_equal_runs(one: Path, other: Path) -> None:
-    for name in ("train.csv", "eval.csv", "reevaluation.csv"):
-        assert rows_without_times(one / name) == rows_without_times(other / name)
-    states = [torch.load(path / "checkpoint.pt", weights_only=True) for path in (one, other)]
-    assert states[0]["loop"]["step"] == states[1]["loop"]["step"] == 1000
-    assert_equal_trees(states[0]["agent"], states[1]["agent"])
-    assert torch.equal(states[0]["loop"]["batches"], states[1]["loop"]["batches"])
-
-
-def assert_equal_trees(one, other) -> None:
-    """Bit for bit, in whatever containers."""
-    assert type(one) is type(other)
-    if isinstance(one, torch.Tensor):
-        assert one.dtype == other.dtype and torch.equal(one, other)
-    elif isinstance(one, dict):
-        assert list(one) == list(other)
-        for name in one:
-            assert_equal_trees(one[name], other[name])
-    elif isinstance(one, (list, tuple)):
-        assert len(one) == len(other)
-        for first, second in zip(one, other, strict=True):
-            assert_equal_trees(first, second)
-    else:
-        assert one == other
+    assert_same_run(one, other)
+    assert rows_without_times(one, "reevaluation.csv") == rows_without_times(other, "reevaluation.csv")
+    assert checkpoint_of(one)["loop"]["step"] == 1000
 
 
 def lose_the_machine(raylet: int, process: int) -> None:

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from harness.comparison.protocol import check_protocol
 from harness.comparison.results import Results, load_scores, scale_of
 from harness.episodes import add_episodes, read_episodes
 from harness.evaluation import EvaluationResult
+from harness.report import plots
 from harness.report.blocks import Block, Bold
 from harness.report.published import load_published
 from harness.report.report import escaped, to_markdown, write_report
@@ -448,3 +450,11 @@ def test_options_of_one_training_are_compared_by_pairs(tmp_path):
     low, high = (float(text) for text in shown["95% interval over the episodes of these agents"].split(" to "))
     assert -50.0 < low < -45.0 < high < -40.0
     assert len(read_episodes(comparison.runs[0].folder)) == 40
+
+
+def test_the_hours_of_a_learning_curve_are_means_over_the_seeds():
+    runs = [
+        SimpleNamespace(evaluations=[{"step": "10", "seconds": 1800}, {"step": "20", "seconds": last}])
+        for last in (3600, 7200)
+    ]
+    assert plots.hours_until(runs, np.array([10, 20])).tolist() == [0.5, 1.5]

@@ -18,9 +18,9 @@ from algorithms.dipole import DIPOLE, DIPOLEConfig
 from common.errors import UserError
 from common.files import remove_abandoned, replacing, write_text
 from harness import run_files
-from harness.config import stored_config
+from harness.config import RunConfig, stored_config
 from harness.loggers import CsvLog
-from harness.run_folder import RunFolder, load_agent, load_run, remove_run
+from harness.run_folder import RunFolder, load_agent, load_run, remove_run, run_path
 from tests.test_agents import assert_equal_states
 from tests.toy import PointEnv, toy_task
 from tests.toy_run import RUN, toy_folder, toy_run, toy_settings
@@ -323,6 +323,11 @@ def test_another_device_starts_its_random_streams_from_seed_and_step(tmp_path, c
 # ---- Refusals ----
 
 
+def test_a_config_made_in_python_needs_a_label():
+    with pytest.raises(ValueError, match="RunConfig: label is None, name the run's folder"):
+        run_path(RunConfig())
+
+
 def test_another_config_is_refused_with_its_fields(tmp_path):
     folder = toy_run(tmp_path)
     with pytest.raises(UserError, match=r"another discount \(0.995 there, 0.9 asked\), greediness") as error:
@@ -430,11 +435,14 @@ def test_a_second_process_on_a_run_is_refused(tmp_path):
 
 
 def test_restart_deletes_the_run_and_nothing_else(tmp_path, capsys):
-    folder = toy_run(tmp_path, offline_steps=20)
-    (folder / "notes.txt").write_text("mine")
+    """Its sweep, its replay and what a comparison adds go too; the user's own files stay."""
+    folder = toy_run(tmp_path, offline_steps=20, online_steps=5, sweep=("greediness=0,1",))
+    assert (folder / "greediness.csv").exists() and list((folder / "replay").iterdir())
+    for name in ("notes.txt", "notes.csv", "log.txt", "error.txt", "reevaluation.csv", "divergence.json"):
+        (folder / name).write_text("x")
     remove_run(toy_settings(tmp_path)[0])
     assert "deleting config.yaml" in capsys.readouterr().out
-    assert sorted(path.name for path in folder.iterdir()) == ["lock", "notes.txt"]
+    assert sorted(path.name for path in folder.iterdir()) == ["lock", "notes.csv", "notes.txt"]
     toy_run(tmp_path, offline_steps=20, discount=0.5)
     toy_run(tmp_path, offline_steps=20, restart=True)
     assert yaml.safe_load((folder / "config.yaml").read_text())["discount"] == 0.995

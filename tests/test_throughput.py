@@ -8,9 +8,18 @@ import torch
 
 from harness import throughput
 from harness.algorithms import load_algorithm
-from harness.measurement import rates, workload
-from harness.measurement.time_split import PARTS, time_split
-from harness.measurement.workload import SIZES, build_agent, count_flops, random_dataset
+from harness.measurement import (
+    MIN_CALLS,
+    PARTS,
+    SIZES,
+    Size,
+    build_agent,
+    build_updates,
+    count_flops,
+    random_dataset,
+    time_split,
+    update_rate,
+)
 
 PAUSE = 0.05  # seconds, against well under a millisecond for everything else of the toy
 
@@ -116,7 +125,7 @@ def test_command_writes_table_csv_and_figure(tmp_path, monkeypatch, capsys):
 
 
 def test_precisions_have_rows_of_their_own(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(SIZES, "quickstart", workload.Size(5, 1, (8,), 16, 8))
+    monkeypatch.setitem(SIZES, "quickstart", Size(5, 1, (8,), 16, 8))
     command = ["throughput", "--algorithm", "iql", "--size", "quickstart", "--seconds", "0.01", "--device", "cpu"]
     command += ["--precision", "highest", "medium"]
     drawn = []
@@ -135,7 +144,7 @@ def test_precisions_have_rows_of_their_own(tmp_path, monkeypatch, capsys):
 
 
 def test_the_rate_is_of_updates_per_second_of_the_clock():
-    size = workload.Size(5, 1, (8,), 16, 8)
-    updates = workload.build_updates("iql", size, random_dataset(size, torch.device("cpu")), captured=False)
+    size = Size(5, 1, (8,), 16, 8)
+    updates = build_updates(load_algorithm("iql"), size, random_dataset(size, torch.device("cpu")))
     clock = iter(range(100))  # a second passes between two looks at the clock
-    assert rates.update_rate(updates, 1, lambda: None, lambda: next(clock)) == rates.MIN_CALLS
+    assert update_rate(updates, 1, lambda: None, lambda: next(clock)) == MIN_CALLS

@@ -18,13 +18,12 @@ from common.errors import CommandParser, exit_on_user_error
 from common.files import locked, write_rows_csv
 from envs.task import Task
 from harness import run_files
+from harness.comparison.matrix import Cell
 from harness.devices import choose_device, set_up_torch
 from harness.episodes import add_episodes
 from harness.evaluate import evaluate_cell, parse_grid
 from harness.evaluation import EVALUATION_SEED, Evaluator
 from harness.run_folder import busy, is_finished, load_agent, load_run, load_trained_task
-
-Cell = dict[str, Any]  # act options with their values
 
 
 def read_reevaluation(folder: Path) -> list[dict[str, str]]:

@@ -19,7 +19,7 @@ from envs.driving.scene import Scene
 from envs.driving.tasks import is_exported
 from envs.driving.vehicle import DT, KNOT_STEPS
 from harness.driving.policies import open_runs
-from harness.measurement.table import format_rows
+from harness.measurement import format_rows
 
 
 def rule_based(scene: Scene) -> np.ndarray:

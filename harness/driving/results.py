@@ -25,7 +25,7 @@ from harness.comparison.protocol import check_protocol
 from harness.comparison.results import Results, RunResult
 from harness.driving.policies import Policy
 from harness.driving.table import TITLES, planner_scores, scores_of
-from harness.measurement.table import format_rows
+from harness.measurement import format_rows
 from harness.plots import plot_lines
 from harness.score_statistics import FEWEST_SEEDS, Interval, interval
 

@@ -19,7 +19,7 @@ from envs.driving.planner import constant_velocity
 from envs.driving.scene_files import SCORE_NAMES, SPLITS, SceneSet, read_split
 from envs.driving.score import score
 from harness.driving.policies import Policy, open_runs
-from harness.measurement.table import format_rows
+from harness.measurement import format_rows
 
 TITLES = ("NC", "DAC", "TTC", "C", "EP", "PDMS")  # of SCORE_NAMES
 DATA = "data: mean plan"

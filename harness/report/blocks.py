@@ -97,57 +97,36 @@ def unit_of(scores: pd.DataFrame, tasks: Sequence[str]) -> str | None:
     return units[0] if len(scales.drop_duplicates()) == 1 else NORMALISED
 
 
-@dataclasses.dataclass(frozen=True)
-class Estimate:
-    """A mean over seeds (and tasks) as it is shown. strata: shown scores [n] of each task."""
+def estimates(scores: pd.DataFrame, tasks: Sequence[str], kind: str) -> pd.DataFrame:
+    """Each policy's mean over the tasks as it is shown; no seeds where a task has none: over fewer it is another one.
 
-    strata: list[np.ndarray]
-    seed_means: np.ndarray  # means over the tasks of the seeds that have all tasks
-
-    @property
-    def seeds(self) -> int:
-        return min(map(len, self.strata), default=0)
-
-    @property
-    def few(self) -> bool:
-        return 0 < self.seeds < FEWEST_SEEDS
-
-    @property
-    def mean(self) -> float:
-        return float(mean(*self.strata)) if self.seeds else math.nan
-
-    @property
-    def interval(self) -> Interval:
-        """NaN where seeds are few."""
-        return Interval(math.nan, math.nan) if self.few or not self.seeds else interval(self.strata)
-
-    def cells(self, bold: bool) -> list[str]:
-        """Mean; interval, or the seeds one by one where they are few; standard deviation over seeds."""
-        average = Bold(number(self.mean)) if bold else number(self.mean)
-        if self.few:
-            return [average, ", ".join(number(value) for value in self.seed_means), NONE]
-        return [average, bracket(*self.interval), number(standard_deviation(self.seed_means))]
+    Columns: title, seeds (of the task with the fewest), few (too few seeds for an interval), mean, std, low and high
+    (the interval), each_seed (the means [n] of the seeds that have all tasks), near_best (within 95% of the best; none
+    while a policy with results has few seeds).
+    """
+    unit, lines = unit_of(scores, tasks), {}
+    for policy, own in by_policy(scores).items():
+        values = 100 * own[f"{kind}_normalised"] if unit == NORMALISED else shown(own, kind)
+        wide = own.assign(value=values).pivot(index="seed", columns="task", values="value").reindex(columns=tasks)
+        strata = [wide[task].dropna().to_numpy() for task in tasks]
+        seeds = 0 if unit is None else min(map(len, strata))
+        each_seed = wide.dropna().mean(axis="columns").to_numpy() if seeds else np.array([])
+        lines[policy] = {
+            "title": title_of(own),
+            "seeds": seeds,
+            "few": 0 < seeds < FEWEST_SEEDS,
+            "mean": float(mean(*strata)) if seeds else math.nan,
+            "std": standard_deviation(each_seed),
+            **(interval(strata) if seeds >= FEWEST_SEEDS else Interval(math.nan, math.nan))._asdict(),
+            "each_seed": each_seed,
+        }
+    found = pd.DataFrame(list(lines.values()), index=list(lines))
+    return found.assign(near_best=False if found["few"].any() else near_best(found["mean"]))
 
 
-def estimate(lines: pd.DataFrame, tasks: Sequence[str], kind: str, unit: str | None) -> Estimate:
-    """A policy's mean over the tasks; without seeds where a task has none, since the mean over fewer is another one."""
-    values = 100 * lines[f"{kind}_normalised"] if unit == NORMALISED else shown(lines, kind)
-    wide = lines.assign(value=values).pivot(index="seed", columns="task", values="value").reindex(columns=tasks)
-    strata = [wide[task].dropna().to_numpy() for task in tasks]
-    if unit is None or not all(map(len, strata)):
-        return Estimate([], np.array([]))
-    return Estimate(strata, wide.dropna().mean(axis="columns").to_numpy())
-
-
-def estimates(scores: pd.DataFrame, tasks: Sequence[str], kind: str) -> dict[str, Estimate]:
-    unit = unit_of(scores, tasks)
-    return {policy: estimate(lines, tasks, kind, unit) for policy, lines in by_policy(scores).items()}
-
-
-def near_best_of(found: dict[str, Estimate]) -> set[str]:
-    """Policies within 95% of the best; none while one that has results has too few seeds."""
-    scored = {policy: one for policy, one in found.items() if one.seeds}
-    if not scored or any(one.few for one in scored.values()):
-        return set()
-    near = near_best([one.mean for one in scored.values()])
-    return {policy for policy, is_near in zip(scored, near, strict=True) if is_near}
+def estimate_cells(one: pd.Series) -> list[str]:
+    """Mean; interval, or the seeds one by one where they are few; standard deviation over seeds."""
+    average = Bold(number(one["mean"])) if one["near_best"] else number(one["mean"])
+    if one["few"]:
+        return [average, ", ".join(map(number, one["each_seed"])), NONE]
+    return [average, bracket(one["low"], one["high"]), number(one["std"])]

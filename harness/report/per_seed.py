@@ -53,12 +53,11 @@ class Source:
 
     def describe(self) -> str:
         """Source, protocol and rule of the score in one line."""
-        return f"Published: {self.source}; protocol {self.protocol}, {self.rule}; {self.note}."
-
-    @property
-    def rule(self) -> str:
-        """Which evaluations the score is the mean of."""
-        return rule_of(self.evaluations)
+        *others, last = (f"{step:,}" for step in self.evaluations)
+        rule = f"score of the evaluation after {last} updates"
+        if others:
+            rule = f"score: mean of the evaluations after {', '.join(others)} and {last} updates"
+        return f"Published: {self.source}; protocol {self.protocol}, {rule}; {self.note}."
 
     def settings_on(self, key: str) -> dict[str, Any]:
         """The protocol's settings on a task."""
@@ -84,13 +83,6 @@ def as_table(lines: pd.DataFrame) -> pd.DataFrame:
     """Lines whose `final` is a normalised score as a table of scores (comparison/results.py)."""
     lines = lines.assign(status="finished", low=0.0, high=1.0)
     return lines.assign(**{f"{FINAL}_normalised": lines[FINAL]}).reindex(columns=TABLE_COLUMNS)
-
-
-def rule_of(evaluations: Sequence[int]) -> str:
-    steps = [f"{step:,}" for step in evaluations]
-    if len(steps) == 1:
-        return f"score of the evaluation after {steps[0]} updates"
-    return f"score: mean of the evaluations after {', '.join(steps[:-1])} and {steps[-1]} updates"
 
 
 def load_sources(path: Path = SOURCES) -> list[Source]:

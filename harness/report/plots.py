@@ -1,21 +1,18 @@
 """The figures of a comparison's report, as PNG files in the style of harness/plots.py."""
 
-import math
+import statistics
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-from common.files import replacing
 from harness.comparison.results import FINAL, Results, RunResult
-from harness.plots import COLOURS, MARKERS
+from harness.plots import COLOURS, line_style, new_figure, save
 from harness.report import tables
-from harness.report.blocks import Block, by_policy, estimates, near_best_of, title_of, unit_of
+from harness.report.blocks import Block, by_policy, estimates, title_of, unit_of
 from harness.report.tables import categories_of, common_tasks, strata_of, with_results
 from harness.score_statistics import (
     CONFIDENCE,
@@ -28,48 +25,14 @@ from harness.score_statistics import (
     profile,
 )
 
-DASHES = ("-", "--", ":")
 THRESHOLDS = np.linspace(0.0, 1.0, 101)
-PANEL_COLUMNS = 3
 NORMALISED_FINAL = f"{FINAL}_normalised"
-
-
-def line_style(index: int) -> dict:
-    """Colour, marker and dashes of the line of that number: no two of the first 18 are the same."""
-    return {
-        "color": COLOURS[index % len(COLOURS)],
-        "marker": MARKERS[index % len(MARKERS)],
-        "linestyle": DASHES[index // len(COLOURS) % len(DASHES)],
-    }
-
-
-def new_figure(panels: int, width: float, height: float, columns: int = PANEL_COLUMNS) -> tuple[Figure, list[Axes]]:
-    """A figure of `panels` axes in rows of at most `columns`; width and height in inches are a panel's."""
-    columns = min(columns, panels)
-    lines = math.ceil(panels / columns)
-    figure = Figure(figsize=(width * columns, height * lines), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = list(figure.subplots(lines, columns, squeeze=False).flat)
-    for spare in axes[panels:]:
-        spare.remove()
-    for one in axes[:panels]:
-        one.grid(alpha=0.25, lw=0.6)
-        one.tick_params(labelsize=8)
-        one.spines[["top", "right"]].set_visible(False)
-    return figure, axes[:panels]
 
 
 def rows_of_names(axes: Axes, names: Sequence[str]) -> None:
     """One line per name, the first at the top, with room for markers above the first and below the last."""
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.set_ylim(len(names) - 0.4, -0.6)
-
-
-def save(figure: Figure, path: Path) -> str:
-    """Writes the PNG whole or not at all; returns its name."""
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png")
-    return path.name
 
 
 # ---- Scores ----
@@ -79,25 +42,23 @@ def plot_scores(scores: pd.DataFrame, folder: Path, score: str = "final score") 
     """Final scores: a panel for each category, a line for each policy with its seeds, mean and interval."""
     kept = with_results(scores)
     found = {name: estimates(kept, tasks, FINAL) for name, tasks in categories_of(scores).items()}
-    found = {name: ones for name, ones in found.items() if any(one.seeds for one in ones.values())}
+    found = {name: ones for name, ones in found.items() if ones["seeds"].any()}
     if not found:
         return None
-    titles = {policy: title_of(lines) for policy, lines in by_policy(kept).items()}
+    titles = [title_of(lines) for lines in by_policy(kept).values()]
     columns = 1 if len(found) == 1 else 2
     figure, panels = new_figure(len(found), 7.5 / columns + 1.5, 0.9 + 0.27 * len(titles), columns)
     for axes, (category, ones) in zip(panels, found.items(), strict=True):
-        best, tasks = near_best_of(ones), categories_of(scores)[category]
-        for place, (policy, one) in enumerate(ones.items()):
-            if not one.seeds:
-                continue
-            colour = COLOURS[0] if policy in best or not best else "0.45"
-            axes.plot(one.interval, [place, place], color=colour, lw=2.2, solid_capstyle="butt")
-            axes.plot(one.seed_means, np.full(len(one.seed_means), place + 0.25), "o", color="0.65", ms=2.8)
-            axes.plot([one.mean], [place], "D", color=colour, ms=4.5)
-        rows_of_names(axes, list(titles.values()))
+        tasks = categories_of(scores)[category]
+        for place, (_, one) in enumerate(ones.iterrows()):
+            colour = COLOURS[0] if one["near_best"] or not ones["near_best"].any() else "0.45"
+            axes.plot([one["low"], one["high"]], [place, place], color=colour, lw=2.2, solid_capstyle="butt")
+            axes.plot(one["each_seed"], np.full(len(one["each_seed"]), place + 0.25), "o", color="0.65", ms=2.8)
+            axes.plot([one["mean"]], [place], "D", color=colour, ms=4.5)
+        rows_of_names(axes, titles)
         axes.set_xlabel(f"{score} ({unit_of(scores, tasks)})", fontsize=8)
         axes.set_title(f"{category}: mean over {len(tasks)} tasks" if len(tasks) > 1 else tasks[0], fontsize=9)
-    few = any(one.few for ones in found.values() for one in ones.values())
+    few = any(ones["few"].any() for ones in found.values())
     bars = "" if few else f"; bars: {CONFIDENCE:.0%} bootstrap intervals"
     figure.suptitle(f"diamonds: means; dots: seeds{bars}", fontsize=8)
     return save(figure, folder / "scores.png")
@@ -196,24 +157,35 @@ def curves_of(runs: Sequence[RunResult]) -> tuple[np.ndarray, np.ndarray]:
     return np.array(steps), runs[0].scale.shown(scores)
 
 
+def hours_until(runs: Sequence[RunResult], steps: np.ndarray) -> np.ndarray:
+    """Mean over the runs of the hours until each of the steps was evaluated [s], evaluations included."""
+    by_run = [{int(row["step"]): float(row["seconds"]) for row in run.evaluations} for run in runs]
+    return np.array([statistics.mean(seconds[step] for seconds in by_run) for step in steps]) / 3600
+
+
 def plot_learning_curves(results: Results, tasks: Sequence[str], folder: Path, name: str) -> tuple[str | None, str]:
-    """(file name, what it shows): a panel for each task, a line for each variant; no file without a finished run."""
+    """(file name, what it shows): a panel for each task, a line for each variant; no file without a finished run.
+
+    One task alone has a second panel, against hours.
+    """
     finished = {task: [run for run in results.runs_on(task) if run.finished] for task in tasks}
     finished = {task: runs for task, runs in finished.items() if runs}
     if not finished:
         return None, ""
-    columns = min(PANEL_COLUMNS, len(finished))
-    figure, panels = new_figure(len(finished), 7.5 if columns == 1 else 4.2, 4.6 if columns == 1 else 3.2)
+    shown = [(task, "updates") for task in finished]
+    shown += [(task, "hours") for task in finished if len(finished) == 1]
+    figure, panels = new_figure(len(shown), 4.2, 3.2)
     handles, counts = {}, set()
     names = dict(zip(results.scores["label"], results.scores["name"], strict=True))
-    for axes, (task, runs) in zip(panels, finished.items(), strict=True):
+    for axes, (task, unit) in zip(panels, shown, strict=True):
+        runs = finished[task]
         for index, variant in enumerate(results.comparison.variants()):
             own = [run for run in runs if run.planned.variant.label == variant.label]
             if own:
-                handles[names.get(variant.label, variant.label)] = draw_curve(axes, own, index)
+                handles[names.get(variant.label, variant.label)] = draw_curve(axes, own, index, unit)
                 counts.add(len(own))
         axes.set_title(task, fontsize=8)
-        axes.set_xlabel("updates", fontsize=8)
+        axes.set_xlabel(unit, fontsize=8)
         axes.set_ylabel(runs[0].scale.unit, fontsize=8)
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.set_xlim(left=0.0)
@@ -224,12 +196,16 @@ def plot_learning_curves(results: Results, tasks: Sequence[str], folder: Path, n
     return save(figure, folder / name), text + " or ".join(bands) + "."
 
 
-def draw_curve(axes: Axes, runs: Sequence[RunResult], index: int):
-    """Mean over seeds; band: its 95% interval, or from the lowest to the highest of fewer than five seeds."""
+def draw_curve(axes: Axes, runs: Sequence[RunResult], index: int, unit: str):
+    """Mean over seeds; band: its 95% interval, or from the lowest to the highest of fewer than five seeds.
+
+    unit: updates, or the mean hours until each evaluation.
+    """
     steps, scores = curves_of(runs)
+    x = steps if unit == "updates" else hours_until(runs, steps)
     style = line_style(index)
-    (line,) = axes.plot(steps, mean(scores), lw=1.4, markersize=3.5, clip_on=False, zorder=3, **style)
+    (line,) = axes.plot(x, mean(scores), lw=1.4, markersize=3.5, clip_on=False, zorder=3, **style)
     few = len(runs) < FEWEST_SEEDS
     low, high = (scores.min(axis=-1), scores.max(axis=-1)) if few else intervals([scores], mean)
-    axes.fill_between(steps, low, high, color=style["color"], alpha=0.08, lw=0)
+    axes.fill_between(x, low, high, color=style["color"], alpha=0.08, lw=0)
     return line

@@ -35,9 +35,9 @@ class PublishedTable:
     seeds: int
     comparable: bool
     protocol: str  # "A" | "B" | "ExORL"
-    note: str
-    scores: dict[str, dict[str, str]]
-    before_after: dict[str, dict[str, str]]
+    note: str = ""
+    scores: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
+    before_after: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
 
     def is_on(self, identity: dict) -> bool:
         """Whether it was measured on data of this identity: official, of the same suite and collector."""
@@ -63,21 +63,13 @@ def load_published(path: Path = PUBLISHED) -> tuple[dict[str, Method], list[Publ
         name: Method(name, place.get("algorithm"), tuple(place.get("num_candidates", ())))
         for name, place in content["methods"].items()
     }
-    return methods, [_table(entry) for entry in content["tables"]]
-
-
-def _table(entry: dict) -> PublishedTable:
-    names = entry["methods"]
-    tables = {
-        kind: {key: _by_method(names, values) for key, values in entry.get(kind, {}).items()}
-        for kind in ("scores", "before_after")
-    }
-    fields = ("source", "measured_on", "data", "score", "updates", "seeds", "comparable", "protocol")
-    return PublishedTable(**{field: entry[field] for field in fields}, note=entry.get("note", ""), **tables)
-
-
-def _by_method(names: Sequence[str], values: Sequence) -> dict[str, str]:
-    return {name: "" if value is None else str(value) for name, value in zip(names, values, strict=True)}
+    for entry in content["tables"]:
+        names = entry.pop("methods")
+        for lines in (entry.get("scores", {}), entry.get("before_after", {})):
+            for key, values in lines.items():
+                texts = ["" if value is None else str(value) for value in values]
+                lines[key] = dict(zip(names, texts, strict=True))
+    return methods, [PublishedTable(**entry) for entry in content["tables"]]
 
 
 def task_key(identity: dict) -> str:

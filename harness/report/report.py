@@ -19,7 +19,7 @@ from harness.comparison.matrix import Comparison
 from harness.comparison.protocol import Mixture, check_protocol
 from harness.comparison.results import Results, to_csv
 from harness.report import per_seed, plots, settings, tables
-from harness.report.blocks import Block, Bold, by_policy, near_best_of
+from harness.report.blocks import Block, Bold, by_policy
 from harness.score_statistics import CONFIDENCE, FEWEST_SEEDS, RESAMPLES
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
@@ -103,19 +103,19 @@ def introduction(results: Results) -> Block:
 
 def score_text(scores: pd.DataFrame) -> list[str]:
     """How to read the score tables: what they hold, and nothing else."""
-    found = [tables.estimates(scores, tasks, "final") for tasks in tables.categories_of(scores).values()]
-    ones = [one for each in found for one in each.values() if one.seeds]
+    ones = pd.concat(tables.estimates(scores, tasks, "final") for tasks in tables.categories_of(scores).values())
+    few = ones.loc[ones["seeds"] > 0, "few"]
     text = ["The final score is that of the last agent; the mean of the last evaluations during training is another."]
-    if any(not one.few for one in ones):
+    if not few.all():
         text[0] += (
             f" Intervals are {CONFIDENCE:.0%} percentile bootstrap intervals, from {RESAMPLES} resamples of the seeds "
             "of each task, never of episodes; std is the standard deviation over seeds."
         )
-    if any(one.few for one in ones):
+    if few.any():
         text[0] += (
             f" Fewer than {FEWEST_SEEDS} seeds give no interval: each seed's score is shown, and nothing is bold."
         )
-    if any(near_best_of(each) for each in found):
+    if ones["near_best"].any():
         text[0] += " Bold: within 95% of the best."
     if scores["num_candidates"].notna().any():
         text.append(

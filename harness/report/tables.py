@@ -18,8 +18,8 @@ from harness.report.blocks import (
     bracket,
     by_policy,
     drop_empty,
+    estimate_cells,
     estimates,
-    near_best_of,
     number,
     title_of,
     unit_of,
@@ -31,7 +31,6 @@ from harness.score_statistics import (
     interquartile_mean,
     interval,
     optimality_gap,
-    standard_deviation,
 )
 
 POLICY_HEADER = ["policy", "N", "network evaluations per action"]
@@ -83,17 +82,16 @@ def score_table(
 ) -> tuple[list[str], list[list[str]]]:
     """(header, rows) of the mean over the tasks of each policy, for both kinds of score."""
     found = {kind: estimates(scores, tasks, kind) for kind in KINDS}
-    bold = {kind: near_best_of(ones) for kind, ones in found.items()}
     averaged = joined_numbers(scores["last_evaluations_averaged"])
     header = [*POLICY_HEADER, "seeds"]
     for kind, ones in found.items():
         title = KIND_NAMES[FINAL] if kind == FINAL else f"last {averaged}"
-        few = {one.few for one in ones.values() if one.seeds}
+        few = set(ones.loc[ones["seeds"] > 0, "few"])
         spread = "each seed" if few == {True} else "95% interval, or each seed" if True in few else "95% interval"
         header += [f"{title}: mean", f"{title}: {spread}", f"{title}: std"]
     rows = []
     for policy, lines in by_policy(scores).items():
-        cells = [cell for kind in KINDS for cell in found[kind][policy].cells(policy in bold[kind])]
+        cells = [cell for kind in KINDS for cell in estimate_cells(found[kind].loc[policy])]
         rows.append([*policy_cells(policy, lines, marked), seeds_cell(lines), *cells])
     return drop_empty(header, rows)
 
@@ -155,16 +153,10 @@ def summary(results: Results, marked: Collection[str] = ()) -> pd.DataFrame:
 
 def summary_lines(scores: pd.DataFrame, tasks: Sequence[str], column: str, marked: Collection[str]) -> list[dict]:
     """The lines of `summary` for the mean over the tasks, under the name `column`."""
-    scores = scores[scores["task"].isin(tasks)]
-    found, policies = estimates(scores, tasks, FINAL), by_policy(scores)
-    best, lines = near_best_of(found), []
-    for policy, one in found.items():
-        if one.seeds:
-            title = title_of(policies[policy]) + (f" {MARK}" if policy in marked else "")
-            numbers = {"mean": one.mean, "std": standard_deviation(one.seed_means), **one.interval._asdict()}
-            numbers |= {"seeds": one.seeds, "near_best": policy in best}
-            lines.append({"policy": title, "column": column, **numbers})
-    return lines
+    found = estimates(scores[scores["task"].isin(tasks)], tasks, FINAL)
+    marks = np.where(found.index.isin(marked), f" {MARK}", "")
+    lines = found.assign(policy=found["title"] + marks, column=column)[found["seeds"] > 0]
+    return lines[["policy", "column", "mean", "std", "low", "high", "seeds", "near_best"]].to_dict("records")
 
 
 def summary_cells(lines: pd.DataFrame, plus_minus: str = "±") -> tuple[pd.DataFrame, pd.DataFrame]:
