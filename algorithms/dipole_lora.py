@@ -1,58 +1,46 @@
 """DIPOLE (Dichotomous Diffusion Policy Optimization, Liang et al., ICLR 2026, arXiv 2601.00898) on LoRA adapters.
 
-For a planner too large to be copied: it is pre-trained by imitation (policy mu), then frozen, and DIPOLE's two policies
-are two low-rank adapters of it, as the paper does for its driving model. With the advantage A = r - V of an action
-within its group (r its return, V the mean return of its state's actions), inverse temperature beta, greediness omega:
+A planner is pre-trained by imitation (policy mu), then frozen, and DIPOLE's two policies are two low-rank adapters of
+it. Without critics, for one-step tasks with scored actions: A = r - V, a return less its state's mean (state_values).
 
     adapters         W+ = W + (alpha / rank) B+ A+,   W- = W + (alpha / rank) B- A-,   B = 0 at first: both are mu
     two policies     pi+ ~ mu sigma(beta A)          pi- ~ mu (1 - sigma(beta A))             (eq. 8)
     policy loss      E[w |f+ - y|^2] + E[(1-w) |f- - y|^2],  w = sigma(beta A + k)            (eq. 9)
     sampling         f = (1+omega) f+ - omega f-                                              (eq. 10)
 
-where f predicts the velocity y = a - x0 of a flow (dipole.py) or the noise y of a diffusion (dipole_diffusion.py);
-process, schedule and sampler are those files'. There is no critic, so it takes one-step tasks with several scored
-actions per state (the column state_values), and samples one action per state.
+where f predicts the velocity y = a - x0 of a flow (dipole.py) or the noise y of a diffusion (dipole_diffusion.py).
 
     python algorithms/dipole_lora.py --task driving/bandit --variant base
     python algorithms/dipole_lora.py --task driving/bandit
 
 The base may be any module `base(observations [N, O], x [N, A], t [N, 1]) -> [N, A]`, with t in [0, 1) for a flow and a
-level 1 to T for a diffusion, that has the linear layers of `target_modules`:
+level 1 to T for a diffusion, that has the linear layers of `target_modules`. It is changed in place:
 
     DIPOLELoRA(DIPOLELoRAConfig(stage="finetune", target_modules=("q", "v")), O, A, base=module)
 
-It is frozen, put in evaluation mode and given its adapters, in float32, in place. A checkpoint holds the adapters and
-the sha256 of the base, not the base. The paper does not give beta, k, rank or omega of its driving runs: rank 64 and
-alpha 16 are of third-party notes on its code; k is of the released reinforcement-learning code.
-
-Needs torch and, for the adapters, peft; training from the command line needs the rest of this repository.
+The paper gives no beta, k, rank or omega of its driving runs; rank 64 and alpha 16 are of HDP-navsim, by its authors.
+Needs only torch; training and the planner of _planner.py need the rest of this repository.
 """
 
 import hashlib
 import math
 import sys
 from dataclasses import dataclass, fields, replace
-from itertools import groupby
 from pathlib import Path
 from typing import Literal, Optional
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 SATURATION_MARGIN = 0.01  # a weight this close to 0 or 1 counts as saturated
 MIN_BETA, MAX_BETA = 0.1, 10.0  # b_min and b_max of the schedule, in Diffusion-QL's and IDQL's released code
-TIME_FEATURES = 16  # sinusoids of the level, in Diffusion-QL's released code
-FREQUENCY_RANGE = 1e4  # their angular frequencies go from 1 to 1 / this
-MLP_RATIO = 4  # hidden numbers of a block's MLP per number of a token, as in the first transformer
-PLANNER_FIELDS = ("process", "diffusion_steps", "token_sizes", "planner_width", "planner_blocks", "planner_heads")
-PROBES = 16  # random inputs on which a base's prediction must feel each adapter
+MIN_DEVIATION = 1e-6  # added to a group's standard deviation, in HDP's released code
 
 
 @dataclass(frozen=True)
 class DIPOLELoRAConfig:
-    stage: Literal["pretrain", "finetune"] = "pretrain"  # imitation by all weights, or adapters on a frozen base
-    base: Optional[str] = None  # finetune: run folder or checkpoint.pt of the pre-trained planner
+    stage: Literal["pretrain", "finetune", "finetune_all"] = "pretrain"  # imitation, two adapters, or all weights
+    base: Optional[str] = None  # to fine-tune: run folder or checkpoint.pt of the pre-trained planner
     process: Literal["flow", "diffusion"] = "flow"  # the planner predicts velocities, or noise
     token_sizes: tuple[int, ...] = ()  # an observation's numbers in each token, in order; []: one token of all
     planner_width: int = 64  # numbers of a token in the planner
@@ -63,6 +51,7 @@ class DIPOLELoRAConfig:
     adapter_alpha: float = 16.0  # that change is multiplied by alpha / rank
     target_modules: tuple[str, ...] = ("query_key_value", "projection", "mlp_input", "mlp_output")  # adapted layers
     inverse_temperature: float = 1.0  # beta: multiplies the advantage in the policy's weights
+    z_score: bool = False  # divide the advantage by the data's state_deviations, the spread of the state's returns
     shift: float = 0.0  # k: moves the sigmoid's active region
     weighting: Literal["sigmoid", "imitation", "exponential", "indicator", "none"] = "sigmoid"  # others: ablations
     max_weight: Optional[float] = 100.0  # clip of the exponential weights, as in IQL's released code; null: no clip
@@ -71,19 +60,20 @@ class DIPOLELoRAConfig:
     noise_scale: float = 1.0  # the start noise is multiplied by it when acting; below 1: nearer to the mean
     diffusion_steps: int = 10  # T: noise levels of the diffusion
     stochasticity: float = 1.0  # eta of the sampler; 1: ancestral (DDPM), 0: deterministic (DDIM)
+    second_order: bool = False  # denoise by DPM-Solver++(2M), which takes stochasticity 0
 
     @property
     def num_policies(self) -> int:
-        return 1 if self.weighting in ("exponential", "none") else 2
+        return 1 if self.stage != "finetune" or self.weighting in ("exponential", "none") else 2
 
     def __post_init__(self):
+        if self.stage != "finetune" and self.greediness != 0:
+            raise ValueError(f"greediness is {self.greediness:g}; stage {self.stage} has one policy, set it to 0")
         check_greediness(self, "greediness")
-        if self.stage == "pretrain" and self.greediness != 0:
-            raise ValueError(f"greediness is {self.greediness:g}; stage pretrain has no two policies, set it to 0")
         if self.stage == "pretrain" and self.base is not None:
             raise ValueError(f"base is {self.base}, but stage pretrain trains one; set stage to finetune")
-        if self.planner_width % self.planner_heads:
-            raise ValueError(f"planner_width is {self.planner_width}; make it a multiple of planner_heads")
+        if self.second_order and (self.process == "flow" or self.stochasticity != 0):
+            raise ValueError("second_order is true; it needs process diffusion and stochasticity 0, set both")
         if self.process == "diffusion" and self.sampling_steps > self.diffusion_steps:
             raise ValueError(f"sampling_steps is {self.sampling_steps}; it is at most diffusion_steps")
 
@@ -165,14 +155,6 @@ def signal_level(t: Tensor, diffusion_steps: int) -> Tensor:
     return torch.exp(-MIN_BETA * fraction - (MAX_BETA - MIN_BETA) / 2 * fraction.square())
 
 
-def time_features(t: Tensor) -> Tensor:
-    """Sines and cosines of the level, at frequencies in geometric progression: t [B, 1] -> [B, TIME_FEATURES]."""
-    half = TIME_FEATURES // 2
-    exponents = torch.arange(half, dtype=t.dtype, device=t.device) / (half - 1)
-    angles = t * FREQUENCY_RANGE**-exponents
-    return torch.cat([angles.sin(), angles.cos()], dim=-1)
-
-
 def noised(actions: Tensor, noise: Tensor, level: Tensor) -> Tensor:
     """x_t: actions [B, A] with noise [B, A] mixed in at abar = `level` [B, 1]."""
     return level.sqrt() * actions + (1 - level).sqrt() * noise
@@ -198,161 +180,68 @@ def denoising_step(
     return next_level.sqrt() * clean + (1 - next_level - variance).sqrt() * remaining + variance.sqrt() * fresh_noise
 
 
-class Block(nn.Module):
-    """Self-attention and an MLP, each on normalised tokens [N, L, W] and added to them (pre-norm transformer)."""
-
-    def __init__(self, width: int, heads: int):
-        super().__init__()
-        self.heads = heads
-        self.attention_norm = nn.LayerNorm(width)
-        self.mlp_norm = nn.LayerNorm(width)
-        self.query_key_value = nn.Linear(width, 3 * width)
-        self.projection = nn.Linear(width, width)
-        self.mlp_input = nn.Linear(width, MLP_RATIO * width)
-        self.mlp_output = nn.Linear(MLP_RATIO * width, width)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        parts = self.query_key_value(self.attention_norm(tokens)).unflatten(-1, (3, self.heads, -1))
-        query, key, value = parts.permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
-        tokens = tokens + self.projection(attended)
-        return tokens + self.mlp_output(F.gelu(self.mlp_input(self.mlp_norm(tokens)), approximate="tanh"))
-
-
-class Planner(nn.Module):
-    """A transformer over an observation's tokens and one of (x, t), from which it predicts velocity or noise.
-
-    Consecutive tokens of one size, such as the agents around a vehicle, share their embedding; each has a learned
-    position. forward: observations [N, O], x [N, A], t [N, 1] -> [N, A].
-    """
-
-    def __init__(self, config, observation_dim: int, action_dim: int, generator: torch.Generator):
-        super().__init__()
-        sizes = config.token_sizes or (observation_dim,)
-        width = config.planner_width
-        if sum(sizes) != observation_dim:
-            raise ValueError(f"token_sizes sum to {sum(sizes)}, but an observation has {observation_dim} numbers")
-        self.runs = [(size, len(list(run))) for size, run in groupby(sizes)]
-        self.embeddings = nn.ModuleList(nn.Linear(size, width) for size, _ in self.runs)
-        self.plan_embedding = nn.Linear(action_dim + TIME_FEATURES, width)
-        self.positions = nn.Parameter(torch.zeros(len(sizes) + 1, width))
-        self.blocks = nn.ModuleList(Block(width, config.planner_heads) for _ in range(config.planner_blocks))
-        self.norm = nn.LayerNorm(width)
-        self.output = nn.Linear(width, action_dim)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight, generator=generator)
-                nn.init.zeros_(module.bias)
-        nn.init.normal_(self.positions, generator=generator)
-
-    def forward(self, observations: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        pieces = observations.split([size * count for size, count in self.runs], dim=-1)
-        tokens = [
-            embedding(piece.unflatten(-1, (count, size)))
-            for embedding, piece, (size, count) in zip(self.embeddings, pieces, self.runs, strict=True)
-        ]
-        plan = self.plan_embedding(torch.cat([x, time_features(t)], dim=-1))[:, None]
-        hidden = torch.cat([*tokens, plan], dim=1) + self.positions
-        for block in self.blocks:
-            hidden = block(hidden)
-        return self.output(self.norm(hidden[:, -1]))
-
-
-def load_base(config, observation_dim: int, action_dim: int) -> Planner:
-    """The planner of a pre-training run of this file. Raises ValueError where `config.base` is none that fits."""
-    path = Path(config.base).expanduser()
-    folder = path if path.is_dir() else path.parent
-    try:
-        agent = DIPOLELoRA.load(folder)
-    except Exception as error:  # torch.load raises many types for an absent, damaged or foreign file
-        reason = " ".join(str(error).split())[:120]
-        raise ValueError(f"base {path} is no run of this file that can be loaded ({reason})") from error
-    if agent.config.stage != "pretrain":
-        raise ValueError(f"base {path} has adapters; name the folder of a run with stage pretrain")
-    dims = (agent.observation_dim, agent.action_dim)
-    if dims != (observation_dim, action_dim):
-        raise ValueError(
-            f"base {path} has observations and actions of {dims} numbers, not {observation_dim, action_dim}"
-        )
-    for name in PLANNER_FIELDS:
-        theirs = getattr(agent.config, name)
-        if theirs != getattr(config, name):
-            raise ValueError(f"{name} of the planner in {path} is {theirs}; set {name} to that")
-    return agent.base
-
-
-def fingerprint(base: nn.Module) -> str:
-    """Hexadecimal sha256 of names, types, shapes and numbers of all of a module's tensors."""
+def fingerprint(base: nn.Module) -> Tensor:
+    """The 32 bytes of the sha256 of names, types, shapes and numbers of all of a module's tensors."""
     digest = hashlib.sha256()
     for name, tensor in base.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+    return torch.tensor(list(digest.digest()), dtype=torch.uint8)
 
 
-def add_adapters(base: nn.Module, names: tuple[str, ...], config, generator: torch.Generator) -> None:
-    """Freezes `base` and gives the layers of `target_modules` an adapter of each name, in place, in float32.
+def extrapolated(config, clean: Tensor, past: Tensor, levels: list[Tensor]) -> Tensor:
+    """Clean actions [B, A] midway between the last two of three levels, linear in log SNR: DPM-Solver++(2M)'s."""
+    before, now, after = (signal_level(level, config.diffusion_steps).logit() for level in levels)
+    return clean + (after - now) / (now - before) / 2 * (clean - past)
 
-    A is drawn as peft draws it (Kaiming-uniform), but from `generator`; B is 0. In bfloat16 most of an adapter's steps
-    would be below the rounding of its numbers.
-    """
-    try:
-        from peft import LoraConfig, LoraModel
-    except ModuleNotFoundError as error:
-        raise ValueError("base: the adapters need peft: `pip install -r requirements-lora.txt`") from error
-    if hasattr(base, "peft_config"):
-        raise ValueError("base has adapters already; merge them into it first, or load it anew")
-    linear = [name for name, module in base.named_modules() if isinstance(module, nn.Linear)]
+
+class Adapter(nn.Module):
+    """A frozen linear layer with a change for each policy, float32: in bfloat16 most steps would be rounded away."""
+
+    def __init__(self, name: str, layer: nn.Linear, policies: tuple[str, ...], config, generator: torch.Generator):
+        super().__init__()
+        self.name = name
+        self.active = policies[0]
+        self.scale = config.adapter_alpha / config.adapter_rank
+        self.base_layer = layer
+        self.lora_A = nn.ModuleDict()
+        self.lora_B = nn.ModuleDict()
+        for policy in policies:
+            down = nn.Linear(layer.in_features, config.adapter_rank, bias=False)
+            up = nn.Linear(config.adapter_rank, layer.out_features, bias=False)
+            nn.init.kaiming_uniform_(down.weight, a=math.sqrt(5), generator=generator)
+            nn.init.zeros_(up.weight)
+            self.lora_A[policy] = down.to(layer.weight.device)
+            self.lora_B[policy] = up.to(layer.weight.device)
+
+    @property
+    def weight(self):
+        raise ValueError(
+            f"target_modules: {self.name} is read, not called, as in torch's fused attention; leave it out"
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        down, up = self.lora_A[self.active], self.lora_B[self.active]
+        y = self.base_layer(x)
+        return (y + self.scale * up(down(x.to(down.weight.dtype)))).to(y.dtype)
+
+
+def add_adapters(base: nn.Module, policies: tuple[str, ...], config, generator: torch.Generator) -> None:
+    """Freezes `base` and gives the layers of `target_modules` an adapter for each policy, in place."""
+    base.requires_grad_(False)
+    linear = {name: layer for name, layer in base.named_modules() if isinstance(layer, nn.Linear)}
     for target in config.target_modules:
-        if not any(name == target or name.endswith(f".{target}") for name in linear):
+        if not any(f".{name}".endswith(f".{target}") for name in linear):
             known = ", ".join(linear) or "none"
             raise ValueError(f"target_modules: the base has no linear layer {target!r}; choose among {known}")
-    base.requires_grad_(False)
-    lora = LoraConfig(
-        r=config.adapter_rank,
-        lora_alpha=config.adapter_alpha,
-        lora_dropout=0.0,
-        target_modules=list(config.target_modules),
-    )
-    tuner = LoraModel(base, {name: lora for name in names}, names[0])  # gives the first, and keeps it the active one
-    for name in names[1:]:
-        tuner.inject_adapter(base, name)
-    base.eval()  # no dropout, of the base or of an adapter
-    for name, parameter in base.named_parameters():
-        if ".lora_" in name and parameter.dtype.itemsize < 4:
-            parameter.data = parameter.data.float()
-        if ".lora_A." in name:
-            drawn = nn.init.kaiming_uniform_(torch.empty(parameter.shape), a=math.sqrt(5), generator=generator)
-            parameter.data.copy_(drawn)
-
-
-@torch.no_grad()
-def check_base(base: nn.Module, adapter: str, observation_dim: int, action_dim: int) -> None:
-    """Raises ValueError where the base is not called as described or its prediction does not feel an adapter.
-
-    A layer whose weights another module reads, such as those that torch's nn.MultiheadAttention and the fast path of
-    nn.TransformerEncoderLayer hand to one fused operation, never calls its adapter.
-    """
-    like = next(parameter for name, parameter in base.named_parameters() if ".lora_" not in name)
-    generator = torch.Generator().manual_seed(0)
-    inputs = [torch.randn(PROBES, size, generator=generator).to(like) for size in (observation_dim, action_dim, 1)]
-    prediction = base(*inputs)
-    if prediction.shape != (PROBES, action_dim):
-        raise ValueError(f"base predicts {list(prediction.shape)} for actions {[PROBES, action_dim]}; make it the same")
-    for name, scales in base.named_parameters():
-        if f".lora_B.{adapter}." in name:
-            scales += 1
-            if torch.equal(base(*inputs), prediction):
-                layer = name.split(".lora_B.")[0]
-                raise ValueError(
-                    f"target_modules: the adapter of {layer} does nothing to the base's prediction, as in torch's "
-                    "fused attention; leave such layers out, or write them as linear layers that are called"
-                )
-            scales.zero_()
+    for name, layer in linear.items():
+        if any(f".{name}".endswith(f".{target}") for target in config.target_modules):
+            parent, _, child = name.rpartition(".")
+            setattr(base.get_submodule(parent), child, Adapter(name, layer, policies, config, generator))
 
 
 class DIPOLELoRA(nn.Module):
-    """A planner in pre-training, or a frozen one with a positive and a negative adapter."""
+    """A planner that trains whole, or a frozen one with a positive and a negative adapter."""
 
     act_options = ("greediness", "sampling_steps", "noise_scale")  # config fields that act() takes
 
@@ -368,42 +257,35 @@ class DIPOLELoRA(nn.Module):
         self.config = config
         self.observation_dim = observation_dim
         self.action_dim = action_dim
-        self.batch_fields = ("state_values",) if config.stage == "finetune" else ()  # beyond the usual columns
+        scores = ("state_values", "state_deviations") if config.z_score else ("state_values",)
+        self.batch_fields = () if config.stage == "pretrain" else scores  # beyond the usual columns
         self.noise = Noise(seed)
-        self.adapters = ()
-        if config.stage == "pretrain":
-            if base is not None:
-                raise ValueError("stage is pretrain, which trains a planner of its own; set it to finetune")
-            self.base = Planner(config, observation_dim, action_dim, self.noise.generator)
-        else:
-            if (base is None) == (config.base is None):
-                raise ValueError("base: stage finetune needs one, the run folder of a pre-trained planner or a module")
-            if base is None:
-                base = load_base(config, observation_dim, action_dim)
-            self.base = base
-            sha256 = bytes.fromhex(fingerprint(base))
-            self.register_buffer("base_sha256", torch.tensor(list(sha256), dtype=torch.uint8))
+        if config.stage != "pretrain" and (base is None) == (config.base is None):
+            raise ValueError(f"base: stage {config.stage} needs one, a run folder of stage pretrain or a module")
+        if base is None:
+            from algorithms._planner import make_planner
+
+            base = make_planner(config, observation_dim, action_dim, self.noise.generator)
+        if config.stage != "pretrain":
+            self.register_buffer("base_sha256", fingerprint(base))
+        if config.stage == "finetune":
             self.adapters = ("positive", "negative")[: config.num_policies]
             add_adapters(base, self.adapters, config, self.noise.generator)
-            check_base(base, self.adapters[0], observation_dim, action_dim)
-        is_trained = ".lora_" if self.adapters else ""
+        else:
+            self.adapters = (None,)  # one policy, of the base's own weights
+            base.float()
+        self.base = base.eval()  # no dropout
+        is_trained = ".lora_" if config.stage == "finetune" else ""
         self.trained = {name: parameter for name, parameter in self.named_parameters() if is_trained in name}
-        self.train_all()
         # capturable: the step count stays on the device, so that a CUDA graph can hold the step
         self.optimizer = torch.optim.Adam(self.trained.values(), lr=config.learning_rate, fused=True, capturable=True)
 
-    def train_all(self) -> None:
-        for parameter in self.trained.values():
-            parameter.requires_grad_(True)
-
     def update(self, batch: dict) -> dict:
-        """One gradient step of the planner or of its adapters; returns detached 0-d metrics.
+        """One gradient step; returns detached 0-d metrics. Raises ValueError for any other shape.
 
-        batch: tensors of the agent's dtype and device: observations [B, O] and actions [B, A] in [-1, 1]; in stage
-        finetune also rewards [B] and state_values [B]. Raises ValueError for any other shape.
+        batch: tensors of the agent's dtype and device: observations [B, O], actions [B, A] in [-1, 1], the others [B].
         """
-        scored = ("rewards", "state_values") if self.adapters else ()
-        check_columns(self, batch, ("observations", "actions", *scored))
+        check_columns(self, batch, ("observations", "actions", "rewards", *self.batch_fields))
         loss, metrics = self.loss(batch, self.draw(len(batch["actions"])))
         self.optimizer.zero_grad()
         loss.backward()
@@ -425,20 +307,19 @@ class DIPOLELoRA(nn.Module):
             x, target = (1 - t) * x0 + t * actions, actions - x0
         else:
             x, target = noised(actions, x0, signal_level(t, self.config.diffusion_steps)), x0
-        if self.adapters:
-            loss, metrics = self.policy_loss(batch, x, t, target)
-        else:
-            loss = (self.base(batch["observations"], x, t) - target).square().mean()
-            metrics = {"actor/imitation_loss": loss}
-        return loss, {name: metric.detach() for name, metric in metrics.items()}
+        if self.config.stage != "pretrain":
+            return self.policy_loss(batch, x, t, target)
+        loss = (self.adapted(None, batch["observations"], x, t) - target).square().mean()
+        return loss, {"actor/imitation_loss": loss.detach()}
 
     def policy_loss(self, batch: dict, x: Tensor, t: Tensor, target: Tensor) -> tuple[Tensor, dict]:
-        """Weighted regressions (eq. 9) of both adapters on target [B, A], at the same x [B, A] and t [B, 1]."""
+        """Weighted regressions (eq. 9) of all policies on target [B, A], at the same x [B, A] and t [B, 1]."""
         advantage = batch["rewards"] - batch["state_values"]
-        weights = policy_weights(self.config, advantage)
+        if self.config.z_score:
+            advantage = advantage / (batch["state_deviations"] + MIN_DEVIATION)
+        weights = policy_weights(self.config, advantage)[: len(self.adapters)]
         predictions = torch.stack([self.adapted(name, batch["observations"], x, t) for name in self.adapters])
         losses = (weights * (predictions - target).square().mean(dim=-1)).mean(dim=1)
-
         positive = weights[0]
         saturated = torch.minimum(positive.abs(), (positive - 1).abs()) < SATURATION_MARGIN
         metrics = {
@@ -450,24 +331,24 @@ class DIPOLELoRA(nn.Module):
         if len(losses) == 2:
             metrics["actor/negative_loss"] = losses[1]
             metrics["actor/policy_distance"] = (predictions[0] - predictions[1]).square().mean()
-        return losses.sum(), metrics
+        return losses.sum(), {name: metric.detach() for name, metric in metrics.items()}
 
-    def adapted(self, name: str, observations: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        """The base's prediction [N, A] with that adapter, calculated in the base's dtype."""
-        from peft.functional import set_adapter
-
-        set_adapter(self.base, name)
-        self.train_all()  # set_adapter freezes the other one, and a backward pass needs both
-        dtype = next(parameter.dtype for key, parameter in self.named_parameters() if key not in self.trained)
-        return self.base(observations.to(dtype), x.to(dtype), t.to(dtype)).to(x.dtype)
+    def adapted(self, policy: str | None, observations: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """The base's prediction [N, A] with that policy's adapters, calculated in the base's dtype."""
+        for module in self.base.modules():
+            if isinstance(module, Adapter):
+                module.active = policy
+        dtype = next(self.base.parameters()).dtype
+        prediction = self.base(observations.to(dtype), x.to(dtype), t.to(dtype)).to(x.dtype)
+        if prediction.shape != x.shape:
+            raise ValueError(f"base predicts {list(prediction.shape)} for actions {list(x.shape)}; make it the same")
+        return prediction
 
     def predict(self, observations: Tensor, x: Tensor, t: Tensor, greediness: float) -> Tensor:
         """f = (1 + omega) f+ - omega f- (eq. 10) at observations [N, O], x [N, A] and t [N, 1]: [N, A]."""
         inputs = (observations, x, t)
-        if not self.adapters:
-            return self.base(*inputs)
         if greediness in (0, -1):
-            return self.adapted("positive" if greediness == 0 else "negative", *inputs)
+            return self.adapted(self.adapters[-int(greediness)], *inputs)
         positive, negative = (self.adapted(name, *inputs) for name in self.adapters)
         return (1 + greediness) * positive - greediness * negative
 
@@ -499,22 +380,30 @@ class DIPOLELoRA(nn.Module):
         num_steps = len(fresh_noises)
         levels = [self.config.diffusion_steps * step // num_steps for step in range(num_steps, -1, -1)]
         levels = [torch.full_like(x[:, :1], level) for level in levels]
-        for t, next_t, fresh_noise in zip(levels, levels[1:], fresh_noises, strict=False):
+        past = None
+        for step, fresh_noise in enumerate(fresh_noises):
+            t, next_t = levels[step : step + 2]
             predicted = self.predict(observations, x, t, greediness)
+            if self.config.second_order:
+                level = signal_level(t, self.config.diffusion_steps)
+                clean = ((x - (1 - level).sqrt() * predicted) / level.sqrt()).clamp(-1, 1)
+                if 0 < step < num_steps - 1:  # the first has no past, the last ends at an infinite log SNR
+                    middle = extrapolated(self.config, clean, past, levels[step - 1 : step + 2])
+                    predicted = (x - level.sqrt() * middle) / (1 - level).sqrt()
+                past = clean
             x = denoising_step(self.config, x, predicted, t, next_t, fresh_noise)
         return x
 
     def state_dict(self, *args, **options) -> dict:
-        """What is trained, and the base's sha256: the frozen base is left out."""
+        """What is trained, and the sha256 of the base as it was: a frozen base is left out."""
         state = super().state_dict(*args, **options)
         return {name: value for name, value in state.items() if name in self.trained or name == "base_sha256"}
 
     def load_state_dict(self, state: dict, strict: bool = True, assign: bool = False):
-        """Raises ValueError where the adapters are those of another base or of other layers."""
+        """Raises ValueError where the checkpoint is of another base or of other layers."""
         theirs = state.get("base_sha256")  # absent in runs of before November 2026
-        if theirs is not None and not torch.equal(theirs.cpu(), self.base_sha256.cpu()):
-            ours, theirs = (bytes(sha256.tolist()).hex()[:12] for sha256 in (self.base_sha256, theirs))
-            raise ValueError(f"base has sha256 {ours}..., but the adapters are of a base with {theirs}...; name that")
+        if theirs is not None and theirs.tolist() != self.base_sha256.tolist():
+            raise ValueError("base has another sha256 than the one that the checkpoint was trained from; name that one")
         if state.keys() - {"base_sha256"} != self.trained.keys():
             raise ValueError("target_modules: the adapters of the checkpoint are of other layers; name those")
         return super().load_state_dict(state, strict=False, assign=assign)  # strict would ask for the base, too

@@ -1,31 +1,33 @@
-"""Memory of two adapters on one frozen planner beside two full copies of it, each in a process of its own.
+"""Memory and time of two adapters on one frozen planner, of training all its weights, and of two full copies of it.
 
 python -m benchmarks.lora_memory --width 768 --blocks 12
 
-A planner of that size is written as a pre-training run writes it. One process loads it and fine-tunes it with
-algorithms/dipole_lora.py; another trains two full copies by the same eq. 9 and Adam; a third only loads it. Printed are
-numbers of parameters, resident memory above what the process had before it loaded anything, after two updates and at
-its peak, and the size of a checkpoint.
+A planner of that size is written as a pre-training run writes it. Each case is a process of its own: one loads it only;
+two fine-tune it with algorithms/dipole_lora.py; one trains two full copies by the same eq. 9 and Adam. Printed are
+numbers of parameters, resident memory above what the process had before it loaded anything, after a few updates and at
+its peak, the size of a checkpoint, and CPU-seconds of the last update.
 """
 
 import dataclasses
 import multiprocessing
 import resource
 import tempfile
+import time
 from pathlib import Path
 
 import torch
 
-from algorithms.dipole_lora import DIPOLELoRA, DIPOLELoRAConfig, load_base
+from algorithms._planner import make_planner
+from algorithms.dipole_lora import DIPOLELoRA, DIPOLELoRAConfig
 from common.errors import CommandParser, exit_on_user_error
 from harness.agent_tools import state_of
 
 OBSERVATION_DIM, ACTION_DIM = 147, 13  # of driving/bandit
 TOKENS = (6, 9, 12, 12, 12, 24, *[9] * 8)
 BATCH_SIZE = 2  # few, so that what an update keeps for its gradient is little beside the weights
-UPDATES = 2  # the first makes Adam's moments
+UPDATES = 3  # the first makes Adam's moments
 MEGABYTE = 1e6
-CASES = ("the frozen base alone", "base and two adapters", "two full copies")
+CASES = ("the frozen base alone", "base and two adapters", "all weights of the base", "two full copies")
 
 
 def resident() -> float:
@@ -52,14 +54,24 @@ def write_base(config: DIPOLELoRAConfig, path: Path) -> None:
     torch.save(checkpoint, path)
 
 
-def full_copies(config: DIPOLELoRAConfig) -> tuple:
-    """Two planners that both train by eq. 9, and the state that a checkpoint of them holds."""
-    copies = torch.nn.ModuleList(load_base(config, OBSERVATION_DIM, ACTION_DIM) for _ in range(2))
-    for parameter in copies.parameters():
-        parameter.data = parameter.data.clone()  # load_base maps the file; what is trained is written to
-    optimizer = torch.optim.Adam(copies.parameters(), lr=config.learning_rate, fused=True, capturable=True)
+def load(config: DIPOLELoRAConfig) -> torch.nn.Module:
+    return make_planner(config, OBSERVATION_DIM, ACTION_DIM, torch.Generator())
+
+
+def updated(update) -> float:
+    """CPU-seconds of the last of a few updates."""
     for _ in range(UPDATES):
-        batch = random_batch()
+        start = time.process_time()
+        update(random_batch())
+    return time.process_time() - start
+
+
+def full_copies(config: DIPOLELoRAConfig) -> tuple:
+    """Two planners that both train by eq. 9, the state that a checkpoint holds, and CPU-seconds of an update."""
+    copies = torch.nn.ModuleList(load(config) for _ in range(2))
+    optimizer = torch.optim.Adam(copies.parameters(), lr=config.learning_rate, fused=True, capturable=True)
+
+    def update(batch: dict) -> None:
         noise, t = torch.randn_like(batch["actions"]), torch.rand(BATCH_SIZE, 1)
         x = (1 - t) * noise + t * batch["actions"]
         weight = torch.sigmoid(batch["rewards"] - batch["state_values"])
@@ -70,29 +82,30 @@ def full_copies(config: DIPOLELoRAConfig) -> tuple:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return copies, {"networks": copies.state_dict(), "optimizer": optimizer.state_dict()}
+
+    seconds = updated(update)
+    return copies, {"networks": copies.state_dict(), "optimizer": optimizer.state_dict()}, seconds
 
 
-def adapters(config: DIPOLELoRAConfig) -> tuple:
+def fine_tuned(config: DIPOLELoRAConfig) -> tuple:
     agent = DIPOLELoRA(config, OBSERVATION_DIM, ACTION_DIM)
-    for _ in range(UPDATES):
-        agent.update(random_batch())
-    return agent, state_of(agent)
+    seconds = updated(agent.update)
+    return agent, state_of(agent), seconds
 
 
 def measure(case: str, config: DIPOLELoRAConfig, connection) -> None:
     """Sends the case's row."""
-    import peft  # noqa: F401  its import is not the adapters' memory
-
-    DIPOLELoRA(DIPOLELoRAConfig(), OBSERVATION_DIM, ACTION_DIM).update(random_batch())  # nor is torch's own start
+    DIPOLELoRA(DIPOLELoRAConfig(), OBSERVATION_DIM, ACTION_DIM).update(random_batch())  # torch's own start
     before = resident()
     if case == "two full copies":
-        module, state = full_copies(config)
+        module, state, seconds = full_copies(config)
     elif case == "base and two adapters":
-        module, state = adapters(config)
+        module, state, seconds = fine_tuned(config)
+    elif case == "all weights of the base":
+        whole = dataclasses.replace(config, stage="finetune_all", weighting="exponential")
+        module, state, seconds = fine_tuned(whole)
     else:
-        module, state = load_base(config, OBSERVATION_DIM, ACTION_DIM).requires_grad_(False), {}
-        sum(float(parameter.sum()) for parameter in module.parameters())  # the mapped file is read
+        module, state, seconds = load(config).requires_grad_(False), {}, 0.0
     after, peak = resident(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MEGABYTE
     size = 0.0
     if state:
@@ -102,7 +115,7 @@ def measure(case: str, config: DIPOLELoRAConfig, connection) -> None:
     counts = [
         sum(p.numel() for p in module.parameters() if p.requires_grad or not trained) for trained in (False, True)
     ]
-    connection.send((*(count / 1e6 for count in counts), after - before, peak - before, size))
+    connection.send((*(count / 1e6 for count in counts), after - before, peak - before, size, seconds))
 
 
 @exit_on_user_error()
@@ -120,7 +133,8 @@ def main() -> None:
         write_base(pretrain, path)
         config = dataclasses.replace(pretrain, stage="finetune", base=str(path), adapter_rank=options.rank)
         print(
-            "| | parameters, millions | trained | memory, MB | peak, MB | checkpoint, MB |\n|---|---|---|---|---|---|"
+            "| | parameters, millions | trained | memory, MB | peak, MB | checkpoint, MB | CPU-s an update |\n"
+            "|---|---|---|---|---|---|---|"
         )
         for case in CASES:
             ours, theirs = context.Pipe()

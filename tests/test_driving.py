@@ -312,7 +312,7 @@ def test_the_dataset_holds_one_step_episodes_of_one_scene_each(folder, task):
     scenes, plans = data.scores["train"].shape[:2]
     dataset = task.dataset
     assert len(dataset) == scenes * plans
-    batch = dataset.take(torch.arange(len(dataset)), ("state_values", "next_actions"))
+    batch = dataset.take(torch.arange(len(dataset)), ("state_values", "state_deviations", "next_actions"))
     assert torch.equal(batch["observations"], batch["next_observations"])
     assert torch.equal(batch["observations"].view(scenes, plans, -1)[:, 0], torch.tensor(data.observations["train"]))
     assert torch.equal(batch["actions"].view(scenes, plans, -1), torch.tensor(data.actions["train"]))
@@ -322,6 +322,8 @@ def test_the_dataset_holds_one_step_episodes_of_one_scene_each(folder, task):
     assert torch.allclose(
         batch["state_values"].view(scenes, plans), rewards.mean(dim=1, keepdim=True).expand_as(rewards)
     )
+    deviations = rewards.std(dim=1, keepdim=True)  # torch's, as in HDP-navsim: of the sample
+    assert torch.allclose(batch["state_deviations"].view(scenes, plans), deviations.expand_as(rewards), atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["bandit", "bandit-zscore"])

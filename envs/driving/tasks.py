@@ -137,9 +137,14 @@ def one_step_episodes(observations: np.ndarray, actions: np.ndarray, rewards: np
     """Observations [S, O] with actions [S, K, A] and rewards [S, K] as S * K one-step episodes, masks 0.
 
     A scene has K + 1 rows of its observation: its K plans, and one that closes the group and repeats the last action,
-    so that the next observation of every plan is the scene itself. The column state_values is the group's mean reward.
+    so that the next observation of every plan is the scene itself. The columns state_values and state_deviations are
+    the mean and the sample standard deviation of the group's rewards.
     """
     scenes, plans, _ = actions.shape
+
+    def per_row(statistic: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.repeat(statistic, plans + 1).astype(np.float32))
+
     closed = np.append(np.arange(plans), plans - 1)
     rows = torch.arange(scenes * (plans + 1))
     return Dataset(
@@ -148,5 +153,6 @@ def one_step_episodes(observations: np.ndarray, actions: np.ndarray, rewards: np
         rewards=torch.from_numpy(rewards[:, closed].reshape(-1).astype(np.float32)),
         masks=torch.zeros(len(rows)),
         valid=rows[rows % (plans + 1) < plans],
-        state_values=torch.from_numpy(np.repeat(rewards.mean(axis=1), plans + 1).astype(np.float32)),
+        state_values=per_row(rewards.mean(axis=1)),
+        state_deviations=per_row(rewards.std(axis=1, ddof=1)),
     )
