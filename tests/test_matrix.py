@@ -162,7 +162,6 @@ def test_a_mistake_is_named(tmp_path, old, new, message):
         ("ablations", 18, 6),
         ("cube-single", 30, 22),
         ("driving", 50, 11),
-        ("driving-long", 1, 10),
         ("exorl", 576, 14),
         ("greediness", 72, 26),
         ("ogbench", 1680, 12),
