@@ -187,7 +187,8 @@ def plot_learning_curves(results: Results, tasks: Sequence[str], folder: Path, n
         axes.set_title(task, fontsize=8)
         axes.set_xlabel(unit, fontsize=8)
         axes.set_ylabel(runs[0].scale.unit, fontsize=8)
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        if unit == "updates":
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.set_xlim(left=0.0)
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=3, fontsize=7, frameon=False)
     bands = [f"its {CONFIDENCE:.0%} bootstrap interval"] if max(counts) >= FEWEST_SEEDS else []
