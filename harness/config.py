@@ -292,7 +292,8 @@ class _SettingsFile:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        self.name = min(str(path), os.path.relpath(path), key=len)  # as messages name it
+        is_below = self.path.absolute().is_relative_to(Path.cwd())
+        self.name = os.path.relpath(path) if is_below else str(path)  # as messages name it
         self.places = places_by_key(self.name, read_mapping(path))
         self.variants = self._mapping(self.places["variants"][0]) if "variants" in self.places else {}
 

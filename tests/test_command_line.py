@@ -71,6 +71,18 @@ def parse(*argv: str):
     return parse_command(ToyConfig, list(argv)).settings
 
 
+@pytest.mark.parametrize("folder, shown", [("below", "toy.yaml"), ("beside", "{path}")])
+def test_messages_name_a_settings_file_from_the_working_directory_or_in_full(tmp_path, monkeypatch, folder, shown):
+    """Not by a way up and down again, even where that is shorter."""
+    path = tmp_path / "toy.yaml"
+    path.write_text("depth: 1.5\n", encoding="utf-8")
+    (tmp_path / "a").mkdir()
+    monkeypatch.chdir(tmp_path if folder == "below" else tmp_path / "a")
+    with pytest.raises(UserError) as caught:
+        load_settings(ToyConfig, path=path)
+    assert str(caught.value).startswith(f"{shown.format(path=path)}: ")
+
+
 def error_of(source: str, call, *arguments) -> str:
     """What the call's one sentence says after its source."""
     with pytest.raises(UserError) as caught:
