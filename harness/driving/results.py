@@ -123,6 +123,13 @@ def chosen(scores: pd.DataFrame) -> dict[str, Setting]:
     return {label: max(points, key=points.__getitem__) for label, points in means.items()}
 
 
+def reported(scores: pd.DataFrame) -> list[tuple[str, Setting, pd.DataFrame]]:
+    """The points of the test scenes, each label at its chosen setting alone."""
+    best = chosen(scores)
+    points = points_of(scores[scores["split"] == REPORTED])
+    return [(label, setting, lines) for label, setting, lines in points if setting == best[label]]
+
+
 # ---- What is written ----
 
 
@@ -156,8 +163,7 @@ def subscores_of(lines: pd.DataFrame, suffix: str = "") -> dict[str, str]:
 
 def table(scores: pd.DataFrame, reference: str) -> str:
     """The table in Markdown: the test scenes, each label at its chosen setting, and the lead of the reference's."""
-    best = chosen(scores)
-    points = [point for point in points_of(scores[scores["split"] == REPORTED]) if point[1] == best[point[0]]]
+    points = reported(scores)
     by_label = {label: lines[PDMS].to_numpy() for label, _, lines in points}
     rows = []
     for label, setting, lines in points:
@@ -189,10 +195,9 @@ def plot_curves(label: str, scores: pd.DataFrame, path: Path) -> None:
     for scale, part in points.groupby("noise_scale", sort=False):
         seeds = part.groupby("greediness")[PDMS]
         lines[f"{label}, noise x {scale:g}"] = [(values.mean(), *interval([values.to_numpy()])) for _, values in seeds]
-    best, references = chosen(scores), {}
-    for other, setting, own in points_of(scores[scores["split"] == REPORTED]):
-        if other in REFERENCES and setting == best[other]:
-            references[f"{other}{setting}"] = own[PDMS].mean()
+    references = {
+        f"{other}{setting}": own[PDMS].mean() for other, setting, own in reported(scores) if other in REFERENCES
+    }
     plot_lines(sorted(points["greediness"].unique()), lines, path, "greediness ω", "PDMS x 100, test", references)
 
 
