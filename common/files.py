@@ -10,6 +10,12 @@ from typing import Iterator, Optional, Sequence
 from common.errors import UserError
 
 
+def readable(path: str | Path) -> str:
+    """The path as messages name it: from the working directory where it is below, else in full."""
+    absolute = Path(path).absolute()
+    return str(absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else path)
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a temporary path in the same folder, whose file replaces `path` when the block ends without an error.

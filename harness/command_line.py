@@ -19,6 +19,7 @@ import pyrallis.utils
 from pyrallis.wrappers import DataclassWrapper
 
 from common.errors import UserError, exit_on_user_error
+from common.files import readable
 from harness.config import RunConfig, Settings, decode_flag, field_types, load_settings
 from harness.config_file import as_yaml, decode_text, form_of, unknown_field
 
@@ -49,7 +50,7 @@ def main(agent_class: type, config_class: type) -> None:
         if command.show:
             print(command.settings.shown())
             return
-        files = ", ".join(os.path.relpath(path) for path in command.settings.files)
+        files = ", ".join(readable(path) for path in command.settings.files)
         print(f"settings of {command.settings.run.task}: {files or 'the defaults, no settings file is for them'}")
         if command.seeds:
             raise SystemExit(train_seeds(sys.argv, command))

@@ -11,6 +11,7 @@ import functools
 import math
 import os
 import platform
+import re
 import shutil
 import sys
 import time
@@ -28,6 +29,7 @@ from harness.config import RunConfig
 from harness.devices import seeded_generator
 
 COMPILE_SECONDS = 40.0  # that compiling an agent costs on one core with an empty cache: 13 (ReBRAC) to 60 (DQL)
+ZEN_5_FAMILY = 26  # of AMD's processors; Zen 4 is 25
 SAVED_SECONDS = 0.002  # that an update is shorter at least, on one core with networks of 128x2; larger ones save more
 
 
@@ -145,13 +147,20 @@ def decompositions() -> dict:
 def onednn_is_faster() -> bool:
     """Whether oneDNN multiplies float32 matrices faster than torch's own choice on this CPU, which is MKL.
 
-    MKL takes half the vector length that an AMD processor with AVX512 has (torch 2.13.0): docs/performance.md.
+    On AMD's processors MKL takes half of AVX512's vector length (torch 2.13.0). That costs nothing on Zen 4, which
+    splits whole vectors in two, and half the rate from Zen 5 on: docs/performance.md.
     """
     is_known = hasattr(torch.ops.mkldnn, "_linear_pointwise")  # private to torch, so another version may lack it
     if not (is_known and torch.backends.mkl.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"):
         return False
     description = Path("/proc/cpuinfo")
-    return "AuthenticAMD" in (description.read_text() if description.exists() else platform.processor())
+    return is_amd_zen_5(description.read_text() if description.exists() else platform.processor())
+
+
+def is_amd_zen_5(description: str) -> bool:
+    """Whether the processor is AMD's Zen 5 or later, by /proc/cpuinfo or Windows' name of it, which hold the family."""
+    family = re.search(r"family\s*:?\s*(\d+)", description, re.IGNORECASE)
+    return "AuthenticAMD" in description and family is not None and int(family[1]) >= ZEN_5_FAMILY
 
 
 LIBRARY = torch.library.Library("dipole", "DEF")  # must live as long as its operation

@@ -28,6 +28,7 @@ from typing import Any, Literal, Optional, Tuple
 import yaml
 
 from common.errors import UserError, one_line
+from common.files import readable
 from harness.algorithms import algorithm_names, load_algorithm
 from harness.config_file import as_yaml, decode, decode_text, form_of, places_by_key, read_mapping, shown, unknown_field
 
@@ -292,8 +293,7 @@ class _SettingsFile:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        is_below = self.path.absolute().is_relative_to(Path.cwd())
-        self.name = os.path.relpath(path) if is_below else str(path)  # as messages name it
+        self.name = readable(path)
         self.places = places_by_key(self.name, read_mapping(path))
         self.variants = self._mapping(self.places["variants"][0]) if "variants" in self.places else {}
 

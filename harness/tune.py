@@ -21,7 +21,6 @@ training from its checkpoint; with a larger --trials, it adds trials. docs/tunin
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +28,7 @@ from pathlib import Path
 import torch
 
 from common.errors import CommandParser, UserError, exit_on_user_error
-from common.files import make_folder, write_text
+from common.files import make_folder, readable, write_text
 from harness.algorithms import load_algorithm
 from harness.command_line import parse_command
 from harness.config import RunConfig, flat
@@ -65,7 +64,7 @@ def write_best(study, out: Path) -> None:
     ]
     record = {
         "algorithm": study.algorithm.name,
-        "base": [os.path.relpath(path) for path in settings.files],
+        "base": [readable(path) for path in settings.files],
         "trials": len(finished),
         "trials_failed": sum(trial.value is None for trial in finished),
         "task": run.task,
@@ -126,7 +125,7 @@ def tune(argv: Sequence[str]) -> Path:
     search = arguments.search
     entries = places_by_key(search, read_mapping(search)) if search else settings.search
     if not entries:
-        files = ", ".join(os.path.relpath(path) for path in settings.files) or "the defaults"
+        files = ", ".join(readable(path) for path in settings.files) or "the defaults"
         raise UserError(f"{files}: there is no `search` table for {run.task}; write one, or give --search FILE")
     space = read_space(entries, settings)
     folder = arguments.folder or Path("runs/tuning") / algorithm.name / run.task

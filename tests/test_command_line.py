@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from common.errors import UserError, exit_on_user_error
+from common.files import readable
 from harness import command_line
 from harness import config as settings_module
 from harness.command_line import parse_command
@@ -550,3 +551,11 @@ def test_nothing_heavy_is_imported_before_it_is_needed(code, may_import):
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     imported = set(done.stderr.split()) - sys.stdlib_module_names - {"harness", "common", "envs"}
     assert {name for name in imported if not name.startswith("_")} <= HELP_MAY_IMPORT | may_import
+
+
+def test_a_path_is_named_from_the_working_directory_or_in_full(tmp_path, monkeypatch):
+    """A way up and down again would depend on where the checkout lies."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    assert readable(tmp_path / "work" / "configs" / "a.yaml") == readable("configs/a.yaml") == "configs/a.yaml"
+    assert readable(tmp_path / "other" / "a.yaml") == f"{tmp_path}/other/a.yaml"

@@ -13,6 +13,7 @@ from harness.compilation import (
     SAVED_SECONDS,
     compile_functions,
     decompositions,
+    is_amd_zen_5,
     is_wanted,
     try_to_compile,
 )
@@ -97,6 +98,20 @@ def test_a_compiled_network_has_torchs_loss_and_gradient(monkeypatch, dtype, one
         torch.testing.assert_close(mine.grad, theirs.grad, atol=error, rtol=0)
     used = any(event.key == "dipole::onednn_product" for event in profile.key_averages())
     assert used == (onednn and dtype == torch.float32)  # it has no float64
+
+
+@pytest.mark.parametrize(
+    "description, expected",
+    [
+        ("vendor_id\t: AuthenticAMD\ncpu family\t: 26\nmodel\t\t: 2\n", True),
+        ("vendor_id\t: AuthenticAMD\ncpu family\t: 25\nmodel\t\t: 17\n", False),  # Zen 4: MKL is as fast, and batched
+        ("AMD64 Family 26 Model 68 Stepping 0, AuthenticAMD", True),  # Windows
+        ("vendor_id\t: GenuineIntel\ncpu family\t: 26\n", False),
+        ("", False),
+    ],
+)
+def test_onednn_multiplies_from_zen_5_on(description, expected):
+    assert is_amd_zen_5(description) == expected
 
 
 @pytest.mark.slow
