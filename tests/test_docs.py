@@ -179,6 +179,39 @@ def test_the_readmes_returns_of_the_baselines_are_those_of_the_runs(title):
     assert [cell for cell in readme_row(title) if cell] == [f"{sum(scores) / len(scores):.0f}", str(len(scores))]
 
 
+def returns(path: Path) -> dict:
+    """{(omega, N): mean and variance of the mean of a run's return}, of a sweep or of a run's last evaluation."""
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    rows = rows if "greediness" in rows[0] else [{**rows[-1], "greediness": 0, "num_candidates": 16}]
+    return {
+        (float(row["greediness"]), int(row["num_candidates"])): (
+            float(row["return"]),
+            float(row["return_std"]) ** 2 / int(row["episodes"]),
+        )
+        for row in rows
+    }
+
+
+@pytest.mark.parametrize(
+    ("title", "points", "clear"),
+    [
+        ("omega 0.5 less 0, N = 1", [(0.5, 1), (0, 1)], 5),
+        ("omega 1 less 0, N = 1", [(1, 1), (0, 1)], 4),
+        ("omega 0 less cloning, N = 16", [(0, 16), None], 5),
+    ],
+)
+def test_the_quick_starts_differences_by_seed_are_those_of_the_runs(title, points, clear):
+    cells, seeds = [], zip(results("dipole"), results("dipole_behaviour_cloning"), strict=True)
+    for ours, cloning in seeds:
+        dipole, other = returns(ours / "greediness.csv"), returns(cloning / "eval.csv")
+        (mean, variance), (base, its_variance) = (dipole[point] if point else other[0, 16] for point in points)
+        cells.append((mean - base, 1.96 * (variance + its_variance) ** 0.5))
+    row = " | ".join(f"{difference:.0f} ± {bound:.0f}" for difference, bound in cells)
+    assert f"| {title} | {row} |" in PAGES[DOCS / "dipole.md"]
+    assert sum(difference > bound for difference, bound in cells) == clear
+
+
 @pytest.mark.parametrize(
     ("title", "place", "source", "suite"),
     [
