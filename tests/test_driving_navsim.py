@@ -508,13 +508,6 @@ def test_without_navsim_a_sentence_says_what_to_install_where(tmp_path):
     assert not (tmp_path / "set").exists()
 
 
-def test_the_comparison_with_navsims_code_is_skipped_without_it(tmp_path, monkeypatch):
-    monkeypatch.delenv("NAVSIM", raising=False)
-    command = ["bash", str(ROOT / "benchmarks" / "navsim" / "compare.sh"), str(tmp_path)]
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert result.stdout.startswith("skipped: NAVSIM is not installed here") and not any(tmp_path.iterdir())
-
-
 def test_too_few_logs_and_wrong_folders_are_refused(source, folder, tmp_path):
     with pytest.raises(UserError, match="has no metadata/.*csv"):
         navsim_export.export(tmp_path, source / "logs", tmp_path / "set")
@@ -594,7 +587,7 @@ def imported_files(path: Path, seen: set) -> set:
 
 def test_what_runs_in_navsims_environment_is_python_39_and_needs_what_is_there():
     files = imported_files(ROOT / "envs" / "driving" / "navsim_agent.py", set())
-    for part in ("envs/driving/navsim_export.py", "benchmarks/navsim/compare_scores.py"):
+    for part in ("envs/driving/navsim_export.py", "benchmarks/navsim_scores.py"):
         files |= imported_files(ROOT / part, set())
     assert {"navsim_agent.py", "score.py", "curate.py", "files.py", "errors.py"} <= {path.name for path in files}
     for path in sorted({*files, ROOT / "tests" / "navsim_standin.py"}):
