@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -133,10 +132,9 @@ def test_updates_never_make_the_host_wait_for_the_gpu(algorithm, captured, tiny_
 
 
 def test_the_soak_is_a_longer_quick_start_without_its_sweep(tmp_path):
-    options = SimpleNamespace(out=tmp_path, factor=12, interval=500, data_dir=tmp_path)
-    run = parse_command(DIPOLEConfig, soak.command(options)[2:]).settings.run
+    run = parse_command(DIPOLEConfig, soak.command(tmp_path)[2:]).settings.run
     assert (run.offline_steps, run.eval_interval, run.eval_workers, run.sweep) == (120_000, 500, 1, ())
-    assert run.data_dir == str(tmp_path)
+    assert run.run_dir == str(tmp_path / "runs")
 
 
 @pytest.mark.slow
