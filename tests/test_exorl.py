@@ -29,8 +29,7 @@ from envs.exorl.collect import collect, collect_episode
 from envs.exorl.convert import convert
 from envs.exorl.domains import DOMAINS, TASKS
 from envs.exorl.environment import ExORLEnvironment, action_scale, load_environment
-from envs.exorl.fast_relabel import READERS, fast_rewards
-from envs.exorl.relabel import Relabeller, reference_rewards
+from envs.exorl.relabel import READERS, Relabeller, fast_rewards, reference_rewards
 from envs.exorl.tasks import main
 from envs.transitions import ACTION_LIMIT
 from tests.test_strangers import Touches
