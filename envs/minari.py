@@ -22,10 +22,9 @@ from minari.serialization import deserialize_space, serialize_space
 
 from common.errors import UserError, one_line, with_place
 from common.names import nearest_names
-from envs.actions import ActionScale, describe
 from envs.dataset import Dataset
 from envs.minari_names import minari_id
-from envs.spaces import UnitEnvironment, flatten, observation_width
+from envs.spaces import ActionScale, UnitEnvironment, describe, flatten, observation_width
 from envs.task import Task, file_sha256
 from envs.transitions import ACTION_TOLERANCE, refuse_non_finite
 

@@ -19,7 +19,7 @@ from minari.data_collector.episode_buffer import EpisodeBuffer
 from algorithms.dipole import Noise
 from common.errors import UserError
 from envs import load_environment, load_task
-from envs.actions import ActionScale
+from envs.spaces import ActionScale
 from envs.transitions import ACTION_LIMIT
 from harness.evaluation import evaluate
 

@@ -9,8 +9,8 @@ import gymnasium
 import numpy as np
 from dm_control.rl import control
 
-from envs.actions import ActionScale
 from envs.exorl.domains import DOMAINS
+from envs.spaces import ActionScale
 
 with warnings.catch_warnings():
     # Without a display GLFW warns while dm_control looks for a renderer; nothing is rendered here.
