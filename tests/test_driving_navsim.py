@@ -378,14 +378,6 @@ def test_a_run_of_other_scenes_is_refused(folder, tmp_path):
         navsim_policy.open_policy(run / "checkpoint.pt", str(other))
     with pytest.raises(UserError, match="its task is driving/navsim, which the scenes in .* are not of"):
         Policy(run, str(SCENES))
-    config = run / "config.yaml"
-    config.write_text(config.read_text().replace("driving/navsim", "driving/bandit"))
-    with pytest.raises(UserError, match="was trained with the encoding navsim-basis, bandit has basis: train anew"):
-        Policy(run)
-    environment = run / "environment.json"
-    environment.write_text(environment.read_text().replace("navsim-basis", "basis"))
-    with pytest.raises(UserError, match="its task is driving/bandit, which the scenes in .* are not of"):
-        navsim_policy.open_policy(run / "checkpoint.pt")
 
 
 # ---- Versions ----
@@ -549,19 +541,13 @@ def test_an_export_that_cannot_be_made_leaves_nothing(source, tmp_path, monkeypa
     Path(first).write_bytes(lzma.compress(pickle.dumps(cache)))
     said("was made by version 2 of NAVSIM; make it with branch v1.1")
     Path(first).write_bytes(lzma.compress(b"cnavsim.only_in_version_2\nSomething\n."))
-    said("was made by another version of NAVSIM than the one installed here (No module named 'navsim.only")
+    said("cannot be read by the NAVSIM installed here (No module named 'navsim.only")
+    Path(first).unlink()
+    said("cannot be read by the NAVSIM installed here ([Errno 2]")
     Path(first).write_bytes(content)
-    Path(first).rename(tmp_path / "elsewhere")
-    said("names 1 files that are not there")
-    (tmp_path / "elsewhere").rename(first)
-    for log in (broken / "logs").iterdir():
-        log.rename(tmp_path / log.name)
-    said("holds none of the 6 scenes cached in")
     with monkeypatch.context() as patch:
         patch.setenv("NUPLAN_MAPS_ROOT", str(tmp_path / "none"))
         said("set it to the folder of nuPlan's maps")
-    for name in LOGS:
-        (tmp_path / f"{name}.pkl").rename(broken / "logs" / f"{name}.pkl")
     log = pickle.loads((broken / "logs" / "log_000001.pkl").read_bytes())
     del log[ODD]
     (broken / "logs" / "log_000001.pkl").write_bytes(pickle.dumps(log))

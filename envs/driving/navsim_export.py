@@ -81,15 +81,13 @@ class Source:
     """NAVSIM's caches and logs, which are read one scene at a time.
 
     tokens: those of each log that has a cached scene; without_log: how many cached scenes no log holds. Raises
-    UserError where a part is missing, moved or of another version.
+    UserError for a cache of another version.
     """
 
     def __init__(self, metric_cache: Path, logs_path: Path, limit: Optional[int] = None):
         loaders = navsim_module("navsim.common.dataloader")
         types = navsim_module("navsim.common.dataclasses")
         check_maps()
-        if not logs_path.is_dir():
-            raise UserError(f"{logs_path}: is no folder; set --logs_path to the one that NAVSIM was run with")
         self.caches = open_caches(metric_cache)
         tokens = sorted(self.caches.tokens)[:limit]
         if hasattr(read_cache(self.caches, tokens[0]), "map_parameters"):
@@ -104,11 +102,6 @@ class Source:
         by_log = self.scenes.get_tokens_list_per_log()
         self.tokens = {name: sorted(by_log[name]) for name in sorted(by_log)}
         self.without_log = len(tokens) - sum(map(len, self.tokens.values()))
-        if self.without_log == len(tokens):
-            raise UserError(
-                f"{logs_path}: holds none of the {len(tokens)} scenes cached in {metric_cache}; set --logs_path to the "
-                "logs of the split that was cached"
-            )
 
     def scene(self, token: str) -> Tuple[Scene, np.ndarray, np.ndarray]:
         """(scene, plan [8, 3] of the cached PDM-Closed trajectory, plan [8, 3] of the human driver)."""
