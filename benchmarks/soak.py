@@ -3,12 +3,11 @@
     python -m benchmarks.soak --out soak                # the whole of it: hours on a laptop
     python -m benchmarks.soak --out soak --minutes 3    # ended by SIGTERM after that time
 
-Memory, open files, threads and child processes are read from /proc (Linux) into <out>/soak.csv, drawn in
-<out>/soak.png and printed as a table. The memory is that of the run's process and of its children; a page that they
-share counts for each. The run itself is in <out>/runs, the last line says what grew over the second half.
+Memory, open files, threads and child processes are read from /proc (Linux) into <out>/soak.csv and drawn in
+<out>/soak.png. The memory is that of the run's process and of its children; a page that they share counts for each.
+The run is in <out>/runs; the last line says what grew from the third quarter of the time to the last.
 """
 
-import argparse
 import os
 import signal
 import subprocess
@@ -16,25 +15,30 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from common.errors import CommandParser, exit_on_user_error
-from harness import run_files
-from harness.loggers import read_rows
 
 ROOT = Path(__file__).resolve().parents[1]
-QUICK_START, QUICK_START_UPDATES = "exorl/local_sticky_random/cartpole_swingup", 10_000
-TABLE_ROWS = 12
+QUICK_START, UPDATES = "exorl/local_sticky_random/cartpole_swingup", 12 * 10_000
+INTERVAL = 500  # updates between evaluations and checkpoints
+SECONDS = 2.0  # between two samples
+
+
+def command(out: Path) -> list[str]:
+    """The quick start, longer, without its sweep, and with the environments in a process."""
+    changes = {"run_dir": out / "runs", "data_dir": ROOT / "data", "offline_steps": UPDATES, "sweep": "[]"}
+    changes |= dict.fromkeys(("log_interval", "eval_interval", "checkpoint_interval"), INTERVAL)
+    changes |= {"eval_episodes": 4, "eval_environments": 4, "eval_workers": 1}
+    flags = [text for name, value in changes.items() for text in (f"--{name}", str(value))]
+    return [sys.executable, str(ROOT / "algorithms" / "dipole.py"), "--task", QUICK_START, *flags]
 
 
 def children_of(process_id: int) -> list[int]:
     """All processes below a process."""
-    below: list[int] = []
-    for task in Path(f"/proc/{process_id}/task").iterdir():
-        for child in (task / "children").read_text().split():
-            below += [int(child), *children_of(int(child))]
-    return below
+    tasks = Path(f"/proc/{process_id}/task").iterdir()
+    children = [int(child) for task in tasks for child in (task / "children").read_text().split()]
+    return children + [below for child in children for below in children_of(child)]
 
 
 def memory_mb(process_id: int) -> float:
@@ -42,8 +46,8 @@ def memory_mb(process_id: int) -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-def measure(process_id: int) -> dict[str, float] | None:
-    """What /proc says of a process now; None once it has ended, or while a child of it ends."""
+def measure(process_id: int) -> dict[str, float]:
+    """What /proc says of a process now; nothing once it has ended, or while a child of it ends."""
     try:
         children = children_of(process_id)
         return {
@@ -54,74 +58,38 @@ def measure(process_id: int) -> dict[str, float] | None:
             "child processes": len(children),
         }
     except (OSError, IndexError):
-        return None
+        return {}
 
 
-def command(options: argparse.Namespace) -> list[str]:
-    """The quick start, longer, without its sweep, and with the environments in a process."""
-    changes = {
-        "run_dir": options.out / "runs",
-        "offline_steps": options.factor * QUICK_START_UPDATES,
-        "log_interval": options.interval,
-        "eval_interval": options.interval,
-        "checkpoint_interval": options.interval,
-        "eval_episodes": 4,
-        "eval_environments": 4,
-        "eval_workers": 1,
-        "sweep": "[]",
-        "data_dir": options.data_dir,
-    }
-    flags = [text for name, value in changes.items() for text in (f"--{name}", str(value))]
-    return [sys.executable, str(ROOT / "algorithms" / "dipole.py"), "--task", QUICK_START, *flags]
-
-
-def watch(process: subprocess.Popen, options: argparse.Namespace) -> pd.DataFrame:
-    """Samples of the process until it ends; it is asked to end after options.minutes."""
+def watch(process: subprocess.Popen, limit: float | None) -> pd.DataFrame:
+    """Samples of the process until it ends; it is asked to end after `limit` minutes."""
     rows, started = [], time.monotonic()
     while process.poll() is None:
-        measured = measure(process.pid)
         minutes = (time.monotonic() - started) / 60
-        if measured is not None:
-            rows.append({"minutes": minutes, **measured})
-        if options.minutes is not None and minutes > options.minutes:
+        rows.append({"minutes": minutes, **measure(process.pid)})
+        if limit is not None and minutes > limit:
             process.send_signal(signal.SIGTERM)
             process.wait()
-        time.sleep(options.seconds)
-    return pd.DataFrame(rows)
-
-
-def growth(rows: pd.DataFrame) -> str:
-    """How much each column grew from the third quarter of the time to the last, by their medians."""
-    third, last = rows[len(rows) // 2 : 3 * len(rows) // 4], rows[3 * len(rows) // 4 :]
-    if third.empty or last.empty:
-        return "too short to say what grew"
-    changes = (last.median() - third.median()).drop("minutes")
-    return "from the third to the last quarter: " + ", ".join(f"{name} {by:+.1f}" for name, by in changes.items())
+        time.sleep(SECONDS)
+    return pd.DataFrame(rows).dropna()
 
 
 def main() -> None:
     parser = CommandParser("python -m benchmarks.soak", __doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for the run and the figures")
-    parser.add_argument("--factor", type=int, default=12, help="times the quick start's length")
-    parser.add_argument("--interval", type=int, default=500, help="updates between evaluations and checkpoints")
     parser.add_argument("--minutes", type=float, help="end it earlier, by SIGTERM")
-    parser.add_argument("--seconds", type=float, default=2.0, help="between two samples")
-    parser.add_argument("--data_dir", type=Path, default=ROOT / "data", help="of the quick start's data")
     with exit_on_user_error():
         options = parser.parse_args()
         options.out.mkdir(parents=True, exist_ok=True)
         with open(options.out / "run.log", "w") as log:
-            process = subprocess.Popen(command(options), stdout=log, stderr=subprocess.STDOUT)
-            rows = watch(process, options)
+            process = subprocess.Popen(command(options.out), stdout=log, stderr=subprocess.STDOUT)
+            rows = watch(process, options.minutes)
         rows.to_csv(options.out / "soak.csv", index=False)
-        axes = rows.plot(x="minutes", subplots=True, figsize=(7, 8), ylim=(0, None), legend=False, backend="matplotlib")
-        for axis, name in zip(axes, rows.columns[1:], strict=True):
-            axis.set_ylabel(name, fontsize=8)
+        axes = rows.plot(x="minutes", subplots=True, figsize=(7, 8), ylim=(0, None), backend="matplotlib")
         axes[0].figure.savefig(options.out / "soak.png", dpi=120)
-        evaluations = len(read_rows(next(options.out.rglob(run_files.EVAL_LOG))))
-        shown = np.linspace(0, len(rows) - 1, min(TABLE_ROWS, len(rows))).astype(int)
-        print(rows.iloc[shown].round(1).to_string(index=False))
-        print(f"exit code {process.returncode}, {evaluations} evaluations, {len(rows)} samples; {growth(rows)}")
+        quarter = len(rows) // 4
+        growth = (rows[3 * quarter :].median() - rows[2 * quarter : 3 * quarter].median()).drop("minutes")
+        print(f"exit code {process.returncode}; from the third quarter to the last:\n{growth.round(1).to_string()}")
 
 
 if __name__ == "__main__":

@@ -19,8 +19,11 @@ class UserError(Exception):
     """
 
 
-def one_line(error: BaseException, length: Optional[int] = 200) -> str:
-    """An error's text in one line of at most so many characters (None: all), its type where it has none."""
+def one_line(error: object, length: Optional[int] = 200) -> str:
+    """The text of an error, or of what it is about, in one line of at most so many characters (None: all).
+
+    Its type where it has none.
+    """
     return " ".join(str(error).split())[:length] or type(error).__name__
 
 

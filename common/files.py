@@ -5,12 +5,12 @@ import csv
 import fcntl
 import os
 from pathlib import Path
-from typing import Iterator, Optional, Sequence
+from typing import Iterator, Optional, Sequence, Union
 
 from common.errors import UserError
 
 
-def readable(path: str | Path) -> str:
+def readable(path: Union[str, Path]) -> str:
     """The path as messages name it: from the working directory where it is below, else in full."""
     absolute = Path(path).absolute()
     return str(absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else path)

@@ -103,18 +103,12 @@ def load_environment(
 
 def _meant(name: str, known: Iterable[str]) -> str:
     """`, did you mean ...?` with the whole name of the task that was meant, as far as it can be guessed."""
-    suite, _, rest = name.partition("/")
-    ogbench = {task.lower(): task for task in task_names()}
     today = minari_id(name)
-    if name.lower() in ogbench:  # FQL's spelling
-        return f", did you mean ogbench/{ogbench[name.lower()]}?"
-    if suite.lower() in known:
-        return f", did you mean {suite.lower()}/{ogbench.get(rest.lower(), rest)}?"
+    if name in task_names():  # FQL's spelling
+        return f", did you mean ogbench/{name}?"
     if today is not None:
         return f", did you mean minari/{today}?"
-    if suite.lower() == "d4rl":
-        return ": D4RL's data are read as minari/D4RL/<name>, as far as Minari has them"
-    return nearest_names(suite, known)
+    return nearest_names(name.partition("/")[0], known)
 
 
 def suites() -> Dict[str, str]:
@@ -143,13 +137,9 @@ def _module_of(suite: str, module: str, draws: bool) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        package = module.partition(".")[0]
         if suite in SUITES or not f"{module}.".startswith(f"{error.name}."):
             raise
-        folder = getattr(sys.modules.get(package), "__path__", None)
-        advice = (
-            f"the package {package} is that of {folder[0]}, rename yours" if folder else "add its folder to PYTHONPATH"
-        )
         raise UserError(
-            f"environment: {OWN_SUITES} names the module {module!r}, which Python does not find: {advice}"
+            f"environment: {OWN_SUITES} names the module {module!r}, which Python does not find ({error}): add its "
+            f"folder to PYTHONPATH"
         ) from error

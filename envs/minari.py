@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import gymnasium
-import h5py
 import minari
 import numpy as np
 import torch
@@ -22,10 +21,9 @@ from minari.serialization import deserialize_space, serialize_space
 
 from common.errors import UserError, one_line, with_place
 from common.names import nearest_names
-from envs.actions import ActionScale, describe
 from envs.dataset import Dataset
 from envs.minari_names import minari_id
-from envs.spaces import UnitEnvironment, flatten, observation_width
+from envs.spaces import ActionScale, UnitEnvironment, flatten, observation_width
 from envs.task import Task, file_sha256
 from envs.transitions import ACTION_TOLERANCE, refuse_non_finite
 
@@ -47,24 +45,15 @@ SHIFTED_NAMESPACE, REWARD_SHIFT = "D4RL/antmaze", -1.0
 # ---- Spaces ----
 
 
-def _difference(stored: spaces.Space, own: spaces.Space, name: str) -> Optional[str]:
-    """How the environment's space differs from the data set's in structure or bounds; None where it does not."""
+def _are_alike(stored: spaces.Space, own: spaces.Space) -> bool:
+    """Whether the environment's space has the data set's structure and bounds."""
     if isinstance(stored, spaces.Dict) and isinstance(own, spaces.Dict):
-        if set(stored.spaces) != set(own.spaces):
-            return f"{name}: entries {sorted(own.spaces)}, in the data {sorted(stored.spaces)}"
-        differences = (_difference(stored[key], own[key], f"{name}[{key!r}]") for key in sorted(stored.spaces))
-        return next(filter(None, differences), None)
-    if type(stored) is not type(own) or stored.shape != own.shape:
-        return f"{name}: {describe(own)}, in the data {describe(stored)}"
-    for bound in ("low", "high"):
-        ours, theirs = (getattr(space, bound).astype(np.float64) for space in (own, stored))
-        if not np.allclose(ours, theirs, rtol=BOUNDS_TOLERANCE, atol=BOUNDS_TOLERANCE):
-            return f"{name}: bounds {bound} = {_short(ours)}, in the data {_short(theirs)}"
-    return None
-
-
-def _short(bounds: np.ndarray) -> str:
-    return np.array2string(bounds, precision=4, threshold=6, separator=", ").replace("\n", "")
+        return set(stored.spaces) == set(own.spaces) and all(_are_alike(stored[key], own[key]) for key in stored.spaces)
+    return (
+        type(stored) is type(own)
+        and stored.shape == own.shape
+        and np.allclose([own.low, own.high], [stored.low, stored.high], rtol=BOUNDS_TOLERANCE, atol=BOUNDS_TOLERANCE)
+    )
 
 
 # ---- The environment ----
@@ -79,11 +68,11 @@ def build_environment(record: dict, render_mode: Optional[str] = None) -> UnitEn
     source = record["source"]
     environment = _build(record["spec"], source, record["requirements"], render_mode)
     stored = deserialize_space(record["observation_space"])
-    difference = _difference(stored, environment.observation_space, "observations")
-    if difference is not None:
+    if not _are_alike(stored, environment.observation_space):
         raise UserError(
-            f"{source}: its environment is another than that of the data ({difference}): create the data set with "
-            f"eval_env= that has the wrappers of the collection, or install the version that it was collected in"
+            f"{source}: its environment observes {one_line(environment.observation_space)}, the data hold "
+            f"{one_line(stored)}: create the data set with eval_env= that has the wrappers of the collection, or "
+            f"install the version that it was collected in"
         )
     return UnitEnvironment(environment, source)
 
@@ -153,19 +142,18 @@ def _compare_actions(record: dict, environment: gymnasium.Env, metadata: dict) -
     The data's box and the environment's may differ where the collection's wrappers rescaled the same actuators.
     """
     stored = deserialize_space(record["action_space"])
-    difference = _difference(stored, environment.action_space, "actions")
-    if difference is None:
+    if _are_alike(stored, environment.action_space):
         return
     if stored.shape == environment.action_space.shape and metadata.get("env_spec") is not None:
         collection = _build(_readable_spec(json.loads(metadata["env_spec"]), record["source"]), record["source"], [])
         boxes = (collection.unwrapped.action_space, environment.unwrapped.action_space)
-        same = _difference(stored, collection.action_space, "actions") or _difference(*boxes, "actions")
+        same = _are_alike(stored, collection.action_space) and _are_alike(*boxes)
         collection.close()
-        if same is None:
+        if same:
             return
     raise UserError(
-        f"{record['source']}: its environment takes other actions than the data hold ({difference}): create the data "
-        f"set with eval_env= that has the wrappers of the collection"
+        f"{record['source']}: its environment takes other actions, {one_line(environment.action_space)}, than the data "
+        f"hold, {one_line(stored)}: create the data set with eval_env= that has the wrappers of the collection"
     )
 
 
@@ -234,9 +222,6 @@ def open_storage(data_path: Path) -> Tuple[MinariStorage, dict]:
         raise UserError(f"{data_path}: is no readable Minari data set ({one_line(error)}): {FETCH_AGAIN}") from error
     if storage.FORMAT != "hdf5":
         raise UserError(f"{data_path}: is stored as {storage.FORMAT}: only hdf5 is read, store it as that")
-    version = metadata.get("minari_version")
-    if version not in minari.supported_dataset_versions:
-        raise UserError(f"{data_path}: Minari {minari.__version__} does not support data sets of Minari {version}")
     return storage, metadata
 
 
@@ -310,11 +295,6 @@ def _read(storage: MinariStorage, scale: ActionScale, shift: float) -> Tuple[Dat
 def _episodes(storage: MinariStorage, source: str) -> Iterator[dict]:
     """The episodes by their number: minari asks for episode_0, episode_1, ..., where HDF5 would sort 10 before 2."""
     try:
-        with h5py.File(storage.data_path / MAIN_FILE) as file:
-            named = {f"episode_{index}" for index in range(storage.total_episodes)}
-            if named ^ set(file):
-                missing = f"{min(named ^ set(file))} is missing or not named"
-                raise ValueError(f"{len(file)} episodes, where the metadata name {len(named)}: {missing}")
         yield from storage.get_episodes(range(storage.total_episodes))
     except Exception as error:  # h5py raises many types for a damaged file
         raise UserError(f"{source}: truncated or damaged ({one_line(error)}): {FETCH_AGAIN}") from error
@@ -323,20 +303,15 @@ def _episodes(storage: MinariStorage, source: str) -> Iterator[dict]:
 def _check_episode(
     episode: dict, observations: np.ndarray, rewards: np.ndarray, action_shape: tuple, source: str
 ) -> None:
+    """Raises UserError where the arrays of an episode do not belong together."""
     steps = len(rewards)
-    shapes = {
-        "observations": (observations.shape[:1], (steps + 1,)),
-        "actions": (np.shape(episode["actions"]), (steps, *action_shape)),
-        "rewards": (rewards.shape, (steps,)),
-        "terminations": (episode["terminations"].shape, (steps,)),
-    }
-    for field, (found, expected) in shapes.items():
-        if found != expected:
-            reason = "several objectives are not supported" if field == "rewards" else "the file is damaged"
-            raise UserError(
-                f"{source}: {field} of episode_{episode['id']} have shape {found}, expected {expected}: {reason}, "
-                f"fetch or make it again"
-            )
+    found = len(observations), np.shape(episode["actions"]), rewards.shape, episode["terminations"].shape
+    expected = steps + 1, (steps, *action_shape), (steps,), (steps,)
+    if found != expected:
+        raise UserError(
+            f"{source}: observations, actions, rewards and terminations of episode_{episode['id']} have shapes "
+            f"{found}, expected {expected} (several objectives are not supported): fetch or make it again"
+        )
 
 
 def _identity(name: str, data_path: Path, metadata: dict, record: dict, returns: np.ndarray) -> dict:

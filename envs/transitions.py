@@ -20,17 +20,17 @@ def rows_of_transitions(arrays: Sequence[Any], source: str) -> dict[str, np.ndar
     for it. Raises UserError that names `source`, the array and, where there is one, the row.
     """
     observations, actions, rewards, next_observations, terminals, timeouts, action_low, action_high = arrays
-    observations = _matrix(source, "observations", observations)
+    observations = _numbers(source, "observations", observations, None, None)
     rows = len(observations)
-    actions = _matrix(source, "actions", actions, rows)
-    rewards = _vector(source, "rewards", rewards, rows)
+    actions = _numbers(source, "actions", actions, rows, None)
+    rewards = _numbers(source, "rewards", rewards, rows)
     terminal = _flags(source, "terminals", terminals, rows)
     follows = ~terminal  # whether the next row continues the episode
     if timeouts is not None:
         follows &= ~_flags(source, "timeouts", timeouts, rows)
     follows[-1] = False
     if next_observations is not None:
-        next_observations = _matrix(source, "next_observations", next_observations, rows, observations.shape[1])
+        next_observations = _numbers(source, "next_observations", next_observations, *observations.shape)
         follows[:-1] &= (next_observations[:-1] == observations[1:]).all(axis=1)
         known = np.ones(rows, bool)
     elif timeouts is not None:
@@ -71,39 +71,29 @@ def to_unit(actions: np.ndarray, low: Any, high: Any) -> np.ndarray:
     return ((actions - (high + low) / 2) / ((high - low) / 2)).astype(np.float32)
 
 
-def _matrix(source: str, name: str, array: Any, rows: Optional[int] = None, width: Optional[int] = None) -> np.ndarray:
-    array = _numbers(source, name, array)
-    fits = array.ndim == 2 and array.size > 0 and len(array) == (rows or len(array))
-    if not fits or array.shape[1] != (width or array.shape[1]):
-        expected = f"[{rows or 'N'}, {width or 'width'}], a row for each transition"
-        raise UserError(f"{source}: {name} have shape {list(array.shape)}, expected {expected}")
+def _numbers(source: str, name: str, array: Any, *shape: Optional[int]) -> np.ndarray:
+    """The array as finite numbers of that shape, [rows, 1] as [rows]; None is any length. Raises UserError."""
+    array = np.asarray(array)
+    if len(shape) == 1 and array.shape == (*shape, 1):
+        array = array[:, 0]
+    fits = array.ndim == len(shape) and all(
+        length is None or length == found for length, found in zip(shape, array.shape, strict=True)
+    )
+    if not fits or array.size == 0 or array.dtype.kind not in "fiub":
+        expected = ", ".join("any" if length is None else str(length) for length in shape)
+        raise UserError(
+            f"{source}: {name} have type {array.dtype} and shape {list(array.shape)}, expected numbers [{expected}], a "
+            f"row for each transition"
+        )
+    refuse_non_finite(source, name, array)
     return array
-
-
-def _vector(source: str, name: str, array: Any, rows: int) -> np.ndarray:
-    array = _numbers(source, name, array)
-    if array.shape not in ((rows,), (rows, 1)):
-        raise UserError(f"{source}: {name} have shape {list(array.shape)}, expected [{rows}], one for each transition")
-    return array.reshape(rows)
 
 
 def _flags(source: str, name: str, array: Any, rows: int) -> np.ndarray:
-    flags = _vector(source, name, array, rows)
-    odd = np.flatnonzero((flags != 0) & (flags != 1))
-    if len(odd):
-        raise UserError(f"{source}: {name} must be 0 or 1, row {odd[0]} is {flags[odd[0]]}")
+    flags = _numbers(source, name, array, rows)
+    if not np.isin(flags, (0, 1)).all():
+        raise UserError(f"{source}: {name} must be 0 or 1, row {(~np.isin(flags, (0, 1))).argmax()} is neither")
     return flags.astype(bool)
-
-
-def _numbers(source: str, name: str, array: Any) -> np.ndarray:
-    try:
-        array = np.asarray(array)
-    except (TypeError, ValueError) as error:  # episodes of different lengths, a tensor on a GPU
-        raise UserError(f"{source}: {name} are no array: put the episodes one after the other, on the CPU") from error
-    if array.dtype.kind not in "fiub":
-        raise UserError(f"{source}: {name} have type {array.dtype}, expected an array of numbers [N, ...]")
-    refuse_non_finite(source, name, array)
-    return array
 
 
 def refuse_non_finite(source: str, field: str, array: np.ndarray) -> None:

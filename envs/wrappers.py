@@ -8,6 +8,7 @@ from typing import Any, Callable, Dict, Optional, Tuple
 import gymnasium
 import numpy as np
 from gymnasium import spaces
+from gymnasium.wrappers import TimeLimit, TransformObservation, TransformReward
 
 # Keys of a record.
 NORMALIZATION = ("observation_mean", "observation_std")
@@ -39,13 +40,13 @@ def wrapped(make_env: Optional[Callable[..., gymnasium.Env]], record: dict) -> O
     if make_env is None:
         return None
     if record.get("max_episode_steps") is not None:
-        make_env = Wrapped(make_env, gymnasium.wrappers.TimeLimit, (record["max_episode_steps"],))
+        make_env = Wrapped(make_env, TimeLimit, (record["max_episode_steps"],))
     if record.get("score_name") == "success":
         make_env = Wrapped(make_env, SuccessAlways)
     if all(name in record for name in NORMALIZATION):
-        make_env = Wrapped(make_env, NormalizedObservations, tuple(record[name] for name in NORMALIZATION))
+        make_env = Wrapped(make_env, normalized, tuple(record[name] for name in NORMALIZATION))
     if record.get(SPARSE):
-        make_env = Wrapped(make_env, SparseRewards)
+        make_env = Wrapped(make_env, sparse)
     return Wrapped(make_env, ChunkedEnvironment, (record[CHUNK],)) if CHUNK in record else make_env
 
 
@@ -67,23 +68,16 @@ class SuccessAlways(gymnasium.Wrapper):
         return *answer, info | {"success": np.nan_to_num(success_of(info), nan=0.0)}
 
 
-class NormalizedObservations(gymnasium.ObservationWrapper):
+def normalized(environment: gymnasium.Env, mean: list, std: list) -> gymnasium.Env:
     """`environment` with (observation - mean) / std for each observation; mean and std are lists [O]."""
-
-    def __init__(self, environment: gymnasium.Env, mean: list, std: list):
-        super().__init__(environment)
-        self.mean, self.std = np.asarray(mean, np.float32), np.asarray(std, np.float32)
-        self.observation_space = spaces.Box(-np.inf, np.inf, self.mean.shape, np.float32)
-
-    def observation(self, observation: np.ndarray) -> np.ndarray:
-        return (observation - self.mean) / self.std
+    mean, std = np.asarray(mean, np.float32), np.asarray(std, np.float32)
+    space = spaces.Box(-np.inf, np.inf, mean.shape, np.float32)
+    return TransformObservation(environment, lambda observation: (observation - mean) / std, space)
 
 
-class SparseRewards(gymnasium.RewardWrapper):
+def sparse(environment: gymnasium.Env) -> gymnasium.Env:
     """`environment` with reward -1 for every step whose reward is not 0."""
-
-    def reward(self, reward: float) -> float:
-        return -1.0 if reward else 0.0
+    return TransformReward(environment, lambda reward: -1.0 if reward else 0.0)
 
 
 class ChunkedEnvironment(gymnasium.Wrapper):

@@ -90,13 +90,12 @@ def test_without_next_observations_they_are_the_next_rows_and_a_step_at_a_time_l
         ({"next_observations": (4, np.inf)}, "next_observations holds a NaN or infinity at row 4"),
         ({"rewards": (20, np.nan)}, "rewards holds a NaN or infinity at row 20"),
         ({"actions": (3, -2.1)}, "actions of 1 of 21 rows are outside -2 to 2, the first in row 3"),
-        ({"terminals": (3, 2)}, "terminals must be 0 or 1, row 3 is 2"),
-        ({"actions": np.zeros(21)}, r"actions have shape \[21\], expected \[21, width\]"),
-        ({"rewards": np.zeros((21, 2))}, r"rewards have shape \[21, 2\], expected \[21\]"),
-        ({"next_observations": np.zeros((21, 2))}, r"next_observations have shape \[21, 2\], expected \[21, 3\]"),
-        ({"observations": np.zeros((0, 3))}, r"observations have shape \[0, 3\], expected \[N, width\]"),
-        ({"observations": [[1.0, 2.0], [1.0]]}, "observations are no array: put the episodes one after the other"),
-        ({"observations": np.array([["a"]])}, "observations have type <U1, expected an array of numbers"),
+        ({"terminals": (3, 2)}, "terminals must be 0 or 1, row 3"),
+        ({"actions": np.zeros(21)}, r"actions have .* shape \[21\], expected numbers \[21, any\]"),
+        ({"rewards": np.zeros((21, 2))}, r"rewards have .* shape \[21, 2\], expected numbers \[21\]"),
+        ({"next_observations": np.zeros((21, 2))}, r"next_observations have .* \[21, 2\], expected numbers \[21, 3\]"),
+        ({"observations": np.zeros((0, 3))}, r"observations have .* \[0, 3\], expected numbers \[any, any\]"),
+        ({"observations": np.array([["a"]])}, "observations have type <U1 and shape .* expected numbers"),
         ({"next_observations": None, "timeouts": None}, "next_observations and timeouts are both missing"),
         ({"action_low": [-2, -2, -2]}, "give action_low and action_high as numbers or .1."),
         ({"action_high": -2}, "are not finite numbers low < high"),
@@ -231,7 +230,7 @@ def spoiled(field: str, row: int) -> Task:
 @pytest.mark.parametrize(
     "task, message",
     [
-        (own_task(make_env=make("Pendulum-v1")), r"its actions are Box\(-2.0, 2.0, \(1,\), float32\), and a policy's"),
+        (own_task(make_env=make("Pendulum-v1")), r"actions are Box\(-2.0, 2.0, \(1,\), float32\), the data's"),
         (spoiled("rewards", 4), "validation rewards hold a NaN or infinity at row 4"),
         (spoiled("observations", 7), "validation observations hold a NaN or infinity at row 7"),
     ],
@@ -247,10 +246,7 @@ def test_a_task_of_ones_own_may_hold_anything_where_nothing_reads_it(monkeypatch
     assert load_task("mine/x").validation is not None
 
 
-def test_a_package_of_the_same_name_as_one_of_this_repository_is_named(monkeypatch):
-    monkeypatch.setenv("DIPOLE_SUITES", "mine=envs.my_tasks")
-    with pytest.raises(UserError, match="'envs.my_tasks', .*: the package envs is that of .*/envs, rename yours"):
-        load_task("mine/x")
+def test_a_module_that_python_does_not_find_is_named(monkeypatch):
     monkeypatch.setenv("DIPOLE_SUITES", "mine=no_such.my_tasks")
     with pytest.raises(UserError, match="'no_such.my_tasks', .*: add its folder to PYTHONPATH"):
         load_task("mine/x")

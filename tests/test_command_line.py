@@ -517,8 +517,6 @@ def commands() -> list:
 def test_a_wrong_flag_of_any_command_is_one_sentence(module, monkeypatch, capsys):
     if module == "benchmarks.against_jax":
         pytest.importorskip("jax")
-    if module.startswith("benchmarks.navsim"):
-        pytest.importorskip("geopandas")
     command = importlib.import_module(module)
     monkeypatch.setattr("sys.argv", ["command", "--no_such_flag", "1"])
     with pytest.raises(SystemExit) as stop:

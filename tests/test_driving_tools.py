@@ -136,24 +136,25 @@ def test_the_closed_loop_reports_planners_and_runs(folder, run, drive, capsys, m
 
 
 def test_the_table_has_the_scores_of_planners_data_and_runs(folder, run, capsys):
-    table.main(["--data_dir", str(folder), "--run", str(run), "--greediness", "0", "1", "--samples", "2", "--best"])
+    table.main(["--data_dir", str(folder), "--run", str(run), "--greediness", "0", "1", "--samples", "2"])
     lines = capsys.readouterr().out.splitlines()
     rows = {line.split("|")[1].strip(): [float(cell) for cell in line.split("|")[2:-1]] for line in lines[2:]}
     labels = [f"dipole, greediness {omega} (seed_0)" for omega in (0, 1)]
-    assert list(rows)[-4:] == [labels[0], f"{labels[0]}: best of 2", labels[1], f"{labels[1]}: best of 2"]
-    assert all(rows[f"{label}: best of 2"][-1] > rows[label][-1] for label in labels)
+    assert list(rows)[-2:] == labels
     scenes = read_split(folder, "test")
     straight = table.scores_of(scenes, np.stack([constant_velocity(scene) for scene in scenes.scenes])[:, None], "")
     assert rows["constant velocity"] == pytest.approx(100 * straight.mean(axis=(0, 1)), abs=0.051)
     assert rows["data: best of 16"][-1] >= rows["data: mean plan"][-1]
-    assert len(rows) == 9
+    assert len(rows) == 7
 
 
-def test_the_best_plan_is_taken_whole():
-    scores = np.zeros((1, 3, len(SCORE_NAMES)))
-    scores[0, :, -1] = 0.2, 0.9, 0.5
-    scores[0, :, 0] = 0.1, 0.5, 1.0
-    assert table.best_of(scores)[0, 0, [0, -1]].tolist() == [0.5, 0.9]
+def test_the_best_plan_is_taken_whole(folder):
+    scenes = read_split(folder, "test")
+    found = table.planner_scores(scenes)
+    best, own = found["data: best of 16"], found[table.DATA]
+    assert best.shape == (len(scenes.scenes), 1, len(SCORE_NAMES))
+    for one, scores in zip(best[:, 0], own, strict=True):
+        assert one[-1] == scores[:, -1].max() and (one == scores).all(axis=1).any()
 
 
 # ---- Results of a comparison ----
@@ -337,9 +338,3 @@ def test_mistakes_are_one_sentence_each(folder, run, tmp_path, refused):
     assert "no driving scenes in" in refused(table.main, "--run", run, "--data_dir", tmp_path)
     with pytest.raises(UserError, match="its task is driving/bandit; give one of driving/navsim"):
         navsim_policy.open_policy(run / "checkpoint.pt")
-
-
-def test_a_run_is_refused_in_a_set_whose_actions_have_other_numbers(run, monkeypatch):
-    monkeypatch.setattr("harness.driving.policies.load_data", lambda folder, kind: load_data(folder, "zscore"))
-    with pytest.raises(UserError, match="have [0-9]+ numbers, those of this set 24: give the --data_dir"):
-        Policy(run)

@@ -19,7 +19,7 @@ from minari.data_collector.episode_buffer import EpisodeBuffer
 from algorithms.dipole import Noise
 from common.errors import UserError
 from envs import load_environment, load_task
-from envs.actions import ActionScale
+from envs.spaces import ActionScale
 from envs.transitions import ACTION_LIMIT
 from harness.evaluation import evaluate
 
@@ -272,16 +272,12 @@ for kind in (Colder, Stronger, Named):
 @pytest.mark.parametrize(
     "eval_env, message",
     [
+        ("MinariTestColder-v0", r"its environment observes Box\(-3.0, 3.0, .*, the data hold Box\(.-1"),
         (
-            "MinariTestColder-v0",
-            r"another than that of the data .observations: bounds low = .-3., -3., -3.., in the data",
+            "MinariTestNamed-v0",
+            r"observes Dict.*, the data hold Box.*: create the data set with eval_env=",
         ),
-        ("MinariTestNamed-v0", r"observations: Dict, in the data Box\(3,\).: create the data set with eval_env="),
-        (
-            "MinariTestStronger-v0",
-            r"takes other actions than the data hold .actions: bounds low = .-5.., in the data .-2",
-        ),
-        ("MinariTestGoal-v0", r"another than that of the data .observations: Dict, in the data Box\(3,\)"),
+        ("MinariTestStronger-v0", r"takes other actions, Box\(-5.0, 5.0, .*, than the data hold, Box\(-2.0"),
     ],
 )
 def test_an_environment_that_is_not_the_datas_is_refused(tmp_path, monkeypatch, eval_env, message):
@@ -437,7 +433,7 @@ def flat(low, high, shape):
         (spaces.Dict({"a": spaces.Discrete(2)}), flat(-1, 1, (1,)), "observation space Discrete is not supported"),
         (flat(0, 1, (3,)), spaces.Discrete(3), "action space Discrete is not supported"),
         (flat(0, 1, (3,)), flat(-np.inf, np.inf, (1,)), "no finite bounds"),
-        (flat(0, 1, (2,)), flat(-1, 1, (1,)), r"observations: Box\(3,\), in the data Box\(2,\)"),
+        (flat(0, 1, (2,)), flat(-1, 1, (1,)), r"observes Box.*\(3,\), float32\), the data hold Box.*\(2,\)"),
     ],
 )
 def test_other_spaces_are_refused(tmp_path, monkeypatch, observation_space, action_space, message):
@@ -480,18 +476,14 @@ def with_nan(array):
         (drop_episode, "main_data.hdf5: truncated or damaged .*episode_5"),
         (lambda path: path.unlink(), "is no readable Minari data set"),
         (lambda path: path.with_name("metadata.json").write_text("{"), "is no readable Minari data set"),
-        (lambda path: edit_metadata(path, minari_version="0.3.0"), "does not support .* 0.3.0"),
         (lambda path: edit_metadata(path, env_spec=None), "env_spec and eval_env_spec are missing"),
         (change("observations", with_nan), "observations holds a NaN or infinity at row 113"),
         (change("actions", with_nan), "actions holds a NaN"),
         (change("rewards", with_nan), "rewards holds a NaN"),
-        (change("observations", lambda array: array[1:]), r"observations of episode_11 have shape \(14,\)"),
-        (change("actions", lambda array: array[1:]), r"actions of episode_11 have shape \(13, 1\), expected \(14, 1\)"),
-        (change("terminations", lambda array: array[1:]), "terminations of episode_11"),
-        (
-            change("rewards", lambda array: np.stack([array] * 2, axis=1)),
-            r"rewards of episode_11 have shape \(14, 2\), expected \(14,\): several objectives are not supported",
-        ),
+        (change("observations", lambda array: array[1:]), r"of episode_11 have shapes \(14, .*expected \(15,"),
+        (change("actions", lambda array: array[1:]), r"of episode_11 have shapes \(15, \(13, 1\)"),
+        (change("terminations", lambda array: array[1:]), "of episode_11 have shapes"),
+        (change("rewards", lambda array: np.stack([array] * 2, axis=1)), "several objectives are not supported"),
     ],
 )
 def test_broken_data_sets_are_explained(tmp_path, monkeypatch, damage, message):

@@ -15,7 +15,6 @@ import torch
 from algorithms.dipole import DIPOLE, DIPOLEConfig
 from common.errors import UserError
 from common.untrusted import load_npz
-from envs.driving.navsim_results import read_result
 from envs.minari import open_storage
 from harness.config import stored_config
 from harness.config_file import LARGEST_FILE
@@ -116,18 +115,6 @@ def test_an_array_with_one_changed_bit_is_refused(tmp_path):
     path.write_bytes(content)
     with pytest.raises(zipfile.BadZipFile, match="Bad CRC-32"):
         load_npz(path, ("observations",))
-
-
-# ---- CSV ----
-
-
-def test_a_csv_that_a_spreadsheet_saved_again_is_read(tmp_path):
-    path = tmp_path / "result.csv"
-    rows = "token,valid,comfort,score\n0a,True,1.0,0.5\naverage,True,1.0,0.5\n"
-    path.write_text(rows, encoding="utf-8")
-    plain = read_result(path)
-    path.write_text(rows, encoding="utf-8-sig")  # with a byte-order mark
-    assert read_result(path) == plain
 
 
 # ---- Minari's metadata ----

@@ -12,8 +12,8 @@ from gymnasium import spaces
 from algorithms.dipole import DIPOLE, DIPOLEConfig
 from common.errors import UserError
 from envs import load_task, suites
-from envs.actions import ActionScale
 from envs.minari import observation_width
+from envs.spaces import ActionScale
 from harness.command_line import main
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "supported.md").read_text(encoding="utf-8")

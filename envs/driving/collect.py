@@ -61,19 +61,18 @@ def missing_logs(folder: Path, logs: int) -> list[int]:
     return [index for index in range(logs) if not log_path(folder, index).exists()]
 
 
-def collect_log(folder: Path, seed: int, index: int) -> None:
-    """Writes log number `index` of the set with `seed`; the roads are in `folder`."""
-    traffic = traffic_module()
-    family = FAMILIES[index % len(FAMILIES)]
-    traffic_seed, plan_seed = np.random.SeedSequence([seed, index]).spawn(2)
-    log = traffic.simulate(family, int(traffic_seed.generate_state(1)[0]), LOG_STEPS)
-    entries, steps = curate(family, log, read_road(road_path(folder, family)), np.random.default_rng(plan_seed))
-    write_log(log_path(folder, index), entries, family, steps, log.centreline, log.speed_limit)
-
-
 def log_collector(folder: Path, seed: int) -> Callable[[int], None]:
-    """What collects a log by its number, in each process of the pool."""
-    return functools.partial(collect_log, folder, seed)
+    """What writes the log of a number, of the set with `seed` whose roads are in `folder`: the work of one process."""
+    traffic = traffic_module()
+
+    def collect_log(index: int) -> None:
+        family = FAMILIES[index % len(FAMILIES)]
+        traffic_seed, plan_seed = np.random.SeedSequence([seed, index]).spawn(2)
+        log = traffic.simulate(family, int(traffic_seed.generate_state(1)[0]), LOG_STEPS)
+        entries, steps = curate(family, log, read_road(road_path(folder, family)), np.random.default_rng(plan_seed))
+        write_log(log_path(folder, index), entries, family, steps, log.centreline, log.speed_limit)
+
+    return collect_log
 
 
 def _describe(seed: int, logs: int) -> dict:

@@ -59,37 +59,17 @@ FUTURE_FRAMES = 10  # of a scene, every half second; 5 s, as the metric cache in
 LIBRARIES = ("navsim", "nuplan-devkit", "numpy", "scipy", "shapely")
 
 
-def with_reference(scene: Scene, cache: Any) -> Tuple[Scene, np.ndarray]:
-    """(scene with the progress of the cached PDM-Closed trajectory, that trajectory as a plan [8, 3])."""
-    poses, plan = trajectory_of(cache.trajectory, cache.ego_state.time_point, scene.pose)
-    motion = Motion(scene, track(poses[None], start_of(scene)))
-    return replace(scene, reference_progress=float(progress_of(motion)[0])), plan
-
-
-def scored_plans(
-    scene: Scene, reference: np.ndarray, logged: np.ndarray, generator: np.random.Generator
-) -> Tuple[np.ndarray, np.ndarray]:
-    """(plans [K, 8, 3], scores [K, 6]) drawn as for the embedded scenes, with NAVSIM's PDM-Closed and human plans."""
-    candidates = np.concatenate([proposals(scene), reference[None], logged[None], constant_velocity(scene)[None]])
-    shares = np.full(len(candidates), PROPOSAL_SHARE)
-    shares[-3:] = CHOSEN_SHARE, LOGGED_SHARE, CONSTANT_SHARE
-    plans = draw_plans(candidates, shares, generator)
-    return plans, score_matrix(score(scene, plans))
-
-
 class Source:
     """NAVSIM's caches and logs, which are read one scene at a time.
 
     tokens: those of each log that has a cached scene; without_log: how many cached scenes no log holds. Raises
-    UserError where a part is missing, moved or of another version.
+    UserError for a cache of another version.
     """
 
     def __init__(self, metric_cache: Path, logs_path: Path, limit: Optional[int] = None):
         loaders = navsim_module("navsim.common.dataloader")
         types = navsim_module("navsim.common.dataclasses")
         check_maps()
-        if not logs_path.is_dir():
-            raise UserError(f"{logs_path}: is no folder; set --logs_path to the one that NAVSIM was run with")
         self.caches = open_caches(metric_cache)
         tokens = sorted(self.caches.tokens)[:limit]
         if hasattr(read_cache(self.caches, tokens[0]), "map_parameters"):
@@ -104,29 +84,29 @@ class Source:
         by_log = self.scenes.get_tokens_list_per_log()
         self.tokens = {name: sorted(by_log[name]) for name in sorted(by_log)}
         self.without_log = len(tokens) - sum(map(len, self.tokens.values()))
-        if self.without_log == len(tokens):
-            raise UserError(
-                f"{logs_path}: holds none of the {len(tokens)} scenes cached in {metric_cache}; set --logs_path to the "
-                "logs of the split that was cached"
-            )
 
     def scene(self, token: str) -> Tuple[Scene, np.ndarray, np.ndarray]:
         """(scene, plan [8, 3] of the cached PDM-Closed trajectory, plan [8, 3] of the human driver)."""
         cache, recorded = read_cache(self.caches, token), self.scenes.get_scene_from_token(token)
         scene = scene_of(cache, self.scenes.get_agent_input_from_token(token), recorded)
-        scene, reference = with_reference(scene, cache)
+        poses, reference = trajectory_of(cache.trajectory, cache.ego_state.time_point, scene.pose)
+        motion = Motion(scene, track(poses[None], start_of(scene)))
+        scene = replace(scene, reference_progress=float(progress_of(motion)[0]))
         return scene, reference, np.asarray(recorded.get_future_trajectory(KNOTS).poses, np.float64)
 
 
 def export_log(source: Source, name: str, index: int, folder: Path, seed: int) -> None:
-    """Writes the roads and the file of one log."""
+    """Writes the roads and the file of one log, with plans drawn as for the embedded scenes from its candidates."""
     generator, tokens = np.random.default_rng(np.random.SeedSequence([seed, index])), source.tokens[name]
     entries = []
     for token in tokens:
         scene, reference, logged = source.scene(token)
-        plans, scores = scored_plans(scene, reference, logged, generator)
+        candidates = np.concatenate([proposals(scene), reference[None], logged[None], constant_velocity(scene)[None]])
+        shares = np.full(len(candidates), PROPOSAL_SHARE)
+        shares[-3:] = CHOSEN_SHARE, LOGGED_SHARE, CONSTANT_SHARE
+        plans = draw_plans(candidates, shares, generator)
         write_road(road_path(folder, token), scene.road)
-        entries.append(Entry(scene, plans, scores, logged, reference))
+        entries.append(Entry(scene, plans, score_matrix(score(scene, plans)), logged, reference))
     scenes = [entry.scene for entry in entries]
     write_log(
         log_path(folder, index),

@@ -7,15 +7,13 @@ github.com/autonomousvision/navsim (Apache-2.0) and nuplan-devkit 1.2 have them.
 
 import importlib
 import inspect
-import lzma
 import os
-import pickle
 from pathlib import Path
 from typing import Any, List, Tuple
 
 import numpy as np
 
-from common.errors import UserError
+from common.errors import UserError, one_line
 from envs.driving.polygons import INTERSECTION, LANE, ROAD, PolygonRoad
 from envs.driving.scene import FUTURE_STEPS, Scene
 from envs.driving.vehicle import DT, KNOT_STEPS, STEPS, to_frame, to_world
@@ -70,25 +68,18 @@ def open_caches(folder: Path) -> Any:
         raise UserError(
             f"{folder}: has no metadata/*.csv that lists scenes; give the folder of a finished run_metric_caching.py"
         )
-    absent = [path for path in caches.metric_cache_paths.values() if not Path(path).is_file()]
-    if absent:
-        raise UserError(
-            f"{listing}: names {len(absent)} files that are not there, {absent[0]} the first: the cache was moved; put "
-            "it back or make it again"
-        )
     return caches
 
 
 def read_cache(caches: Any, token: str) -> Any:
-    """The MetricCache of a scene. Raises UserError where it is damaged or of another version of NAVSIM."""
-    path = caches.metric_cache_paths[token]
+    """The MetricCache of a scene. Raises UserError where it is absent, damaged or of another version of NAVSIM."""
     try:
         return caches.get_from_token(token)
-    except (AttributeError, ImportError) as error:
-        reason = f"was made by another version of NAVSIM than the one installed here ({error})"
-    except (OSError, EOFError, lzma.LZMAError, pickle.UnpicklingError) as error:
-        reason = f"cannot be read ({error})"
-    raise UserError(f"{path}: {reason}; make the metric cache again")
+    except Exception as error:  # of a file that is gone or cut, and of a pickle of another version's classes
+        path = caches.metric_cache_paths[token]
+        raise UserError(
+            f"{path}: cannot be read by the NAVSIM installed here ({one_line(error)}); make the metric cache again"
+        ) from error
 
 
 def scene_of(cache: Any, agent_input: Any, recorded: Any, steps: int = FUTURE_STEPS, kinds: int = ALL_KINDS) -> Scene:

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from envs.driving.scene import FUTURE_STEPS, Scene, project
-from envs.driving.score import Scores, pdms_of, relative_progress, score
+from envs.driving.score import pdms_of, relative_progress, score
 from envs.driving.vehicle import DT, KNOT_STEPS, KNOTS, LENGTH, REAR_AXLE_TO_CENTRE, STEPS, WIDTH, to_frame, wrap
 
 SPEED_FRACTIONS = (0.2, 0.4, 0.6, 0.8, 1.0)
@@ -124,16 +124,11 @@ def _driver_model(speed: np.ndarray, target: np.ndarray, gap: np.ndarray, ahead_
 
 def choose(scene: Scene, plans: np.ndarray) -> int:
     """Which of plans [B, 8, 3] scores best among them if all agents keep their velocities; the first of equals."""
-    expected = replace(scene, agents=forecast(scene), reference_progress=0.0)
-    scores = score(expected, plans)
-    return int(np.argmax(among(scores)))
-
-
-def among(scores: Scores) -> np.ndarray:
-    """PDMS [B] of plans whose progress is measured by the best of them, as a planner compares its proposals."""
+    scores = score(replace(scene, agents=forecast(scene), reference_progress=0.0), plans)
     multiplier = scores.no_collision * scores.drivable_area
-    progress = relative_progress(scores.raw_progress, multiplier, float((scores.raw_progress * multiplier).max()))
-    return pdms_of(multiplier, progress, scores.time_to_collision, scores.comfort)
+    best = float((scores.raw_progress * multiplier).max())  # progress is measured by the best of the plans
+    progress = relative_progress(scores.raw_progress, multiplier, best)
+    return int(np.argmax(pdms_of(multiplier, progress, scores.time_to_collision, scores.comfort)))
 
 
 def perturb(plans: np.ndarray, generator: np.random.Generator) -> np.ndarray:

@@ -115,6 +115,5 @@ def collect(root: Path, domain: str, policy: str, episodes: int, seed: int = 0, 
     elif missing:
         from envs.exorl.rnd import RNDParameters, collect_rnd
 
-        hours = collect_rnd(folder, episodes, seed, RNDParameters())
-        write_record(folder / RECORD, {**read_sidecar(folder), "hours": round(hours, 6)})
+        collect_rnd(folder, episodes, seed, RNDParameters())
     return folder

@@ -49,7 +49,7 @@ def convert(root: Path, domain: str, collector: str) -> Path:
             if _modified(path) == before:  # otherwise another process made it while this one waited
                 remove_abandoned(path.parent)
                 if source.kind == "unknown":
-                    print(f"{source.describe()}: not the whole released set", flush=True)
+                    print(f"{source.path}: {len(source.episodes)} episodes, not the whole released set", flush=True)
                 with replacing(path) as temporary, h5py.File(temporary, "w") as file:
                     _write(file, path, source)
     return path

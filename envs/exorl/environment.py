@@ -1,17 +1,16 @@
 """ExORL's tasks as gymnasium environments, on dm_control's suite and its parts."""
 
-import contextlib
 import importlib
 import logging
 import warnings
-from typing import Any, Dict, Iterator, Optional, Tuple, Union
+from typing import Any, Dict, Optional, Tuple, Union
 
 import gymnasium
 import numpy as np
 from dm_control.rl import control
 
-from envs.actions import ActionScale
 from envs.exorl.domains import DOMAINS
+from envs.spaces import ActionScale
 
 with warnings.catch_warnings():
     # Without a display GLFW warns while dm_control looks for a renderer; nothing is rendered here.
@@ -31,23 +30,14 @@ def _is_no_known_notice(record: logging.LogRecord) -> bool:
     return not any(notice in record.getMessage() for notice in KNOWN_NOTICES)
 
 
-@contextlib.contextmanager
-def _without_known_notices() -> Iterator[None]:
-    """Drops log lines, one for every environment or episode, that call for nothing to be done."""
-    logger = logging.getLogger("absl")
-    logger.addFilter(_is_no_known_notice)
-    try:
-        yield
-    finally:
-        logger.removeFilter(_is_no_known_notice)
+logging.getLogger("absl").addFilter(_is_no_known_notice)  # dm_control's, a line for every environment or episode
 
 
 def load_environment(domain: str, task: str) -> Union[control.Environment, composer.Environment]:
     """dm_control's environment of a task: the suite's own, else that of `envs.exorl.<domain>`."""
-    with _without_known_notices():
-        if (domain, task) in suite.ALL_TASKS:
-            return suite.load(domain, task)
-        return importlib.import_module(f"envs.exorl.{domain}").load(task)
+    if (domain, task) in suite.ALL_TASKS:
+        return suite.load(domain, task)
+    return importlib.import_module(f"envs.exorl.{domain}").load(task)
 
 
 def action_scale(environment: Union[control.Environment, composer.Environment]) -> ActionScale:
@@ -69,7 +59,7 @@ class ExORLEnvironment(gymnasium.Env):
 
     def __init__(self, domain: str, task: str):
         self._environment = load_environment(domain, task)
-        width = self._flatten(self._restart()).shape
+        width = self._flatten(self._environment.reset().observation).shape
         self._physics = self._environment.physics  # the composer's exists from the first reset on
         self._scale = action_scale(self._environment)
         has_composer = isinstance(self._environment, composer.Environment)
@@ -84,16 +74,12 @@ class ExORLEnvironment(gymnasium.Env):
     def _flatten(observation: Dict[str, np.ndarray]) -> np.ndarray:
         return np.concatenate([np.ravel(entry) for entry in observation.values()], dtype=np.float32)
 
-    def _restart(self) -> Dict[str, np.ndarray]:
-        with _without_known_notices():
-            return self._environment.reset().observation
-
     def reset(self, *, seed: Optional[int] = None, options: Optional[dict] = None) -> Tuple[np.ndarray, Dict[str, Any]]:
         super().reset(seed=seed, options=options)
         if seed is not None:
             self._random.seed(seed)
         self._steps = 0
-        return self._flatten(self._restart()), {}
+        return self._flatten(self._environment.reset().observation), {}
 
     def step(self, action: np.ndarray) -> Tuple[np.ndarray, float, bool, bool, Dict[str, Any]]:
         step = self._environment.step(self._scale.from_unit(action))

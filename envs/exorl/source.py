@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import io
-import itertools
 import os
 import re
 import zipfile
@@ -47,14 +46,6 @@ class Source:
     episodes: Tuple[Episode, ...]
     generation: Optional[dict]
 
-    def describe(self) -> str:
-        """How many episodes there are, and which of the numbering."""
-        first, last = self.episodes[0].index, self.episodes[-1].index
-        gaps = last - first + 1 - len(self.episodes)
-        return f"{self.path}: {len(self.episodes)} episodes, number {first} to {last}" + (
-            f" without {gaps} between them" if gaps else ""
-        )
-
     def fingerprint(self) -> str:
         """sha256 of the episodes' file names and sizes: tells whether the files changed, without reading them."""
         lines = "".join(f"{PurePosixPath(episode.name).name} {episode.size}\n" for episode in self.episodes)
@@ -74,17 +65,16 @@ def open_source(folder: Path) -> Iterator[Optional[Source]]:
     """The episodes of `<root>/<domain>/<collector>`: its `buffer/` or itself, else `<collector>.zip`, else None.
 
     Other files than episode_<index>_<length>.npz are left alone, and any part of a released set is read.
-    Raises UserError that names the file for an npz of another name, an episode of another length than the domain's or
-    twice the same number, for a set without episodes, and where the folder's name and the record of a local generation
-    disagree.
+    Raises UserError that names the file for an npz of another name, for a set without episodes, and where the folder's
+    name and the record of a local generation disagree.
     """
-    archive_path, domain = folder.with_name(folder.name + ".zip"), folder.parent.name
+    archive_path = folder.with_name(folder.name + ".zip")
     buffer = folder / "buffer"
     if not buffer.is_dir() and folder.is_dir() and any(map(_is_npz, os.listdir(folder))):
         buffer = folder
     if buffer.is_dir():
         generation = read_sidecar(folder)
-        episodes = _order_episodes(buffer, domain, _folder_episodes(buffer))
+        episodes = _order_episodes(buffer, _folder_episodes(buffer))
         if generation is not None and len(episodes) < generation["episodes"]:
             raise UserError(
                 f"{folder}: the collection stopped at {len(episodes)} of {generation['episodes']} episodes: "
@@ -95,8 +85,7 @@ def open_source(folder: Path) -> Iterator[Optional[Source]]:
         if folder.name.startswith(LOCAL_PREFIX):
             raise UserError(f"{archive_path}: only downloaded sets are read from a zip: unpack it to {folder}/")
         with _open_archive(archive_path) as archive:
-            members = _archive_episodes(archive_path, archive)
-            yield Source(archive_path, _order_episodes(archive_path, domain, members), None)
+            yield Source(archive_path, _order_episodes(archive_path, _archive_episodes(archive_path, archive)), None)
     else:
         yield None
 
@@ -136,17 +125,9 @@ def _folder_episodes(buffer: Path) -> List[Episode]:
 
 def _open_archive(path: Path) -> zipfile.ZipFile:
     try:
-        archive = zipfile.ZipFile(path)
+        return zipfile.ZipFile(path)
     except Exception as error:  # zipfile raises many types for a damaged file
         raise UserError(f"{path}: truncated or not a zip file ({one_line(error)}): fetch it again") from error
-    with open(path, "rb") as file:
-        file.seek(min((member.header_offset for member in archive.infolist()), default=0))
-        if archive.infolist() and file.read(4) != zipfile.stringFileHeader:
-            raise UserError(
-                f"{path}: its directory does not tell where its files lie, as in a zip over 4 GB that a Mac's Finder "
-                f"made: unpack it there and put the folder here, or make it again with `zip -r`"
-            )
-    return archive
 
 
 def _archive_episodes(path: Path, archive: zipfile.ZipFile) -> List[Episode]:
@@ -172,25 +153,14 @@ def _name_episode(name: str, size: int, opener: Callable[[], BinaryIO]) -> Episo
     return Episode(name, int(match[1]), int(match[2]), size, opener)
 
 
-def _order_episodes(path: Path, domain: str, episodes: List[Episode]) -> Tuple[Episode, ...]:
+def _order_episodes(path: Path, episodes: List[Episode]) -> Tuple[Episode, ...]:
     if not episodes:
         # A zip that lost its end can open as the last complete npz inside it.
         raise UserError(
             f"{path}: holds no episodes (buffer/episode_<index>_<length>.npz), it is empty, truncated or another "
             "archive: fetch it again"
         )
-    ordered = sorted(episodes, key=lambda episode: (episode.index, episode.name))
-    for before, episode in itertools.pairwise(ordered):
-        if episode.index == before.index:
-            raise UserError(f"{episode.name}: duplicates episode {episode.index} of {before.name}: remove one")
-    steps = DOMAINS[domain].episode_steps
-    for episode in ordered:
-        if episode.length != steps:  # nothing terminates in these domains, so every episode has its full length
-            raise UserError(
-                f"{episode.name}: an episode of {episode.length} transitions by its name, {domain}'s have {steps}: "
-                "cut short or of another domain, fetch or make it again"
-            )
-    return tuple(ordered)
+    return tuple(sorted(episodes, key=lambda episode: (episode.index, episode.name)))
 
 
 # ---- One episode ----

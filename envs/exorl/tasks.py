@@ -180,13 +180,7 @@ def _check_episodes(path: Path, starts: np.ndarray, lengths: np.ndarray, rows: i
 
 def _map(path: Path, column: h5py.Dataset) -> np.ndarray:
     """The data set as an array that reads the file where it is touched; what is written to it stays in memory."""
-    offset = column.id.get_offset()
-    if offset is None:
-        raise UserError(
-            f"{path}: compressed, as an earlier version could write it, and so cannot be memory-mapped: set in_memory "
-            f"to true, or run `{convert_command(path)}`"
-        )
-    return np.memmap(path, column.dtype, "c", offset, column.shape)
+    return np.memmap(path, column.dtype, "c", column.id.get_offset(), column.shape)
 
 
 def _align(

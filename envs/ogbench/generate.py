@@ -3,18 +3,17 @@
 python -m envs.ogbench.generate cube-single-play --transitions 100000 --workers 2 --seed 0 --out ~/.ogbench/data
 """
 
-import contextlib
 import functools
 import shutil
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
 from common.errors import CommandParser, UserError, exit_on_user_error
-from common.files import remove_abandoned, replacing
+from common.files import make_folder, remove_abandoned, replacing
 from envs.generation_record import RECORD, check_counts, refuse_other_making, write_record
 from envs.ogbench.collect import GENERATOR_VERSION, Episode, make_collector, parameters
 from envs.ogbench.names import (
@@ -74,18 +73,6 @@ class Generation:
         }
 
 
-@contextlib.contextmanager
-def _written_to(root: Path) -> Iterator[None]:
-    """Turns a failure to write below `root` into the user's error."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"{root}: cannot be written ({error.strerror}): make room or choose another --out; "
-            f"finished episodes are kept there, the same command goes on from them"
-        ) from error
-
-
 def _write_npz(path: Path, arrays: Episode) -> None:
     with replacing(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, **arrays)
@@ -97,9 +84,7 @@ def _make_worker(generation: Generation) -> Callable[[Tuple[str, int]], None]:
 
     def work(job: Tuple[str, int]) -> None:
         split, index = job
-        episode = collector(generation.seed, SPLITS.index(split), index)
-        with _written_to(generation.root):
-            _write_npz(generation.shard(split, index), episode)
+        _write_npz(generation.shard(split, index), collector(generation.seed, SPLITS.index(split), index))
 
     return work
 
@@ -126,8 +111,7 @@ def generate(dataset: str, transitions: int, seed: int = 0, workers: int = 1, ou
         done = len(generation.jobs) - len(missing)
         run_jobs(functools.partial(_make_worker, generation), missing, workers, EPISODES_PER_WORKER, done, dataset)
         _write_files(generation)
-    with _written_to(generation.root):
-        shutil.rmtree(generation.folder, ignore_errors=True)
+    shutil.rmtree(generation.folder, ignore_errors=True)
     return path
 
 
@@ -152,11 +136,10 @@ def _open_folder(generation: Generation) -> None:
         fix = f"finish that generation first, choose another --out or delete {generation.folder}"
         counts = ("episodes", "transitions")  # an episode does not depend on how many there are
         refuse_other_making(path, read_sidecar(path), generation.record, fix, counts)
-    with _written_to(generation.root):
-        generation.folder.mkdir(parents=True, exist_ok=True)
-        write_record(path, generation.record)
-        for folder in (generation.root, generation.folder):
-            remove_abandoned(folder)
+    make_folder(generation.folder, "--out")
+    write_record(path, generation.record)
+    for folder in (generation.root, generation.folder):
+        remove_abandoned(folder)
 
 
 def _concatenated(generation: Generation, split: str) -> Episode:
@@ -172,7 +155,6 @@ def _write_files(generation: Generation) -> None:
     """Writes the two files and their record; they take their places together, the record first, at the end."""
     root, dataset = generation.root, generation.dataset
     with (
-        _written_to(root),
         replacing(train_file(root, dataset)) as train,
         replacing(validation_file(root, dataset)) as validation,
         replacing(sidecar_file(root, dataset)) as sidecar,

@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import hashlib
-import os
 import urllib.error
 import zipfile
 from http.client import HTTPException
@@ -16,6 +15,7 @@ import torch
 from ogbench.relabel_utils import relabel_dataset
 
 from common.errors import UserError, one_line
+from common.files import make_folder
 from common.untrusted import load_npz
 from envs.dataset import Dataset
 from envs.ogbench.environment import OGBenchEnvironment
@@ -104,7 +104,7 @@ def generate_command(root: Path, dataset_name: str, transitions: int = SUGGESTED
 
 
 def _download_missing(root: Path, dataset_name: str, paths: List[Path]) -> None:
-    """Fetches absent files; where that fails, nothing new is left on disk and the error says how to get them."""
+    """Fetches absent files. Raises UserError that says how to get them where that fails."""
     missing = " and ".join(path.name for path in paths if not path.exists())
     if not missing:
         return
@@ -114,7 +114,7 @@ def _download_missing(root: Path, dataset_name: str, paths: List[Path]) -> None:
             f"`{generate_command(root, dataset_name)}` with that generation's own settings "
             f"({sidecar_file(root, dataset_name).name}) or, to download instead, delete what is there"
         )
-    new_folders = [folder for folder in (root, *root.parents) if not folder.exists()]
+    make_folder(root, "data_dir")
     try:
         ogbench.download_datasets([f"{dataset_name}-{VERSION}"], str(root))
     except NETWORK_ERRORS as error:
@@ -125,16 +125,9 @@ def _download_missing(root: Path, dataset_name: str, paths: List[Path]) -> None:
             f"ogbench.download_datasets(['{dataset_name}-{VERSION}'])\"` puts it into ~/.ogbench/data"
             f"{generated if dataset_name in GENERATED else ''}"
         ) from error
-    except OSError as error:
-        raise UserError(
-            f"{missing}: cannot be written to {root} ({error.strerror}): make room or set data_dir to another folder"
-        ) from error
-    finally:  # ogbench leaves its partial file and the folders that it made
+    finally:
         for path in paths:
-            path.with_name(path.name + ".tmp").unlink(missing_ok=True)
-        for folder in new_folders:
-            if folder.exists() and not os.listdir(folder):
-                folder.rmdir()
+            path.with_name(path.name + ".tmp").unlink(missing_ok=True)  # ogbench leaves its partial file
 
 
 def _load_large(name: str, folder: Path) -> Task:

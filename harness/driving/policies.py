@@ -20,7 +20,7 @@ from harness.run_folder import load_agent, load_run, read_environment
 class Policy:
     """The agent of a run folder with the encoding of a set of scenes: that in data_dir, by default the run's own.
 
-    Raises UserError where the folder holds no run of a driving task, and for a set that its task is not of.
+    Raises UserError where the folder holds no run of a driving task, and for scenes that its task is not of.
     """
 
     def __init__(self, run_dir: Path, data_dir: str | None = None):
@@ -29,19 +29,11 @@ class Policy:
         if suite != "driving" or self.task not in TASKS:
             raise UserError(f"{run_dir}: its task is {run.task}; give a run of a driving task")
         self.run_dir, self.identity, kind = run_dir, read_environment(run_dir)["data"], TASKS[self.task][0]
-        trained = self.identity.get("encoding", kind)
-        if trained != kind:
-            raise UserError(f"{run_dir}: was trained with the encoding {trained}, {self.task} has {kind}: train anew")
         self.folder = scenes_folder(self.task, data_dir or run.data_dir)
         if is_exported(self.task) != ("metric" in read_sidecar(self.folder)):
             raise UserError(f"{run_dir}: its task is {run.task}, which the scenes in {self.folder} are not of")
         self.data = load_data(self.folder, kind)
         self.agent = load_agent(self.algorithm.agent_class, run_dir, self.algorithm.name)
-        if self.data.encoding.action_dim != self.agent.action_dim:
-            raise UserError(
-                f"{run_dir}: its actions have {self.agent.action_dim} numbers, those of this set "
-                f"{self.data.encoding.action_dim}: give the --data_dir that the run was trained with"
-            )
 
     def check_unchanged(self) -> None:
         """Raises UserError where the run was trained on another set than this one."""

@@ -2,12 +2,11 @@
 
 python -m harness.driving.table --split test --run RUN_DIR --run RUN_DIR --greediness 0 0.5 1
 
-Every run gives --samples plans per scene and each value of --greediness, where its agent has that option; --best adds
-the best of these by their own scores, which no driver has: the most that choosing among them could give. These are
+Every run gives --samples plans per scene and each value of --greediness, where its agent has that option. These are
 PDM-style scores of this repository's own scenes, not NAVSIM's; choose settings by --split validation.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -37,29 +36,24 @@ def scores_of(scenes: SceneSet, plans: np.ndarray, label: str) -> np.ndarray:
     return np.stack([score_matrix(score(scene, each)) for scene, each in pairs])
 
 
-def best_of(scores: np.ndarray) -> np.ndarray:
-    """The scores [S, 1, 6] of each scene's best plan."""
-    best = scores[..., SCORE_NAMES.index("pdms")].argmax(axis=1)
-    return scores[np.arange(len(scores)), best][:, None]
-
-
 def planner_scores(scenes: SceneSet) -> dict[str, np.ndarray]:
     """Scores [S, K, 6] of what needs no learning, by label; the best of each scene's own plans the last."""
     found = {label: scores_of(scenes, plans(scenes), label) for label, plans in BASELINES.items()}
-    return found | {f"data: best of {found[DATA].shape[1]}": best_of(found[DATA])}
+    best = found[DATA][..., [SCORE_NAMES.index("pdms")]].argmax(axis=1, keepdims=True)
+    return found | {f"data: best of {found[DATA].shape[1]}": np.take_along_axis(found[DATA], best, axis=1)}
 
 
 def run_scores(
     policy: Policy, split: str, scenes: SceneSet, greediness: Sequence[float], samples: int
-) -> Iterator[tuple[str, np.ndarray]]:
-    """(label, scores [S, samples, 6]) of a run, for each value of greediness where its agent has that option."""
-    run_dir = policy.run_dir
-    settings = [{"greediness": value} for value in greediness if "greediness" in policy.agent.act_options]
-    for options in settings or [{}]:
+) -> dict[str, np.ndarray]:
+    """Scores [S, samples, 6] of a run by label, for each value of greediness where its agent has that option."""
+    found = {}
+    for options in [{"greediness": value} for value in greediness if "greediness" in policy.agent.act_options] or [{}]:
         suffix = "".join(f", {name} {value:g}" for name, value in options.items())
-        label = f"{run_dir.parent.parent.parent.name}{suffix} ({run_dir.name})"
+        label = f"{policy.run_dir.parents[2].name}{suffix} ({policy.run_dir.name})"
         plans = policy.sample(scenes, policy.data.observations[split], samples, **options)
-        yield label, scores_of(scenes, plans, label)
+        found[label] = scores_of(scenes, plans, label)
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -69,17 +63,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--run", type=Path, action="append", default=[], help="a run's folder; may be repeated")
     parser.add_argument("--greediness", type=float, nargs="+", default=[], help="act option; default: the run's")
     parser.add_argument("--samples", type=int, default=8, help="plans per scene of a run")
-    parser.add_argument("--best", action="store_true", help="also the best plan of each scene, a row of its own")
     with exit_on_user_error():
         options = parser.parse_args(arguments)
         folder, policies = open_runs(options.run, options.data_dir)
         scenes = read_split(folder, options.split)
         found = planner_scores(scenes)
         for policy in policies:
-            for label, scores in run_scores(policy, options.split, scenes, options.greediness, options.samples):
-                found[label] = scores
-                if options.best:
-                    found[f"{label}: best of {options.samples}"] = best_of(scores)
+            found |= run_scores(policy, options.split, scenes, options.greediness, options.samples)
         rows = []
         for label, scores in found.items():
             cells = [f"{100 * value:.1f}" for value in scores.mean(axis=(0, 1))]
