@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from algorithms.dipole import DIPOLEConfig
-from benchmarks import soak
+from benchmarks import against_checkout, soak
 from harness.command_line import parse_command
 from harness.measurement import SIZES, Size, build_updates, random_dataset, warm_up
 from harness.updates import UPDATES_PER_REPLAY
@@ -21,6 +21,7 @@ from tests.golden.dipole_family import dipole_fields
 
 ROOT = Path(__file__).resolve().parents[1]
 CASE = ROOT / "tests" / "golden" / "dipole.npz"
+GRADIENT_LINE = "        self.optimizer.zero_grad()\n"
 RECORDED = {"critic/value_net": "critic", "value/value_net": "value"}
 RECORDED |= {"actor_flow_pos/mlp": "positive", "actor_flow_neg/mlp": "negative"}
 
@@ -129,6 +130,26 @@ def test_updates_never_make_the_host_wait_for_the_gpu(algorithm, captured, tiny_
             updates.advance(UPDATES_PER_REPLAY)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_against_checkout_finds_the_slower_one(tmp_path, monkeypatch, capsys, tiny_size):
+    """The other checkout's file does the same update after some idle counting."""
+    text = (ROOT / "algorithms/baselines/iql.py").read_text()
+    slow = text.replace(GRADIENT_LINE, "        sum(range(2_000_000))\n" + GRADIENT_LINE)
+    assert slow != text
+    (tmp_path / "algorithms/baselines").mkdir(parents=True)
+    (tmp_path / "algorithms/baselines/iql.py").write_text(slow)
+    command = ("--algorithm", "iql", "--size", "quickstart", "--rounds", 2, "--updates", 2)
+    run_command(against_checkout, monkeypatch, tmp_path, *command, "--csv", tmp_path / "rows.csv")
+    (row,) = rows_of(tmp_path / "rows.csv")
+    assert float(row["ratio_min"]) > 2
+
+
+def test_against_checkout_names_a_missing_file(tmp_path, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as ended:
+        run_command(against_checkout, monkeypatch, tmp_path, "--algorithm", "iql", "--size", "quickstart")
+    error = capsys.readouterr().err
+    assert (ended.value.code, error.count("\n")) == (2, 1) and "iql.py" in error
 
 
 def test_the_soak_is_a_longer_quick_start_without_its_sweep(tmp_path):
