@@ -144,9 +144,30 @@ def test_the_same_seed_gives_the_same_files(tmp_path, tiny):
     assert not set(files_of(one).values()) & set(files_of(other).values())
 
 
-def test_a_longer_collection_gives_the_same_files(tmp_path, tiny):
+@pytest.mark.parametrize("at", ["between episodes", "before the checkpoint"])
+def test_an_interrupted_collection_continues_to_the_same_files(tmp_path, tiny, monkeypatch, at):
+    # Replay wraps around (30 of 80 transitions), which continuing has to reproduce as well.
     whole = collect(tmp_path / "whole", "walker", "rnd", 4)
-    begun = collect(tmp_path / "begun", "walker", "rnd", 2)
+    with monkeypatch.context() as patch:
+        saved = torch.save
+        stop = {"between episodes": rnd.write_episode, "before the checkpoint": saved}[at]
+
+        def interrupt(*arguments):
+            interrupt.calls += 1
+            if interrupt.calls == (3 if at == "between episodes" else 2):  # the first checkpoint precedes the episodes
+                raise KeyboardInterrupt
+            return stop(*arguments)
+
+        interrupt.calls = 0
+        owner, name = (rnd, "write_episode") if at == "between episodes" else (torch, "save")
+        patch.setattr(owner, name, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            collect(tmp_path / "begun", "walker", "rnd", 4)
+    begun = tmp_path / "begun" / "walker" / "local_rnd"
+    assert len(files_of(begun)) == (2 if at == "between episodes" else 1)
+    assert "hours" not in json.loads((begun / "generation.json").read_text())
+    np.random.seed(99)  # noqa: NPY002
+    torch.manual_seed(99)
     assert collect(tmp_path / "begun", "walker", "rnd", 4) == begun
     assert files_of(begun) == files_of(whole)
 
@@ -171,11 +192,26 @@ def test_the_record_says_how_the_set_was_made(tmp_path, tiny):
     assert (record["policy"], record["seed"], record["episodes"]) == ("rnd", 0, 2)
     assert record["parameters"] == {**dataclasses.asdict(TINY), "hidden_dims": [8, 8]}
     assert {"stable-baselines3", "torch", "mujoco"} <= set(record["libraries"])
+    assert 0 < record["hours"] < 0.1
     again = collect(tmp_path, "walker", "rnd", 1)  # fewer than are there: nothing to do, and nothing forgotten
     assert json.loads((again / "generation.json").read_text()) == record
+    saved = torch.load(again / "collector.pt", weights_only=True)
+    torch.save({**saved, "hours": 7.0}, again / "collector.pt")
+    longer = json.loads((collect(tmp_path, "walker", "rnd", 3) / "generation.json").read_text())
+    assert 7 < longer["hours"] < 7.1 and {**longer, "hours": 0, "episodes": 2} == {**record, "hours": 0}
 
 
 # ---- wrong input ----
+
+
+def test_what_the_collector_learned_from_must_be_there(tmp_path, tiny):
+    folder = collect(tmp_path, "walker", "rnd", 2)
+    (folder / "buffer" / f"episode_000000_{STEPS}.npz").unlink()
+    with pytest.raises(UserError, match=f"episode_000000_{STEPS}.npz: missing, and the collector learned from it"):
+        collect(tmp_path, "walker", "rnd", 3)
+    (folder / "collector.pt").unlink()
+    with pytest.raises(UserError, match="collector.pt: missing, so the episodes in .* cannot be continued"):
+        collect(tmp_path, "walker", "rnd", 3)
 
 
 def test_other_parameters_are_not_mixed(tmp_path, tiny, monkeypatch):

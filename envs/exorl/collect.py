@@ -115,5 +115,6 @@ def collect(root: Path, domain: str, policy: str, episodes: int, seed: int = 0, 
     elif missing:
         from envs.exorl.rnd import RNDParameters, collect_rnd
 
-        collect_rnd(folder, episodes, seed, RNDParameters())
+        hours = collect_rnd(folder, episodes, seed, RNDParameters())
+        write_record(folder / RECORD, {**read_sidecar(folder), "hours": round(hours, 6)})
     return folder

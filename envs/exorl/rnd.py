@@ -7,6 +7,7 @@ idea on a larger DDPG (URLB, Laskin et al., 2021) and ten million steps; these a
 
 import contextlib
 import dataclasses
+import time
 from pathlib import Path
 from typing import Dict, Iterator, Tuple
 
@@ -21,10 +22,14 @@ from stable_baselines3.common.utils import set_random_seed
 from torch import nn
 from tqdm import tqdm
 
+from common.errors import UserError
+from common.files import replacing
 from envs.exorl.domains import DOMAINS
 from envs.exorl.environment import ExORLEnvironment
-from envs.exorl.source import record_episode, write_episode
+from envs.exorl.source import episode_file, record_episode, write_episode
 from envs.seeding import generators_preserved
+
+CHECKPOINT = "collector.pt"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +114,8 @@ class NoveltyReplayBuffer(ReplayBuffer):
 class RNDCollector:
     """SAC that seeks novelty, and the episodes it makes while it learns. Nothing here sees the task's reward.
 
-    Every episode starts from its own random state, given by seed and index. It sets the global generators.
+    Every episode starts from its own random state, given by seed and index, so that the networks and the episodes so
+    far are all that the next one depends on. It sets the global generators.
     """
 
     def __init__(self, domain: str, seed: int, parameters: RNDParameters):
@@ -149,12 +155,63 @@ class RNDCollector:
             return self.agent.action_space.sample()
         return self.agent.predict(observation, deterministic=False)[0]
 
-    def _learn(self, observation: np.ndarray, action: np.ndarray, next_observation: np.ndarray) -> None:
-        nothing = np.zeros(1, np.float32)  # no state terminates; the reward is computed at sampling
-        self.agent.replay_buffer.add(observation, next_observation, action, nothing, nothing, [{}])
-        self.steps += 1
+    def _learn(self, *transition: np.ndarray) -> None:
+        self._remember(*transition)
         if self.steps > self.parameters.random_steps and self.steps % self.parameters.update_interval == 0:
             self.agent.train(gradient_steps=1, batch_size=self.parameters.batch_size)
+
+    def _remember(self, observation: np.ndarray, action: np.ndarray, next_observation: np.ndarray) -> None:
+        # Nothing terminates; the reward is computed at sampling.
+        self.agent.replay_buffer.add(
+            observation, next_observation, action, np.zeros(1, np.float32), np.zeros(1, np.float32), [{}]
+        )
+        self.steps += 1
+
+    def remember_episode(self, episode: Dict[str, np.ndarray]) -> None:
+        """Puts a finished episode of this collector back into its replay."""
+        observations = episode["observation"]
+        for row in range(1, len(observations)):
+            self._remember(observations[row - 1], episode["action"][row], observations[row])
+
+    def state_dict(self) -> dict:
+        """What cannot be had from the episode files: tensors and numbers only."""
+        return {
+            "next_episode": self.next_episode,
+            "agent": self.agent.get_parameters(),
+            "log_ent_coef": self.agent.log_ent_coef.detach().clone(),
+            "novelty": self.novelty.state_dict(),
+            "novelty_optimizer": self.novelty.optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        self.next_episode = state["next_episode"]
+        self.agent.set_parameters(state["agent"])
+        self.agent.log_ent_coef.data.copy_(state["log_ent_coef"])
+        self.novelty.load_state_dict(state["novelty"])
+        self.novelty.optimizer.load_state_dict(state["novelty_optimizer"])
+
+
+def _save(collector: RNDCollector, hours: float, path: Path) -> None:
+    with replacing(path) as temporary:
+        torch.save({"collector": collector.state_dict(), "hours": hours}, temporary)
+
+
+def _continue(collector: RNDCollector, domain: str, buffer: Path, path: Path) -> float:
+    """Brings a new collector to where the one that wrote `path` stopped, if there is one. Returns the hours it took."""
+    if not path.exists():
+        if any(buffer.iterdir()):
+            raise UserError(f"{path}: missing, so the episodes in {buffer} cannot be continued: delete {buffer.parent}")
+        _save(collector, 0.0, path)
+        return 0.0
+    saved = torch.load(path, weights_only=True)
+    collector.load_state_dict(saved["collector"])
+    for index in range(collector.next_episode):
+        file = buffer / episode_file(domain, index)
+        if not file.exists():
+            raise UserError(f"{file}: missing, and the collector learned from it: delete {buffer.parent}")
+        with np.load(file) as episode:
+            collector.remember_episode({name: episode[name] for name in ("observation", "action")})
+    return saved["hours"]
 
 
 @contextlib.contextmanager
@@ -168,14 +225,21 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def collect_rnd(folder: Path, episodes: int, seed: int, parameters: RNDParameters) -> None:
-    """Fills `<folder>/buffer/` with episodes 0 to `episodes` - 1, from the first on: each depends on those before it.
+def collect_rnd(folder: Path, episodes: int, seed: int, parameters: RNDParameters) -> float:
+    """Fills `<folder>/buffer/` up to `episodes` episodes and returns the hours this took, earlier calls included.
 
-    So an interrupted collection, and a longer one, writes the same files again before it goes on.
+    After every episode the collector's networks are saved beside `buffer/`; replay is the episode files themselves.
+    So an interrupted collection continues with the episode it was in, and gives the same files as an uninterrupted
+    one. Raises UserError where episodes are there, but not what continues them.
     """
-    domain = folder.parent.name
+    domain, buffer, path = folder.parent.name, folder / "buffer", folder / CHECKPOINT
     with generators_preserved(), _one_thread():  # stable-baselines3 draws from the global generators
         collector = RNDCollector(domain, seed, parameters)
-        for index in tqdm(range(episodes), desc=f"collect {domain}", unit="episode", disable=None):
-            episode = collector.collect_episode(DOMAINS[domain].episode_steps)
-            write_episode(folder / "buffer", domain, index, episode)
+        hours = _continue(collector, domain, buffer, path)
+        bar = {"desc": f"collect {domain}", "unit": "episode", "total": episodes, "initial": collector.next_episode}
+        for index in tqdm(range(collector.next_episode, episodes), disable=None, **bar):
+            start = time.perf_counter()
+            write_episode(buffer, domain, index, collector.collect_episode(DOMAINS[domain].episode_steps))
+            hours += (time.perf_counter() - start) / 3600
+            _save(collector, hours, path)
+    return hours
