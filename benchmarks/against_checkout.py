@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from benchmarks.throughput import SIZES, build_updates, random_dataset, show, spread
 from common.errors import CommandParser, UserError, exit_on_user_error
 from harness.algorithms import ROOT, Algorithm, algorithm_names, load_algorithm
-from harness.measurement import SIZES, build_updates, random_dataset, show, spread
 from harness.updates import WARM_UP_UPDATES, Updates
 
 CPU = torch.device("cpu")

@@ -25,11 +25,8 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.jax_dipole import compiled_update, random_state
-from common.errors import CommandParser, UserError, exit_on_user_error
-from envs.dataset import Dataset
-from harness.algorithms import load_algorithm
-from harness.devices import choose_device
-from harness.measurement import (
+from benchmarks.throughput import (
+    PRECISIONS,
     SIZES,
     build_updates,
     count_flops,
@@ -41,7 +38,10 @@ from harness.measurement import (
     waiting_for,
     warm_up,
 )
-from harness.throughput import PRECISIONS
+from common.errors import CommandParser, UserError, exit_on_user_error
+from envs.dataset import Dataset
+from harness.algorithms import load_algorithm
+from harness.devices import choose_device
 from harness.updates import UPDATES_PER_REPLAY
 
 # What JAX calls torch's precisions; its own default on a GPU is tf32.

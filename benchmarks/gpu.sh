@@ -40,8 +40,8 @@ measure() { # MODULE ARGUMENTS...
 run_all() {
     step golden measure tests.golden tests/golden/*.npz
     step golden-compiled measure tests.golden --compile tests/golden/dipole.npz
-    step updates measure harness.throughput --size $sizes --precision highest high --seconds "$seconds" \
-        --csv "$OUT/throughput.csv" --plot "$OUT/time_split.png"
+    step updates measure benchmarks.throughput --size $sizes --precision highest high --seconds "$seconds" \
+        --csv "$OUT/throughput.csv"
     if "$python" -c "import jax" 2>/dev/null; then
         step jax measure benchmarks.against_jax --size $sizes --precision highest high --seconds "$seconds" \
             --rounds "$rounds" --compile --csv "$OUT/against_jax.csv"

@@ -19,10 +19,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
+from benchmarks.throughput import ROWS, SIZES, build_updates, random_dataset, show
 from common.errors import CommandParser, UserError, exit_on_user_error
 from common.files import replacing
 from harness.algorithms import algorithm_names, load_algorithm
-from harness.measurement import ROWS, SIZES, build_updates, random_dataset, show
 
 CPU = torch.device("cpu")
 WORK = {"batch": 1, "width": 2, "rows": 0}  # the power with which the work grows

@@ -1,4 +1,4 @@
-"""Writing files so that a reader never sees half of one."""
+"""Writing files so that a reader never sees half of one, and rows as tables."""
 
 import contextlib
 import csv
@@ -62,6 +62,12 @@ def write_rows_csv(rows: Sequence[dict], path: Path) -> None:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
+
+
+def format_rows(rows: Sequence[dict]) -> str:
+    """Rows with equal keys as a Markdown table."""
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *([str(value) for value in line.values()] for line in rows)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def remove_abandoned(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Figures as PNG files: a run's learning curve, its score against an act option, the time of updates by part.
+"""Figures as PNG files: a run's learning curve, its score against an act option.
 
 Figures are made without pyplot, whose global state (current figure, back end) belongs to the user's own program.
 """
@@ -150,29 +150,6 @@ def _plot_line(
     )
 
 
-def plot_time_split(rows: Sequence[Mapping], parts: Sequence[str], png_path: str | Path) -> None:
-    """Plots the milliseconds of an update of each algorithm, stacked by part, one panel for each size.
-
-    rows: of `harness.throughput.measure`; parts: names of their columns that hold shares of the time.
-    """
-    sizes = list(dict.fromkeys(row["size"] for row in rows))
-    longest = max(sum(row["size"] == size for row in rows) for size in sizes)
-    figure, panels = new_figure(len(sizes), 4.2, 1.2 + 0.36 * longest, columns=len(sizes))
-    for panel, (axes, size) in enumerate(zip(panels, sizes, strict=True)):
-        shown = [row for row in rows if row["size"] == size][::-1]
-        names = [row["algorithm"] for row in shown]
-        milliseconds = np.array([1000 / float(row["updates_per_second"]) for row in shown])
-        left = np.zeros(len(shown))
-        for index, part in enumerate(parts):
-            widths = milliseconds * _column(shown, part)
-            label = part if panel == 0 else None
-            axes.barh(names, widths, left=left, color=COLOURS[index % len(COLOURS)], label=label, height=0.7)
-            left += widths
-        axes.set_title(size, fontsize=10)
-        axes.set_xlabel("milliseconds per update")
-    _add_legend_and_save(figure, png_path, columns=len(parts))
-
-
 def _column(rows: Sequence[Mapping], name: str) -> np.ndarray:
     return np.array([float(row[name]) for row in rows])
 
@@ -187,13 +164,9 @@ def _figure(x_label: str, score_name: str) -> tuple[Figure, Axes]:
 
 
 def _finish(figure: Figure, axes: Axes, png_path: str | Path, reference_lines: Mapping[str, float]) -> None:
-    """Adds reference lines and writes the file."""
+    """Adds reference lines and a legend, and writes the file."""
     for index, (label, score) in enumerate(reference_lines.items()):
         dashes = REFERENCE_DASHES[index % len(REFERENCE_DASHES)]
         axes.axhline(score, color="0.35", lw=1.2, ls=dashes, label=f"{label} ({score:.4g})")
-    _add_legend_and_save(figure, png_path, columns=2)
-
-
-def _add_legend_and_save(figure: Figure, png_path: str | Path, columns: int) -> None:
-    figure.legend(loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     save(figure, Path(png_path))

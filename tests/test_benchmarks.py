@@ -13,8 +13,8 @@ import torch
 
 from algorithms.dipole import DIPOLEConfig
 from benchmarks import against_checkout, soak
+from benchmarks.throughput import SIZES, Size, build_updates, random_dataset, warm_up
 from harness.command_line import parse_command
-from harness.measurement import SIZES, Size, build_updates, random_dataset, warm_up
 from harness.updates import UPDATES_PER_REPLAY
 from tests.golden.checker import TOLERANCE, recorded_draws, step_arrays
 from tests.golden.dipole_family import dipole_fields

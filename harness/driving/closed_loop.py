@@ -13,13 +13,13 @@ import pandas as pd
 from tqdm import tqdm
 
 from common.errors import CommandParser, UserError, exit_on_user_error
+from common.files import format_rows
 from envs.driving.closed_loop import MAX_PLANS, Drive
 from envs.driving.planner import choose, constant_velocity, proposals
 from envs.driving.scene import Scene
 from envs.driving.tasks import is_exported
 from envs.driving.vehicle import DT, KNOT_STEPS
 from harness.driving.policies import open_runs
-from harness.measurement import format_rows
 
 
 def rule_based(scene: Scene) -> np.ndarray:

@@ -18,14 +18,13 @@ import numpy as np
 import pandas as pd
 
 from common.errors import CommandParser, UserError, exit_on_user_error
-from common.files import make_folder, write_text
+from common.files import format_rows, make_folder, write_text
 from envs.driving.scene_files import SCORE_NAMES, SceneSet, read_split
 from harness.comparison.matrix import Comparison, Row, load_comparison
 from harness.comparison.protocol import check_protocol
 from harness.comparison.results import Results, RunResult
 from harness.driving.policies import Policy
 from harness.driving.table import TITLES, planner_scores, scores_of
-from harness.measurement import format_rows
 from harness.plots import plot_lines
 from harness.score_statistics import FEWEST_SEEDS, Interval, interval
 

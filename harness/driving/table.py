@@ -13,12 +13,12 @@ import numpy as np
 from tqdm import tqdm
 
 from common.errors import CommandParser, exit_on_user_error
+from common.files import format_rows
 from envs.driving.curate import score_matrix
 from envs.driving.planner import constant_velocity
 from envs.driving.scene_files import SCORE_NAMES, SPLITS, SceneSet, read_split
 from envs.driving.score import score
 from harness.driving.policies import Policy, open_runs
-from harness.measurement import format_rows
 
 TITLES = ("NC", "DAC", "TTC", "C", "EP", "PDMS")  # of SCORE_NAMES
 DATA = "data: mean plan"

@@ -1,34 +1,41 @@
-"""What updates cost: an agent at a benchmark's size, rates by rounds, floating-point operations, time by part, tables.
+"""What an update of each algorithm costs: parameters, floating-point operations and updates per second.
 
-Random rows of the size's shapes take the place of data, so no data set is needed.
+    python -m benchmarks.throughput --algorithm dipole fql iql --size published quickstart --csv FILE
+    python -m benchmarks.throughput --device cuda --precision highest high
+
+Random rows of the size's shapes take the place of data, so no data set is needed; an update includes the sampling of
+its minibatch. Rounds of everything measured follow each other and the median round counts, since machines are noisy;
+the rate of plain matrix products of the networks' width, measured in the same rounds at the same precision, says what
+the machine gives. On a GPU each algorithm is measured twice: update by update (eager) and as a CUDA graph (graph).
 """
 
-import contextlib
 import dataclasses
-import math
+import itertools
 import re
 import statistics
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
-from torch.autograd.profiler_util import FunctionEvent
-from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
 
-from common.files import write_rows_csv
+from common.errors import CommandParser, exit_on_user_error
+from common.files import format_rows, write_rows_csv
 from envs.dataset import Dataset
-from harness.algorithms import Algorithm
+from harness.algorithms import Algorithm, algorithm_names, load_algorithm
 from harness.compilation import compile_functions
-from harness.config import load_settings
+from harness.config import RunConfig, load_settings
+from harness.devices import choose_device
 from harness.updates import UPDATES_PER_REPLAY, WARM_UP_UPDATES, Updates
 
 # ---- Agents and data of a size ----
 
 ROWS = 100_000  # of the data that minibatches are sampled from
+ROUNDS = 5
+PRECISIONS = get_args(RunConfig.__annotations__["matmul_precision"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,100 +176,7 @@ def product_work(left: torch.Tensor, right: torch.Tensor) -> Callable[[], Any]:
     return graph.replay
 
 
-# ---- Time by part ----
-# Found from outside, so that algorithm files hold no measuring code: forward hooks mark what each of the agent's
-# networks does, and each backward operation belongs to the part of the forward operation it differentiates (autograd
-# gives both the same sequence number).
-
-PARTS = ("data", "target actions", "critics", "policies", "optimiser", "other")
-PREFIX = "part: "
-
-
-def time_split(agent: torch.nn.Module, sample: Callable[[], dict], updates: int) -> dict[str, float]:
-    """Shares of the time of `agent.update(sample())` by part, summing to 1, over so many updates.
-
-    target actions: policies evaluated without gradient; critics: critics and values with their targets, forward and
-    backward; policies: with gradient, forward and backward; optimiser: Adam, zero_grad and the targets' soft update;
-    other: losses and what else lies outside of the networks. On a GPU the time is that of its kernels,
-    NaN where its profiler gives none.
-    """
-    on_gpu = next(agent.parameters()).is_cuda
-    for _ in range(WARM_UP_UPDATES):
-        agent.update(sample())
-    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if on_gpu else [])
-    with _marked(agent), profile(activities=activities) as profiler:
-        for _ in range(updates):
-            with record_function(PREFIX + "data"):
-                batch = sample()
-            agent.update(batch)
-    times = _times(profiler.events(), on_gpu)
-    total = sum(times.values()) or math.nan  # a GPU whose profiler gives no kernel times
-    return {part: times[part] / total for part in PARTS}
-
-
-def _part(network: str) -> str:
-    """The part that a network, named as the agent's attribute, belongs to just now."""
-    if "critic" in network or "value" in network:
-        return "critics"
-    return "policies" if torch.is_grad_enabled() else "target actions"
-
-
-@contextlib.contextmanager
-def _marked(agent: torch.nn.Module) -> Iterator[None]:
-    """Within it every forward pass of the agent's networks is a named range of the profile."""
-    open_ranges, handles = [], []
-
-    def enter(name: str) -> None:
-        open_ranges.append(record_function(PREFIX + _part(name)))
-        open_ranges[-1].__enter__()
-
-    for name, network in agent.named_children():
-        handles.append(network.register_forward_pre_hook(lambda module, inputs, name=name: enter(name)))
-        handles.append(network.register_forward_hook(lambda *_: open_ranges.pop().__exit__(None, None, None)))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _times(events: Iterable[FunctionEvent], on_gpu: bool) -> dict[str, float]:
-    """Microseconds by part."""
-    outermost = [event for event in events if event.cpu_parent is None and event.device_type.name == "CPU"]
-    part_of_sequence = {
-        below.sequence_nr: event.name.removeprefix(PREFIX)
-        for event in outermost
-        if event.name.startswith(PREFIX)
-        for below in _below(event)
-        if below.sequence_nr >= 0
-    }
-    times: dict[str, float] = defaultdict(float)
-    for event in outermost:
-        if event.name.startswith(PREFIX):
-            part = event.name.removeprefix(PREFIX)
-        elif event.name.startswith("Optimizer.") or "_foreach_lerp_" in event.name:
-            part = "optimiser"
-        elif event.name.startswith("autograd::engine::evaluate_function"):
-            part = part_of_sequence.get(event.sequence_nr, "other")
-        else:
-            part = "other"
-        times[part] += event.device_time_total if on_gpu else event.cpu_time_total
-    return times
-
-
-def _below(event: FunctionEvent) -> Iterator[FunctionEvent]:
-    for child in event.cpu_children:
-        yield child
-        yield from _below(child)
-
-
 # ---- Tables ----
-
-
-def format_rows(rows: list[dict]) -> str:
-    """The rows as a Markdown table."""
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *([str(value) for value in line.values()] for line in rows)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def show(rows: list[dict], device: torch.device, csv: Path | None, versions: str = "") -> None:
@@ -287,3 +201,73 @@ def machine(device: torch.device) -> str:
         models = re.findall(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else []
         name = f"{models[0]} ({len(models)} cores)" if models else "CPU"
     return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+# ---- The command ----
+
+
+def measure(
+    names: Sequence[str], size_name: str, modes: Sequence[tuple[str, bool]], seconds: float, device: torch.device
+) -> list[dict]:
+    """A row per algorithm and mode (precision, whether a CUDA graph is replayed), of medians of the rounds."""
+    size, wait = SIZES[size_name], waiting_for(device)
+    dataset = random_dataset(size, device)
+    left, right = (torch.rand(rows, size.width, device=device) for rows in (size.batch_size, size.width))
+    measured, products = {}, {}
+    for precision, captured in modes:
+        torch.set_float32_matmul_precision(precision)  # a graph keeps the one of its capture
+        products[precision] = product_work(left, right)
+        for name in names:
+            measured[name, precision, captured] = warm_up(build_updates(load_algorithm(name), size, dataset, captured))
+    rates: dict[Any, list] = {key: [] for key in (*measured, *products)}
+    for _ in tqdm(range(ROUNDS), desc=size_name, leave=False, disable=None):
+        for precision, product in products.items():
+            torch.set_float32_matmul_precision(precision)
+            rates[precision].append(rate(product, seconds / 4, wait) * PRODUCTS * 2 * size.batch_size * size.width**2)
+            for key in [key for key in measured if key[1] == precision]:
+                rates[key].append(update_rate(measured[key], seconds, wait))
+    torch.set_float32_matmul_precision(PRECISIONS[0])
+    rows = []
+    for (name, precision, captured), updates in measured.items():
+        speed, products_speed = (statistics.median(rates[key]) for key in ((name, precision, captured), precision))
+        flops = count_flops(build_agent(load_algorithm(name), size, device), updates.next_batch())
+        rows.append(
+            {
+                "size": size_name,
+                "algorithm": name,
+                "precision": precision,
+                "mode": "graph" if captured else "eager",
+                "parameters": sum(each.numel() for each in updates.agent.parameters() if each.requires_grad),
+                "megaflop_per_update": round(flops / 1e6, 1),
+                "updates_per_second": round(speed, 2),
+                "gigaflop_per_second": round(flops * speed / 1e9, 2),
+                "product_gigaflop_per_second": round(products_speed / 1e9, 2),
+                "ratio": round(flops * speed / products_speed, 3),
+            }
+        )
+    return rows
+
+
+def main() -> None:
+    parser = CommandParser("python -m benchmarks.throughput", __doc__)
+    parser.add_argument("--algorithm", nargs="+", default=list(algorithm_names()), help="default: all")
+    parser.add_argument("--size", nargs="+", choices=list(SIZES), default=["published", "released", "quickstart"])
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement in each of the five rounds")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads of torch; 0 = torch's choice")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=["highest"], help="of products")
+    parser.add_argument("--csv", type=Path, help="also write the rows there")
+    with exit_on_user_error():
+        options = parser.parse_args()
+        device = choose_device(options.device)
+        if options.threads:
+            torch.set_num_threads(options.threads)
+        modes = list(itertools.product(options.precision, (False, True) if device.type == "cuda" else (False,)))
+        rows = [
+            row for size in options.size for row in measure(options.algorithm, size, modes, options.seconds, device)
+        ]
+        show(rows, device, options.csv)
+
+
+if __name__ == "__main__":
+    main()
