@@ -323,7 +323,7 @@ def test_videos_reach_the_runs_wandb(tmp_path, monkeypatch):
         define_metric=lambda *names, **options: None,
     )
     monkeypatch.setattr(wandb, "init", lambda **options: logged.append(options["id"]) or run)
-    (tmp_path / "environment.json").write_text('{"run_id": "1", "data": {}}')
+    (tmp_path / "environment.json").write_text('{"run_id": "1", "data": {}, "environment": {}}')
     log_videos(RunConfig(label="toy"), tmp_path, [tmp_path / "seed_7.mp4"])
     assert logged == []
     log_videos(RunConfig(label="toy", logger=("csv", "wandb")), tmp_path, [tmp_path / "seed_7.mp4"])
