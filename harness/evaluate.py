@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from tqdm import tqdm
 
 from common.errors import CommandParser, UserError, exit_on_user_error
@@ -28,14 +29,13 @@ from envs.task import Task
 from harness import run_files
 from harness.agent_tools import network_evaluations
 from harness.config import RunConfig, check_values, decode_flag
-from harness.config_file import nearest_field
 from harness.devices import choose_device, set_up_torch
 from harness.episodes import add_episodes
 from harness.evaluation import GRID_SEED, EvaluationResult, Evaluator
 from harness.graphics import check_graphics, choose_graphics
 from harness.plots import plot_sweep
 from harness.run_folder import load_agent, load_run, load_trained_task
-from harness.score_statistics import CONFIDENCE, interval, paired_interval
+from harness.score_statistics import interval, paired_interval
 from harness.video import log_videos, record
 
 # ---- Grids of act options ----
@@ -50,7 +50,8 @@ def parse_grid(assignments: Sequence[str], agent_class: type, config: Any) -> di
     for assignment in assignments:
         name, equals, values = assignment.partition("=")
         if name not in agent_class.act_options:
-            raise unknown_option(name, agent_class.act_options)
+            known = ", ".join(agent_class.act_options) or "none"
+            raise UserError(f"{name} is not an option of this agent's act, which has: {known}")
         if not equals or name in grid:
             raise UserError(f"act option {assignment!r}: write each option once, as {name}=value,value")
         try:
@@ -64,13 +65,6 @@ def parse_grid(assignments: Sequence[str], agent_class: type, config: Any) -> di
         except (ValueError, UserError) as error:
             raise UserError(f"act options: {str(error).removeprefix('config: ')}") from error
     return grid
-
-
-def unknown_option(name: str, options: Sequence[str]) -> UserError:
-    """What to say of a name that is not among the act options."""
-    meant = nearest_field(name, options)
-    advice = f"; did you mean {meant}?" if meant else ""
-    return UserError(f"{name} is not an option of this agent's act, which has: {', '.join(options) or 'none'}{advice}")
 
 
 def cells_of(grid: Mapping[str, list]) -> list[dict]:
@@ -97,20 +91,16 @@ def sweep(
     run: RunConfig,
     grid: Mapping[str, list],
     episodes: int | None = None,
-    environments: int | None = None,
-    workers: int | None = None,
 ) -> list[Cell]:
-    """Evaluates the agent at every cell of the grid, all on the same episodes. What is left out is the run's.
+    """Evaluates the agent at every cell of the grid, all on the same episodes, by default the run's number of them.
 
-    The run's number of episodes takes each different one once at most; more may be asked for, and is said.
+    That takes each different one once at most; more may be asked for, and is said.
     """
     episodes = task.episodes(run.eval_episodes) if episodes is None else episodes
     if episodes > task.episodes(episodes):
         print(f"{run.task} has {task.different_episodes} different episodes: intervals of {episodes} are too narrow")
-    environments = run.eval_environments if environments is None else environments
-    workers = run.eval_workers if workers is None else workers
     own = {name: getattr(agent.config, name) for name in agent.act_options}
-    with Evaluator(task.make_env, min(environments, episodes), workers) as evaluator:
+    with Evaluator(task.make_env, min(run.eval_environments, episodes), run.eval_workers) as evaluator:
         return [
             evaluate_cell(agent, evaluator, own | cell, episodes)
             for cell in tqdm(cells_of(grid), desc="grid", leave=False, disable=None)
@@ -148,39 +138,12 @@ def rows_of(cells: Sequence[Cell], task: Task) -> list[dict]:
         normalized = task.normalized_return(float(cell.result.returns.mean()))
         row |= {} if normalized is None else {"normalized_return": normalized}
         if swept is not None:
-            first = beside(cell, cells, swept)[0].result.scores(name)
+            same_others = (each for each in cells if each.options | {swept: None} == cell.options | {swept: None})
+            first = next(same_others).result.scores(name)
             low, high = paired_interval(scores, first)
             row |= {"difference": float((scores - first).mean()), "difference_low": low, "difference_high": high}
         rows.append(row)
     return rows
-
-
-def beside(cell: Cell, cells: Sequence[Cell], swept: str) -> list[Cell]:
-    """The cells that differ from `cell` in the swept option only, itself among them."""
-    return [other for other in cells if other.options | {swept: None} == cell.options | {swept: None}]
-
-
-def remark(cells: Sequence[Cell], score_name: str) -> str | None:
-    """One line if the swept option makes no clear difference, at some setting of the other options or at all."""
-    swept = swept_option(cells)
-    if swept is None:
-        return None
-    groups = [beside(cell, cells, swept) for cell in cells if beside(cell, cells, swept)[0] is cell]
-    same = [group for group in groups if len(group) > 1 and _no_clear_difference(group, score_name)]
-    if not same:
-        return None
-    settings = [_shown({name: value for name, value in group[0].options.items() if name != swept}) for group in same]
-    where = "" if len(same) == len(groups) else f" at {'; '.join(settings)}"
-    return (
-        f"{swept} makes no clear difference{where}: on the same episodes, the {CONFIDENCE:.0%} intervals of all "
-        "differences between its values cover 0."
-    )
-
-
-def _no_clear_difference(group: Sequence[Cell], score_name: str) -> bool:
-    pairs = itertools.combinations([cell.result.scores(score_name) for cell in group], 2)
-    bounds = [paired_interval(*pair) for pair in pairs]  # NaN, of one episode, covers nothing
-    return all(low <= 0 <= high for low, high in bounds)
 
 
 def _shown(options: Mapping[str, Any]) -> str:
@@ -191,35 +154,15 @@ def _shown(options: Mapping[str, Any]) -> str:
 
 
 def format_table(cells: Sequence[Cell], task: Task, label: str) -> str:
-    """The data's own scores and the cells' as an aligned table, below a line of what all cells have in common."""
-    rows, score, swept = rows_of(cells, task), task.score_name, swept_option(cells)
-    digits = 3 if max(abs(row[score]) for row in rows) < 10 else 1
-    same = {name: value for name, value in cells[0].options.items() if len({row[name] for row in rows}) == 1}
-    common = _shown(same | {"episodes": rows[0]["episodes"], "first seed": f"{cells[0].seed:,}"})
-
-    def columns(row: dict) -> dict[str, str]:
-        texts = {"policy": label} | {name: str(row[name]) for name in cells[0].options if name not in same}
-        texts[score] = f"{row[score]:.{digits}f}"
-        if "normalized_return" in row:
-            texts["normalized return"] = f"{row['normalized_return']:.1f}"
-        texts[f"{CONFIDENCE:.0%} interval"] = f"[{row[f'{score}_low']:.{digits}f}, {row[f'{score}_high']:.{digits}f}]"
-        if swept is not None:
-            low, high = (f"{row[f'difference_{end}']:.{digits}f}" for end in ("low", "high"))
-            is_first = row[swept] == cells[0].options[swept]
-            difference = "" if is_first else f"{row['difference']:+.{digits}f} [{low}, {high}]"
-            texts[f"minus {swept} {cells[0].options[swept]}"] = difference
-        return texts | {
-            "std": f"{row[f'{score}_std']:.{digits}f}",
-            "length": f"{row['length']:.0f}",
-            "network evaluations": f"{row['network_evaluations']:g}",
-        }
-
-    shown = [columns(row) for row in rows]
-    data = [{"policy": name, score: f"{value:.{digits}f}"} for name, value in task.reference_scores().items()]
-    table = [list(shown[0])] + [[line.get(title, "") for title in shown[0]] for line in data + shown]
-    widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
-    lines = ["  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)) for line in table]
-    return "\n".join([common, *lines])
+    """The data's own scores and the cells' rows as a table, below a line of what all cells have in common."""
+    score, options = task.score_name, list(cells[0].options)
+    table = pd.DataFrame(rows_of(cells, task)).astype(dict.fromkeys(options, str))
+    common = {name: table[name][0] for name in (*options, "episodes") if table[name].nunique() == 1}
+    digits = 3 if table[score].abs().max() < 10 else 1
+    data = pd.DataFrame({"policy": task.reference_scores().keys(), score: task.reference_scores().values()})
+    table = pd.concat([data, table.drop(columns=common).assign(policy=label)])
+    text = table.to_string(index=False, na_rep="", float_format=f"%.{digits}f")
+    return f"{_shown(common)}, first seed {cells[0].seed:,}\n{text}"
 
 
 def show_and_write(cells: Sequence[Cell], task: Task, run: RunConfig, folder: Path) -> None:
@@ -235,16 +178,13 @@ def show_and_write(cells: Sequence[Cell], task: Task, run: RunConfig, folder: Pa
         title = f"{run.label} on {run.task}, seed {run.seed}"
         plot_sweep(rows, paths[-1], task.score_name, task.reference_scores(), swept, others, title)
     print(format_table(cells, task, run.label))
-    print(*filter(None, [remark(cells, task.score_name)]), f"written: {', '.join(map(str, paths))}", sep="\n")
+    print(f"written: {', '.join(map(str, paths))}")
 
 
 def sweep_after_training(agent: Any, run: RunConfig, config: Any, task: Task, folder: Path) -> list[Cell]:
     """Sweeps the act options that `run.sweep` names with the trained agent; prints the table, writes to the folder."""
     grid = parse_grid(run.sweep, type(agent), config)
-    asked = "; ".join(f"{name} {', '.join(map(str, values))}" for name, values in grid.items())
-    count = len(cells_of(grid))
-    episodes = task.episodes(run.eval_episodes)
-    print(f"evaluating {run.label} at {count} settings, {episodes} episodes each: {asked}", flush=True)
+    print(f"evaluating {run.label} at {len(cells_of(grid))} settings: {', '.join(run.sweep)}", flush=True)
     cells = sweep(agent, task, run, grid)
     updates = f"{run.offline_steps:,} updates" + (f", {run.online_steps:,} online" if run.online_steps else "")
     print(f"\n{run.task} ({task.identity['source']}), {updates}, seed {run.seed}")
@@ -263,8 +203,6 @@ def _parser(options: Sequence[str] = ()) -> argparse.ArgumentParser:
     for name in options:
         parser.add_argument(f"--{name}", nargs="+", metavar="VALUE", help="act option: values to sweep")
     parser.add_argument("--episodes", type=int, help="of each cell of the grid (default: the run's eval_episodes)")
-    parser.add_argument("--environments", type=int, help="rows of the batch (default: the run's)")
-    parser.add_argument("--workers", type=int, help="processes that host the environments (default: the run's)")
     parser.add_argument(
         "--video_episodes", type=int, default=0, help="mp4 files to record, at the first value of every act option"
     )
@@ -274,26 +212,17 @@ def _parser(options: Sequence[str] = ()) -> argparse.ArgumentParser:
     return parser
 
 
-def _parse(argv: Sequence[str], options: Sequence[str]) -> argparse.Namespace:
-    arguments, unknown = _parser(options).parse_known_args(argv)
-    if unknown and unknown[0].startswith("--"):
-        raise unknown_option(unknown[0].lstrip("-").split("=")[0], options)
-    if unknown:
-        raise UserError(f"command line: {unknown[0]!r} belongs to no flag; --help lists them")
-    for name, smallest in {"episodes": 1, "environments": 1, "workers": 0, "video_episodes": 0}.items():
-        value = getattr(arguments, name)
-        if value is not None and value < smallest:
-            raise UserError(f"command line: --{name} is {value}; it must be at least {smallest}")
-    return arguments
-
-
 def evaluate_command(argv: Sequence[str]) -> None:
     """`main` without the handling of the user's errors. Raises UserError."""
     if not argv or argv[0].startswith("-"):
-        _parser().parse_args(argv[:1] if argv[:1] in (["-h"], ["--help"]) else [])
+        _parser().parse_args([flag for flag in argv[:1] if flag in ("-h", "--help")])  # the help, or what is missing
     run_dir = Path(argv[0])
     algorithm, run, config = load_run(run_dir)
-    arguments = _parse(argv, algorithm.agent_class.act_options)
+    arguments = _parser(algorithm.agent_class.act_options).parse_args(argv)
+    for name, smallest in {"episodes": 1, "video_episodes": 0}.items():
+        value = getattr(arguments, name)
+        if value is not None and value < smallest:
+            raise UserError(f"command line: --{name} is {value}; it must be at least {smallest}")
     given = {name: getattr(arguments, name) for name in algorithm.agent_class.act_options}
     assignments = [f"{name}={','.join(values)}" for name, values in given.items() if values]
     grid = parse_grid(assignments, algorithm.agent_class, config)
@@ -312,7 +241,7 @@ def evaluate_command(argv: Sequence[str]) -> None:
     make_folder(folder, "--out")
     if arguments.out:
         (folder / run_files.EPISODES).unlink(missing_ok=True)  # it may be another run's
-    cells = sweep(agent, task, run, grid, arguments.episodes, arguments.environments, arguments.workers)
+    cells = sweep(agent, task, run, grid, arguments.episodes)
     print(f"{algorithm.name} on {run.task}, {run_dir}")
     show_and_write(cells, task, run, folder)
     if draws:

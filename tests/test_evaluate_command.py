@@ -19,7 +19,7 @@ from algorithms.dipole import DIPOLE, Noise
 from common.errors import UserError
 from envs.task import Task
 from harness.config import RunConfig, config_to_yaml
-from harness.evaluate import Cell, format_table, parse_grid, remark, rows_of, show_and_write, sweep
+from harness.evaluate import Cell, format_table, parse_grid, rows_of, show_and_write, sweep
 from harness.evaluation import GRID_SEED, EvaluationResult, evaluate
 from harness.plots import plot_learning_curve, plot_sweep
 from harness.run_folder import load_policy, load_run_task, run_path
@@ -150,10 +150,7 @@ def test_grid_values_have_the_types_of_the_config():
 @pytest.mark.parametrize(
     "assignments, agent, config, message",
     [
-        (["omega=1"], Toy, {}, "omega is not an option .* greediness, num_candidates, flow_steps; .* mean greediness?"),
-        (["cfg=1"], Toy, {}, r"did you mean greediness \(= cfg - 1\)"),
-        (["N=1"], Toy, {}, "did you mean num_candidates"),
-        (["beta=1"], Toy, {}, "beta is not an option .* has: greediness, num_candidates, flow_steps$"),
+        (["omega=1"], Toy, {}, "omega is not an option .* has: greediness, num_candidates, flow_steps$"),
         (["single_policy=true"], Toy, {}, "single_policy is not an option"),
         (["greediness=1"], Plain, {}, "greediness is not an option .* has: none$"),
         (["num_candidates=1.5"], Toy, {}, "num_candidates=1.5: .*whole number"),
@@ -195,7 +192,7 @@ def test_sweep_runs_every_cell_on_the_same_seeds():
     assert rows[0]["episodes"] == TOY_RUN.eval_episodes
 
 
-def test_a_clear_difference_on_the_same_episodes_is_never_called_unclear():
+def test_differences_are_paired_by_episode():
     """The intervals of the two means overlap by far, and that of their difference is +0.30 [0.10, 0.50]."""
     random = np.random.default_rng(0)
     first, noise = random.normal(0, 2, 50), random.normal(0, 1, 50)
@@ -205,8 +202,6 @@ def test_a_clear_difference_on_the_same_episodes_is_never_called_unclear():
     assert low["return_high"] > high["return"] and high["return_low"] < low["return"]
     found = [high[f"difference{end}"] for end in ("", "_low", "_high")]
     assert found == pytest.approx([0.3, 0.1, 0.5], abs=0.01)
-    assert remark(cells, "return") is None
-    assert "+0.300 [0.1" in format_table(cells, toy_task(), "toy")
 
 
 def test_a_difference_is_from_the_first_value_at_the_same_other_options():
@@ -215,43 +210,27 @@ def test_a_difference_is_from_the_first_value_at_the_same_other_options():
     assert [row["difference"] for row in rows] == pytest.approx([0, 1, 0, 0.5])
 
 
-def test_remark_tells_where_the_swept_option_makes_no_difference():
-    same = [cell_of(np.roll(spread(1.0), shift), omega) for omega, shift in ((0, 0), (1, 10), (2, 25))]
-    different = [cell_of(spread(mean), omega, 32) for omega, mean in ((0, 1.0), (1, 2.0))]
-    assert remark(same, "return").startswith("greediness makes no clear difference: on the same episodes")
-    assert "difference at num_candidates 1, flow_steps 10: on" in remark(same + different, "return")
-    assert remark(different, "return") is None
-    assert remark(same[:1], "return") is None, "nothing was swept"
-    assert remark([cell_of([1.0], 0), cell_of([1.0], 1)], "return") is None, "one episode says nothing"
-    assert remark([*same[:2], cell_of(spread(1.0) + 0.1, 2)], "return") is None, "0 and 2 differ on every episode"
-    counts = [cell_of(spread(1.0), 0, 1), cell_of(np.roll(spread(1.0), 9), 0, 4)]
-    assert remark(counts, "return").startswith("num_candidates makes no clear difference:")
-
-
 # ---- Table and files ----
 
 
 def test_table_is_aligned_and_begins_with_the_data():
-    cells = [cell_of(spread(3.25), 0.0), cell_of(spread(1234.5), 0.5)]
+    cells = [cell_of(spread(3.25), 0.0), cell_of(spread(1234.5), 0.25)]
     common, *lines = format_table(cells, toy_task(), "mine").splitlines()
     assert common == "num_candidates 1, flow_steps 10, episodes 50, first seed 1,000,000"
     assert len({len(line) for line in lines}) == 1
-    assert lines[0].split() == [
-        *("policy", "greediness", "return", "95%", "interval", "minus", "greediness", "0.0", "std", "length"),
-        *("network", "evaluations"),
-    ]
-    assert [line.split()[:4] for line in lines[1:3]] == [
+    columns = "return_low return_high return_std length network_evaluations difference difference_low difference_high"
+    assert lines[0].split() == ["policy", "return", "greediness", *columns.split()]
+    assert [line.split() for line in lines[1:3]] == [
         ["data:", kind, "episode", score] for kind, score in (("mean", "1.5"), ("best", "3.0"))
     ]
-    assert lines[3].split() == ["mine", "0.0", "3.2", "[3.1,", "3.4]", "0.6", "2", "10"]
-    assert lines[4].split()[:6] == ["mine", "0.5", "1234.5", "[1234.3,", "1234.7]", "+1231.2"]
+    assert lines[3].split() == ["mine", "3.2", "0.0", "3.1", "3.4", "0.6", "2.0", "10.0", "0.0", "0.0", "0.0"]
+    assert lines[4].split()[:5] == ["mine", "1234.5", "0.25", "1234.3", "1234.7"]
 
 
 def test_a_task_with_reference_returns_has_its_normalized_return():
     cells, task = [cell_of([40.0, 60.0])], toy_task(reference_returns={"min": 10.0, "max": 90.0})
     assert [row["normalized_return"] for row in rows_of(cells, task)] == [50.0]
-    lines = format_table(cells, task, "toy").splitlines()
-    assert "return  normalized return" in lines[1] and "50.0               50.0" in lines[-1]
+    assert "normalized_return" in format_table(cells, task, "toy")
     assert "normalized" not in format_table(cells, toy_task(), "toy")
 
 
@@ -259,7 +238,7 @@ def test_episodes_and_rows_of_every_sweep_are_kept_until_the_checkpoint_changes(
     folder = run_dir.folder
     command(monkeypatch, folder, "--greediness", "0", "0.5", "--num_candidates", "1", "2", "--data_dir", "here")
     output = capsys.readouterr().out
-    assert "toy on toy/target" in output and "network evaluations" in output
+    assert "toy on toy/target" in output and "network_evaluations" in output
     rows = rows_in(folder / "greediness.csv")
     settings = [("0.0", "1"), ("0.0", "2"), ("0.5", "1"), ("0.5", "2")]
     assert [(row["greediness"], row["num_candidates"]) for row in rows] == settings
@@ -297,7 +276,7 @@ def test_a_sweep_after_training_says_what_it_does(tmp_path, capsys):
     run = dataclasses.replace(TOY_RUN, sweep=("num_candidates=1,2", "greediness=0,1"), offline_steps=2_000)
     harness.evaluate.sweep_after_training(Toy(), run, ToyConfig(), toy_task(), tmp_path)
     asked, _, about, *table = capsys.readouterr().out.splitlines()
-    assert asked == "evaluating toy at 4 settings, 4 episodes each: num_candidates 1, 2; greediness 0.0, 1.0"
+    assert asked == "evaluating toy at 4 settings: num_candidates=1,2, greediness=0,1"
     assert about == "toy/target (made up), 2,000 updates, seed 0"
     assert table[2].split()[:4] == ["data:", "mean", "episode", "1.500"]
     assert table[-1].startswith("written: ") and "greediness.png" in table[-1]
@@ -310,14 +289,12 @@ def test_a_sweep_after_training_says_what_it_does(tmp_path, capsys):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--omega", "0", "1"], "omega is not an option .* did you mean greediness?"),
-        (["--greedines", "0"], "greedines is not an option .* did you mean greediness?"),
+        (["--omega", "0", "1"], "unrecognized arguments: --omega 0 1"),
         (["--greediness", "x"], "greediness=x: .*finite number"),
         (["--greediness", "-3"], "it starts at -1"),
         (["--episodes", "0"], "--episodes is 0; it must be at least 1"),
-        (["--workers", "-1"], "--workers is -1; it must be at least 0"),
         (["--episodes", "many"], "invalid int value: 'many'"),
-        (["stray"], "'stray' belongs to no flag"),
+        (["stray"], "unrecognized arguments: stray"),
     ],
 )
 def test_wrong_arguments_end_in_one_line(run_dir, monkeypatch, capsys, arguments, message):
