@@ -17,11 +17,10 @@ from common.files import locked, make_folder
 from harness import run_files
 from harness.comparison.matrix import Comparison, PlannedRun, load_comparison
 from harness.comparison.preparation import check_data
-from harness.comparison.progress import Progress
 from harness.comparison.protocol import check_planned
-from harness.comparison.ray_workers import Resources, run_on_ray, slots_on
+from harness.comparison.ray_workers import check_cluster, run_on_ray
 from harness.comparison.reevaluation import is_complete
-from harness.comparison.workers import FAILED, Slot, cores, cpu_slots, gpu_slots, run_locally, visible_gpus
+from harness.comparison.workers import FAILED, Slot, cores, run_locally, slots_of, visible_gpus
 from harness.devices import choose_device
 from harness.run_folder import remove_run
 
@@ -33,13 +32,10 @@ def parser() -> argparse.ArgumentParser:
         "--config", metavar="FILE", required=True, help="the matrix, e.g. configs/compare/quickstart.yaml"
     )
     flags.add_argument("--run_dir", metavar="FOLDER", help="in place of the matrix's; shared storage for many machines")
-    flags.add_argument("--workers", type=int, help="runs at a time (default: as many as the cores or GPUs hold)")
-    flags.add_argument(
-        "--gpu_memory_per_run", type=float, metavar="GB", help="several runs per GPU by this budget (default: one)"
-    )
+    flags.add_argument("--workers", type=int, help="runs at a time (default: as many as the cores, or one per GPU)")
     flags.add_argument("--ray", metavar="ADDRESS", help="run on this Ray cluster (host:port, or auto) instead of here")
-    flags.add_argument("--cpus_per_run", type=float, help="with --ray: cores of a run (default: 1)")
-    flags.add_argument("--gpus_per_run", type=float, help="with --ray: GPUs of a run, e.g. 0.25 (default: 0)")
+    flags.add_argument("--cpus_per_run", type=int, default=1, help="with --ray: cores of a run (default: 1)")
+    flags.add_argument("--gpus_per_run", type=float, default=0.0, help="with --ray: GPUs of a run, e.g. 0.25")
     flags.add_argument(
         "--allow_mixed", action="store_true", help="mark runs of different protocols, do not refuse them"
     )
@@ -58,44 +54,31 @@ def parser() -> argparse.ArgumentParser:
 # ---- Checking ----
 
 
-def prepare(comparison: Comparison, options: argparse.Namespace) -> list[Slot]:
+def prepare(comparison: Comparison, options: argparse.Namespace) -> None:
     """Checks everything, prints a line about each data set, and removes the runs that are to be restarted.
 
-    Returns a place for each run that is to be at work at a time. Raises UserError before anything is removed.
+    Raises UserError before anything is removed.
     """
     if not options.allow_mixed:
         check_planned(comparison)
     restarted = to_restart(comparison, options.restart)
-    slots = slots_of(comparison, options)
+    if options.workers is not None and options.workers < 1:
+        raise UserError(f"command line: --workers is {options.workers}, it must be above 0")
+    if options.ray:
+        check_cluster(options.ray, options.cpus_per_run, options.gpus_per_run)
     lines = check_data(comparison, restarted)
     print(f"{comparison.name}: {len(comparison.runs)} runs, {len(comparison.rows)} rows of the report, nothing wrong")
     print(*lines, sep="\n", flush=True)
     for run in restarted:
         remove_run(run.run)
-    return slots
 
 
-def slots_of(comparison: Comparison, options: argparse.Namespace) -> list[Slot]:
-    """A place for each run that is to be at work at a time, here or on the Ray cluster. Raises UserError."""
-    here, there = ("workers", "gpu_memory_per_run"), ("cpus_per_run", "gpus_per_run")
-    for name in here if options.ray else there:
-        if getattr(options, name) is not None:
-            raise UserError(f"command line: --{name} is for runs {'on this machine' if options.ray else 'with --ray'}")
-    if options.ray:
-        return slots_on(options.ray, resources_of(options))
-    for name in here:
-        if getattr(options, name) is not None and getattr(options, name) <= 0:
-            raise UserError(f"command line: --{name} is {getattr(options, name):g}, it must be above 0")
-    workers = options.workers or max(1, cores() // max(1, *(run.run.threads for run in comparison.runs)))
-    workers = min(workers, len(comparison.runs))
-    if any(choose_device(run.run.device).type == "cuda" for run in comparison.runs):
-        return gpu_slots(workers, visible_gpus(), options.gpu_memory_per_run)
-    return cpu_slots(workers)
-
-
-def resources_of(options: argparse.Namespace) -> Resources:
-    cpus, gpus = options.cpus_per_run, options.gpus_per_run
-    return Resources(1.0 if cpus is None else cpus, 0.0 if gpus is None else gpus)
+def places(comparison: Comparison, workers: int | None) -> list[Slot]:
+    """A place on this machine for each run that is to be at work at a time."""
+    uses_gpus = any(choose_device(run.run.device).type == "cuda" for run in comparison.runs)
+    gpus = visible_gpus() if uses_gpus else []
+    by_cores = max(1, cores() // max(1, *(run.run.threads for run in comparison.runs)))
+    return slots_of(min(workers or len(gpus) or by_cores, len(comparison.runs)), gpus)
 
 
 def to_restart(comparison: Comparison, labels: Sequence[str] | None) -> list[PlannedRun]:
@@ -112,7 +95,7 @@ def to_restart(comparison: Comparison, labels: Sequence[str] | None) -> list[Pla
 # ---- Running ----
 
 
-def run_all(comparison: Comparison, slots: list[Slot], options: argparse.Namespace) -> int:
+def run_all(comparison: Comparison, options: argparse.Namespace) -> int:
     """Works on everything that is not complete; returns the exit code, 1 where a run failed.
 
     Raises SystemExit(128 + n) after signal n.
@@ -123,13 +106,12 @@ def run_all(comparison: Comparison, slots: list[Slot], options: argparse.Namespa
         return 0
     make_folder(comparison.out, "run_dir")
     refusal = f"{comparison.out}: another harness.compare works here; wait for it or stop it"
-    with locked(comparison.out / "lock", refusal), Progress(todo) as progress:
+    with locked(comparison.out / "lock", refusal):
         shutil.copyfile(comparison.path, comparison.out / "comparison.yaml")
         if options.ray:
-            resources = resources_of(options)
-            states = run_on_ray(comparison, todo, options.ray, resources, slots[0], progress.show)
+            states = run_on_ray(comparison, todo, options.ray, options.cpus_per_run, options.gpus_per_run)
         else:
-            states = run_locally(comparison, todo, slots, progress.show)
+            states = run_locally(comparison, todo, places(comparison, options.workers))
     failed = [run for run in todo if states[run.name] == FAILED]
     for run in failed:
         last = (run.folder / run_files.ERROR).read_text(encoding="utf-8").strip().splitlines()[-1]
@@ -155,10 +137,10 @@ def compare(argv: Sequence[str] | None = None) -> int:
             print(" && ".join(shlex.join(command) for command in run.commands(comparison.cells(run))))
         return 0
     if not options.report_only:
-        slots = prepare(comparison, options)
+        prepare(comparison, options)
         if options.check:
             return 0
-        code = run_all(comparison, slots, options)
+        code = run_all(comparison, options)
     from harness.report.report import write_report  # here: plotting is not needed while runs are at work
 
     for path in write_report(comparison, comparison.out, options.allow_mixed):

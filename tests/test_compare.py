@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 
 import pytest
-from tqdm import tqdm
 
 from algorithms.dipole import DIPOLE
 from common.errors import UserError
@@ -15,7 +14,7 @@ from common.files import locked
 from harness import compare as compare_module
 from harness import run_folder
 from harness.compare import compare, in_order
-from harness.comparison import preparation, progress, reevaluation
+from harness.comparison import preparation, reevaluation
 from harness.comparison import workers as workers_module
 from harness.comparison.matrix import load_comparison
 from harness.comparison.preparation import check_data, inspect_data
@@ -24,12 +23,11 @@ from harness.comparison.workers import (
     FAILED,
     FINISHED,
     RUNNING,
-    STOPPED,
     WAITING,
     Attempt,
-    cpu_slots,
+    announce,
     environment_of,
-    gpu_slots,
+    slots_of,
 )
 from harness.episodes import read_episodes
 from harness.evaluation import EVALUATION_SEED, evaluate
@@ -202,7 +200,6 @@ def test_runs_are_grouped_by_comparison_in_wandb(tmp_path):
             "offline_steps differs: 20 in dipole; 30 in iql, so",
         ),
         ("iql", "--workers 0", "--workers is 0, it must be above 0"),
-        ("iql", "--cpus_per_run 2", "--cpus_per_run is for runs with --ray"),
         ("iql", "--restart dipol", "--restart dipol: no variant has this label, choose of dipole, iql"),
         ("iql", "--restart", "toy"),  # the process that loads the data knows no such suite
     ],
@@ -259,54 +256,17 @@ def test_first_seeds_of_all_variants_come_first(tmp_path):
 def test_workers_share_the_cores(monkeypatch):
     for available, workers, threads in ((8, 3, "2"), (2, 4, "1")):
         monkeypatch.setattr(workers_module, "cores", lambda available=available: available)
-        assert cpu_slots(workers) == [{"OMP_NUM_THREADS": threads}] * workers
+        assert slots_of(workers, []) == [{"OMP_NUM_THREADS": threads}] * workers
 
 
-def test_runs_are_dealt_round_robin_to_gpus_by_their_memory():
-    gpus = [("2", 80.0), ("5", 24.0)]
-    devices = [slot["CUDA_VISIBLE_DEVICES"] for slot in gpu_slots(9, gpus, gigabytes_per_run=20.0)]
-    assert devices == ["2", "5", "2", "2", "2"]
-    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in gpu_slots(3, gpus, gigabytes_per_run=10.0)] == ["2", "5", "2"]
-    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in gpu_slots(9, gpus, gigabytes_per_run=None)] == ["2", "5"]
-    with pytest.raises(UserError, match="gpu_memory_per_run is 100, and the largest GPU has 80.0 GB"):
-        gpu_slots(9, gpus, gigabytes_per_run=100.0)
+def test_runs_are_dealt_round_robin_to_gpus():
+    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in slots_of(3, ["2", "5"])] == ["2", "5", "2"]
 
 
-# ---- What is shown ----
-
-
-class Bar(tqdm):
-    """Shown, as in a terminal."""
-
-    def __init__(self, **options):
-        super().__init__(**options | {"disable": False})
-
-
-def test_there_is_a_line_per_change_and_the_bar_counts_updates(tmp_path, finished, capsys, monkeypatch):
-    run, _ = finished
-    comparison = toy_comparison(tmp_path, "dipole", SINGLE, seeds="[0, 1]")
-    names = [run.name for run in comparison.runs]
-    with open(run.folder / "train.csv", "a") as file:
-        file.write("25,9")  # cut short
-    later = comparison.runs[1].folder
-    later.mkdir(parents=True)
-    monkeypatch.setattr(progress, "SECONDS_BETWEEN", 0.0)
-    monkeypatch.setattr(progress, "tqdm", Bar)
-    with progress.Progress(comparison.runs) as shown:
-        assert (shown.bar.n, shown.bar.total) == (20, 40)
-        for states in ((RUNNING, WAITING), (RUNNING, WAITING), (FINISHED, RUNNING)):
-            shown.show(dict(zip(names, states, strict=True)))
-        (later / "train.csv").write_text("step\n10\n")
-        shown.show(dict(zip(names, (FINISHED, STOPPED), strict=True)))
-        assert shown.bar.n == 30
+def test_there_is_a_line_per_change(capsys):
+    announce({"a": WAITING, "b": RUNNING, "c": RUNNING}, {"a": RUNNING, "b": FINISHED, "c": RUNNING})
     lines = [line.split(" ", 1)[1] for line in capsys.readouterr().out.splitlines()]
-    score = float(read_reevaluation(run.folder)[0]["score"])
-    assert lines == [
-        f"[0/2] running: {names[0]}, continues after 20 updates",
-        f"[1/2] finished: {names[0]}, return {score:.4g}",
-        f"[1/2] running: {names[1]}",
-        f"[1/2] stopped: {names[1]}, it continues when the same command is run again",
-    ]
+    assert lines == ["[1/3] running: a", "[1/3] finished: b"]
 
 
 # ---- The command ----

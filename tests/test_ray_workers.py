@@ -13,7 +13,7 @@ import pytest
 
 from common.errors import UserError
 from harness.algorithms import ROOT
-from harness.comparison.ray_workers import Resources, connected, driver_file, slots_on, wait_for_lock, work_on
+from harness.comparison.ray_workers import check_cluster, connected, wait_for_lock, work_on
 from tests.test_run import assert_same_run, checkpoint_of, rows_without_times
 
 CONFIG = """\
@@ -49,35 +49,10 @@ PATIENCE = 600  # seconds until something that must happen has happened
 # ---- Without Ray ----
 
 
-@pytest.mark.parametrize(
-    ("cpus", "gpus", "machine", "places"),
-    [
-        (1, 0, {"CPU": 8.0}, 8),
-        (3, 0, {"CPU": 8.0}, 2),
-        (2, 0.25, {"CPU": 64.0, "GPU": 2.0}, 8),
-        (2, 0.25, {"CPU": 4.0, "GPU": 2.0}, 2),
-        (1, 2, {"CPU": 64.0, "GPU": 3.0}, 1),
-        (1, 0.5, {"CPU": 8.0}, 0),
-        (1, 0, {"GPU": 1.0}, 0),
-    ],
-)
-def test_places_of_a_machine(cpus, gpus, machine, places):
-    assert Resources(cpus, gpus).places(machine) == places
-
-
-@pytest.mark.parametrize(
-    ("cpus", "gpus", "flag"),
-    [(0, 0, "--cpus_per_run"), (1.5, 0, "--cpus_per_run"), (1, -1, "--gpus_per_run"), (1, 1.5, "--gpus_per_run")],
-)
-def test_resources_that_ray_refuses_are_refused_first(cpus, gpus, flag):
-    with pytest.raises(UserError, match=flag):
-        Resources(cpus, gpus)
-
-
 def test_missing_ray_names_the_pip_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match="run: pip install -r requirements-ray.txt"):
-        slots_on("auto", Resources(1, 0))
+        check_cluster("auto", 1, 0)
 
 
 @pytest.mark.parametrize(
@@ -91,15 +66,14 @@ def test_missing_ray_names_the_pip_command(monkeypatch):
 )
 def test_an_address_without_a_cluster_is_one_sentence(address, message):
     with pytest.raises(UserError) as raised:
-        slots_on(address, Resources(1, 0))
+        check_cluster(address, 1, 0)
     assert message in str(raised.value)
 
 
-def test_a_machine_that_does_not_see_the_drivers_folder_runs_nothing(tmp_path):
-    with driver_file(tmp_path) as shared:
-        assert work_on("a", tmp_path / "run", [["true"]], {}, shared) == "finished"
+def test_a_machine_that_does_not_see_the_comparisons_folder_runs_nothing(tmp_path):
+    assert work_on("a", tmp_path / "run", [["true"]], {}, tmp_path) == "finished"
     with pytest.raises(UserError, match="not the same folder on .*, choose a run_dir on storage that all share"):
-        work_on("b", tmp_path / "other", [["true"]], {}, shared)
+        work_on("b", tmp_path / "other", [["true"]], {}, tmp_path / "elsewhere")
     assert not (tmp_path / "other").exists()
 
 
@@ -277,10 +251,10 @@ def test_ctrl_c_leaves_checkpoints_from_which_the_same_command_continues(cluster
 def test_a_cluster_that_cannot_work_is_one_sentence(cluster):
     wait_for_machines(cluster, 3)
     with pytest.raises(UserError, match="none of the cluster's 3 machines has the 64 CPUs and 0 GPUs of a run"):
-        slots_on(cluster.address, Resources(64, 0))
+        check_cluster(cluster.address, 64, 0)
     with pytest.raises(UserError, match="none of the cluster's 3 machines has the 1 CPUs and 0.5 GPUs of a run"):
-        slots_on(cluster.address, Resources(1, 0.5))
-    assert slots_on(cluster.address, Resources(1, 0)) == [{"OMP_NUM_THREADS": "1"}] * 2
+        check_cluster(cluster.address, 1, 0.5)
+    check_cluster(cluster.address, 1, 0)
 
 
 @pytest.mark.slow

@@ -23,20 +23,19 @@ def check_data(comparison: Comparison, restarted: Collection[PlannedRun] = ()) -
     groups: dict[tuple[str, str | None], list[PlannedRun]] = {}
     for run in comparison.runs:
         groups.setdefault((run.task, run.run.data_dir), []).append(run)
-    problems, lines = [], []
-    for runs in tqdm(groups.values(), desc="data sets", unit="set", disable=None):
-        kept = [run for run in runs if run.name not in removed]
-        # spawn: a process that was forked would share this one's threads and, on a GPU machine, its CUDA state
-        with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            try:
-                found, line = pool.submit(inspect_data, runs[0], kept).result()
-            except concurrent.futures.process.BrokenProcessPool:
-                found, line = [f"{runs[0].task}: the process that loaded its data was killed (out of memory?)"], ""
-        problems += [problem for problem in found if problem not in problems]
-        lines.append(line)
+    kept = [[run for run in runs if run.name not in removed] for runs in groups.values()]
+    # spawn: a process that was forked would share this one's threads and, on a GPU machine, its CUDA state
+    spawn = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, spawn, max_tasks_per_child=1) as pool:
+        found = pool.map(inspect_data, [runs[0] for runs in groups.values()], kept)
+        try:
+            found = list(tqdm(found, total=len(groups), desc="data sets", unit="set", disable=None))
+        except concurrent.futures.process.BrokenProcessPool as error:
+            raise UserError(f"{comparison.path}: the process that loads data was killed (out of memory?)") from error
+    problems = list(dict.fromkeys(problem for own, _ in found for problem in own))
     if problems:
         raise UserError("\n  ".join([f"{comparison.path}: {len(problems)} problems:", *problems][len(problems) == 1 :]))
-    return lines
+    return [line for _, line in found]
 
 
 def inspect_data(first: PlannedRun, runs: Sequence[PlannedRun]) -> tuple[list[str], str]:

@@ -2,18 +2,16 @@
 
 A task runs the same two commands as on one machine (`Attempt` of workers.py), which end with the Ray worker that
 started them. A run that is started again continues from its checkpoint, so the run folders must be on storage that all
-machines share: each task looks there for a file of the driver's first. docs/comparisons.md describes the set-up.
+machines share. docs/comparisons.md describes the set-up.
 """
 
 import contextlib
-import dataclasses
 import fcntl
 import re
-import secrets
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +27,7 @@ from harness.comparison.workers import (
     STOPPED,
     WAITING,
     Attempt,
-    Slot,
+    announce,
     environment_of,
 )
 from harness.signals import StopSignals
@@ -45,36 +43,17 @@ class Interrupted(Exception):
     """Another one than the driver stopped a run, as a machine does that shuts down; Ray starts it again."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Resources:
-    """What one run takes of a machine: CPU cores and GPUs (a fraction: several runs share one)."""
-
-    cpus: float
-    gpus: float
-
-    def __post_init__(self) -> None:
-        if self.cpus < 1 or self.cpus != int(self.cpus):
-            raise UserError(f"command line: --cpus_per_run is {self.cpus:g}, it must be a whole number from 1 on")
-        if self.gpus < 0 or (self.gpus > 1 and self.gpus != int(self.gpus)):
-            raise UserError(f"command line: --gpus_per_run is {self.gpus:g}, it must be a fraction or a whole number")
-
-    def places(self, machine: dict[str, float]) -> int:
-        """How many runs a machine with Ray's resources of these names holds."""
-        by_gpu = [int(machine.get("GPU", 0) / self.gpus)] if self.gpus else []
-        return min(int(machine.get("CPU", 0) / self.cpus), *by_gpu, 10**6)
-
-
 # ---- What happens on the machines ----
 
 
-def work_on(name: str, folder: Path, commands: list[list[str]], environment: dict[str, str], shared: Path) -> str:
+def work_on(name: str, folder: Path, commands: list[list[str]], environment: dict[str, str], out: Path) -> str:
     """The Ray task: completes the run by its commands; returns its state at the end.
 
-    Raises UserError where this machine does not see the driver's file `shared`, beside the runs.
+    Raises UserError where this machine does not see the comparison's folder `out`.
     """
-    if not shared.exists():
+    if not out.exists():
         here = socket.gethostname()
-        raise UserError(f"{shared.parent}: not the same folder on {here}, choose a run_dir on storage that all share")
+        raise UserError(f"{out}: not the same folder on {here}, choose a run_dir on storage that all share")
     wait_for_lock(folder / run_files.LOCK)
     attempt = Attempt(name, folder, commands, environment)
     try:
@@ -137,43 +116,42 @@ def connected(address: str) -> Iterator[Any]:
         ray.shutdown()
 
 
-def slots_on(address: str, resources: Resources) -> list[Slot]:
-    """A place for each run that the cluster holds at a time. Raises UserError where it holds none."""
+def check_cluster(address: str, cpus: int, gpus: float) -> None:
+    """Raises UserError where the cluster holds no run that takes so many cores and GPUs."""
     with connected(address) as ray:
-        alive = [node for node in ray.nodes() if node["Alive"]]
-    places = sum(resources.places(node["Resources"]) for node in alive)
-    if not places:
+        alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if not any(machine.get("CPU", 0) >= cpus and machine.get("GPU", 0) >= gpus for machine in alive):
         raise UserError(
-            f"command line: none of the cluster's {len(alive)} machines has the {resources.cpus:g} CPUs and "
-            f"{resources.gpus:g} GPUs of a run, lower --cpus_per_run or --gpus_per_run"
+            f"command line: none of the cluster's {len(alive)} machines has the {cpus} CPUs and {gpus:g} GPUs of a "
+            "run, lower --cpus_per_run or --gpus_per_run"
         )
-    return [{"OMP_NUM_THREADS": str(int(resources.cpus))}] * places
 
 
 # ---- Running ----
 
 
 def run_on_ray(
-    comparison: Comparison,
-    runs: Sequence[PlannedRun],
-    address: str,
-    resources: Resources,
-    slot: Slot,
-    show: Callable[[dict[str, str]], None],
+    comparison: Comparison, runs: Sequence[PlannedRun], address: str, cpus: int, gpus: float
 ) -> dict[str, str]:
-    """As `workers.run_locally`, on the cluster: gives Ray all runs at once, which starts them in their order."""
+    """As `workers.run_locally`, on the cluster: gives Ray all runs at once, which starts them in their order.
+
+    cpus, gpus: what one run takes of a machine; of a GPU also a fraction, so that several runs share it.
+    """
     states = {run.name: WAITING for run in runs}
-    with connected(address) as ray, driver_file(comparison.out) as shared, StopSignals() as signals:
+    with connected(address) as ray, StopSignals() as signals:
         retries = {"max_retries": RETRIES, "retry_exceptions": [Interrupted]}
-        remote = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, **retries)(work_on)
-        environment, log_sizes, tasks = environment_of(comparison) | slot, {}, {}
+        remote = ray.remote(num_cpus=cpus, num_gpus=gpus, **retries)(work_on)
+        environment, log_sizes, tasks = environment_of(comparison) | {"OMP_NUM_THREADS": str(cpus)}, {}, {}
         for run in runs:
             log_sizes[run.name] = log_size(run)
-            arguments = (run.name, run.folder.absolute(), run.commands(comparison.cells(run)), environment, shared)
-            tasks[run.name] = remote.options(name=run.name).remote(*arguments)
+            commands, out = run.commands(comparison.cells(run)), comparison.out.absolute()
+            tasks[run.name] = remote.options(name=run.name).remote(
+                run.name, run.folder.absolute(), commands, environment, out
+            )
         cancelled = False
         try:
             while tasks:
+                before = dict(states)
                 if signals.received and not cancelled:
                     cancelled = True
                     for task in tasks.values():
@@ -183,7 +161,7 @@ def run_on_ray(
                         states[run.name] = ended_state(ray, tasks.pop(run.name), run, cancelled)
                     else:  # an attempt begins with a line in the log
                         states[run.name] = RUNNING if log_size(run) > log_sizes[run.name] else WAITING
-                show(states)
+                announce(before, states)
                 time.sleep(POLL_SECONDS)
         except KeyboardInterrupt:
             for task in tasks.values():
@@ -207,14 +185,3 @@ def ended_state(ray: Any, task: Any, run: PlannedRun, cancelled: bool) -> str:
 def log_size(run: PlannedRun) -> int:
     log = run.folder / run_files.LOG
     return log.stat().st_size if log.exists() else 0
-
-
-@contextlib.contextmanager
-def driver_file(folder: Path) -> Iterator[Path]:
-    """A file of a new name in `folder`, by which a machine knows that it sees the same folder; removed at the end."""
-    path = folder.absolute() / f".driver_{secrets.token_hex(8)}"
-    path.touch()
-    try:
-        yield path
-    finally:
-        path.unlink(missing_ok=True)

@@ -13,12 +13,11 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
-from common.errors import UserError
 from common.files import make_folder, write_text
 from harness import run_files
 from harness.algorithms import ROOT
@@ -109,19 +108,26 @@ def ended(code: int) -> str:
     return f"the process was ended by signal {signal.Signals(-code).name}{hint}"
 
 
-def run_locally(
-    comparison: Comparison, runs: Sequence[PlannedRun], slots: Sequence[Slot], show: Callable[[dict[str, str]], None]
-) -> dict[str, str]:
+def announce(before: Mapping[str, str], states: Mapping[str, str]) -> None:
+    """Prints a line for each run whose state has changed."""
+    ended = sum(state in (FINISHED, FAILED) for state in states.values())
+    for name, state in states.items():
+        if state != before[name]:
+            print(f"{time.strftime('%H:%M:%S')} [{ended}/{len(states)}] {state}: {name}", flush=True)
+
+
+def run_locally(comparison: Comparison, runs: Sequence[PlannedRun], slots: Sequence[Slot]) -> dict[str, str]:
     """Works on the runs, in their order, until all have ended; returns their states.
 
-    `show` is called with the states by name about twice a second. At SIGINT or SIGTERM the runs write checkpoints, and
-    SystemExit is raised when they have ended; a second SIGINT kills them.
+    At SIGINT or SIGTERM the runs write checkpoints, and SystemExit is raised when they have ended; a second SIGINT
+    kills them.
     """
     states = {run.name: WAITING for run in runs}
     waiting, free, attempts = deque(runs), deque(slots), []
     try:
         with StopSignals() as signals:
             while attempts or (waiting and not signals.received):
+                before = dict(states)
                 while waiting and free and not signals.received:
                     run, slot = waiting.popleft(), free.popleft()
                     environment = environment_of(comparison) | slot
@@ -134,7 +140,7 @@ def run_locally(
                     if states[attempt.name] != RUNNING:
                         attempts.remove((attempt, slot))
                         free.append(slot)
-                show(states)
+                announce(before, states)
                 time.sleep(POLL_SECONDS)
     except KeyboardInterrupt:
         for attempt, _ in attempts:
@@ -156,30 +162,14 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def cpu_slots(workers: int) -> list[Slot]:
-    """A place per worker, each with its share of the cores."""
-    return [{"OMP_NUM_THREADS": str(max(1, cores() // workers))} for _ in range(workers)]
+def slots_of(workers: int, gpus: Sequence[str]) -> list[Slot]:
+    """A place per worker, each with its share of the cores and the next of the GPUs, if there are any."""
+    threads = str(max(1, cores() // workers))
+    gpu_of = [{"CUDA_VISIBLE_DEVICES": name} for name in gpus] or [{}]
+    return [{"OMP_NUM_THREADS": threads} | gpu_of[index % len(gpu_of)] for index in range(workers)]
 
 
-def gpu_slots(workers: int, gpus: Sequence[tuple[str, float]], gigabytes_per_run: float | None) -> list[Slot]:
-    """At most `workers` places on GPUs (identifier, gigabytes), dealt round robin; one per GPU without a budget.
-
-    Raises UserError where no GPU holds one run.
-    """
-    room = {name: 1 if gigabytes_per_run is None else int(size // gigabytes_per_run) for name, size in gpus}
-    if not any(room.values()):
-        largest = max(size for _, size in gpus)
-        raise UserError(
-            f"command line: --gpu_memory_per_run is {gigabytes_per_run:g}, and the largest GPU has {largest:.1f} GB"
-        )
-    rounds = range(max(room.values()))
-    places = [name for turn in rounds for name in room if turn < room[name]][:workers]
-    return [slot | {"CUDA_VISIBLE_DEVICES": name} for slot, name in zip(cpu_slots(len(places)), places, strict=True)]
-
-
-def visible_gpus() -> list[tuple[str, float]]:
-    """(identifier for CUDA_VISIBLE_DEVICES, gigabytes) of the GPUs that this process may use."""
-    sizes = [torch.cuda.get_device_properties(i).total_memory / 1e9 for i in range(torch.cuda.device_count())]
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
     listed = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = listed.split(",") if listed else [str(index) for index in range(len(sizes))]
-    return list(zip(names[: len(sizes)], sizes, strict=True))
+    return listed.split(",") if listed else [str(index) for index in range(torch.cuda.device_count())]
