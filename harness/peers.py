@@ -61,10 +61,8 @@ def other_tables(keys: Sequence[str], protocol: str) -> list[Block]:
     for table in load_published()[1]:
         rows = {name: table.scores[name] for name in names if table.protocol == protocol and name in table.scores}
         if rows:
-            block = Block(f"No seeds: {table.source}", level=2, text=[f"{table.describe()}."])
-            block.header = ["", *next(iter(rows.values()))]
-            block.rows = [[name, *scores.values()] for name, scores in rows.items()]
-            blocks.append(block)
+            cells = [{"": name, **scores} for name, scores in rows.items()]
+            blocks.append(Block(f"No seeds: {table.source}", text=[f"{table.describe()}."], rows=cells))
     return blocks
 
 

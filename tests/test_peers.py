@@ -138,8 +138,12 @@ def made_up(folder, data=CUBE, rows=ROWS, steps=STEPS, **fields):
 
 
 def line(block, name):
-    (found,) = (row for row in block.rows if row[0] == name)
-    return dict(zip(block.header, found, strict=True))
+    (found,) = (row for row in block.rows if first(row) == name)
+    return found
+
+
+def first(row):
+    return next(iter(row.values()))
 
 
 def titles(blocks):
@@ -163,9 +167,10 @@ def test_rows_of_the_same_protocol_share_tables_and_figures(tmp_path):
     assert "DIPOLE, N = 1: no score by their rule for these act options" in head.text[1]
     parts = dict(zip(titles(blocks), blocks, strict=True))
     aggregate, pairs = parts["Over all tasks"], parts["Probability of improvement"]
-    assert {row[0] for row in aggregate.rows} == {row[0] for row in table.rows} == {row[1] for row in pairs.rows}
-    assert aggregate.header[:3] == ["policy", "runs", "IQM"]
-    for block in (head, aggregate, pairs, parts["Performance profiles"]):
+    names = {row["policy"] for row in aggregate.rows}
+    assert names == set(map(first, table.rows)) == {row["policy"] for row in pairs.rows}
+    assert list(aggregate.rows[0])[:3] == ["policy", "runs", "final: IQM"]
+    for block in (head, parts["Performance profiles"]):
         assert (tmp_path / block.figure).stat().st_size > 10_000
 
 
@@ -175,7 +180,7 @@ def test_rows_of_another_protocol_stand_apart_with_the_reason(tmp_path):
     assert found.apart["FQL"] == "action_chunk 1, theirs 5; num_critics 2, theirs 10; pessimism 0.0, theirs 0.5"
     head, table = blocks_of(found, tmp_path)
     assert head.title == "Published seeds: QAM, protocol B" and "stands apart" in head.text[1]
-    assert len(table.rows) == 16 and all("published: QAM" in row[0] for row in table.rows)
+    assert len(table.rows) == 16 and all("published: QAM" in first(row) for row in table.rows)
     assert not list(tmp_path.glob("qam/*"))
 
 
@@ -247,7 +252,7 @@ def test_the_end_of_an_offline_phase_is_compared_with_offline_scores(tmp_path):
     ]
     np.testing.assert_allclose(scores[0], 0.4 + 0.01 * np.arange(8))  # eval.csv's at 1M
     np.testing.assert_allclose(scores[1], 0.4 + 0.01 * np.arange(8))  # the final one: result.json's
-    assert {(row[0], row[-1]) for row in policy_block(results).rows} == {("dipole", "B"), ("fql", "B")}
+    assert {(row["variant"], row["protocol"]) for row in policy_block(results).rows} == {("dipole", "B"), ("fql", "B")}
     other = beside(results, GFP)
     assert not other.own and "num_critics 10, theirs 2" in other.apart["FQL"]
 
@@ -256,7 +261,7 @@ def test_local_data_and_other_tasks(tmp_path):
     local = [dataclasses.replace(one, identity=one.identity | {"source": "locally generated"}) for one in CUBE]
     results = Results(made_up(tmp_path / "local", local))
     found = beside(results, GFP)
-    assert {row[-1] for row in policy_block(results).rows} == {"own"}
+    assert {row["protocol"] for row in policy_block(results).rows} == {"own"}
     assert found.own == () and all("data locally generated" in reason for reason in found.apart.values())
     walker = [Data("exorl/rnd/walker_walk", "walker", "return", {"source": "official"})]
     assert peer_blocks(Results(made_up(tmp_path / "walker", walker)), tmp_path) == []

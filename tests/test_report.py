@@ -28,7 +28,6 @@ from harness.report.tables import (
     act_option_block,
     aggregate_block,
     improvement_block,
-    improvement_matrix,
     online_block,
     score_block,
     score_table,
@@ -74,8 +73,8 @@ def run_named(comparison, name):
 
 def line(block, *beginning):
     """The table line that begins with these cells, as {column: cell}."""
-    (found,) = [row for row in block.rows if tuple(row[: len(beginning)]) == beginning]
-    return dict(zip(block.header, found, strict=True))
+    (found,) = [row for row in block.rows if tuple(row.values())[: len(beginning)] == beginning]
+    return found
 
 
 def task_block(results, data, marked=()):
@@ -100,7 +99,7 @@ def test_bold_is_within_five_percent_of_the_best_of_its_own_column(tmp_path):
     scores = {("dipole", 1): 115.0, ("dipole", 32): 120.0, ("fql", 1): 113.9}
     comparison = made_up(tmp_path, [CARTPOLE], 5, lambda run, cell: scores[run.variant.label, cell["num_candidates"]])
     block = task_block(Results(comparison), CARTPOLE)
-    means = [(row[4], isinstance(row[4], Bold)) for row in block.rows]
+    means = [(row["final: mean"], isinstance(row["final: mean"], Bold)) for row in block.rows]
     assert means == [("115.0", True), ("120.0", True), ("113.9", False)]
 
 
@@ -115,9 +114,9 @@ def test_fewer_than_five_seeds_are_shown_one_by_one_without_bold_and_pairs(tmp_p
     results = Results(made_up(tmp_path, [CARTPOLE], 4))
     block = task_block(results, CARTPOLE)
     assert line(block, "DIPOLE", "32")["final: each seed"] == "100.0, 110.0, 120.0, 130.0"
-    assert not any("interval" in title or "std" in title for title in block.header)
-    assert not any(isinstance(cell, Bold) for row in block.rows for cell in row)
-    assert improvement_block(*improvement_matrix(results.scores)) is None
+    assert not any("interval" in title or "std" in title for title in block.rows[0])
+    assert not any(isinstance(cell, Bold) for row in block.rows for cell in row.values())
+    assert improvement_block(results.scores) is None
 
 
 def test_one_seed_is_its_own_mean(tmp_path):
@@ -134,7 +133,7 @@ def test_failed_and_missing_runs_are_listed_and_lower_the_number_of_seeds(tmp_pa
     failed.folder.mkdir(parents=True)
     (failed.folder / "error.txt").write_text("Traceback\nerror: loss is nan after 30 updates\n")
     results = Results(comparison)
-    assert problem_block(results).rows == [
+    assert [list(row.values()) for row in problem_block(results).rows] == [
         [failed.name, "failed", "error: loss is nan after 30 updates"],
         [absent.name, "not begun", "–"],
     ]
@@ -142,7 +141,9 @@ def test_failed_and_missing_runs_are_listed_and_lower_the_number_of_seeds(tmp_pa
     shown = line(block, "FQL", "1")
     assert (shown["seeds"], shown["final: mean"]) == ("3 of 5", "80.0")
     assert shown["final: 95% interval, or each seed"] == "70.0, 80.0, 90.0"
-    assert not any(isinstance(cell, Bold) for row in block.rows for cell in row)  # the best might be the one with 3
+    assert not any(
+        isinstance(cell, Bold) for row in block.rows for cell in row.values()
+    )  # the best might be the one with 3
     statuses = results.scores.loc[results.scores["label"] == "fql", "status"]
     assert list(statuses) == ["finished"] * 3 + ["failed", "not begun"]
 
@@ -151,7 +152,7 @@ def test_a_run_without_its_re_evaluation_is_listed(tmp_path):
     comparison = made_up(tmp_path, [CARTPOLE], 2)
     (comparison.runs[0].folder / "reevaluation.csv").unlink()
     results = Results(comparison)
-    assert [row[1] for row in problem_block(results).rows] == ["finished, not evaluated for DIPOLE, N = 1"]
+    assert [row["state"] for row in problem_block(results).rows] == ["finished, not evaluated for DIPOLE, N = 1"]
     assert line(task_block(results, CARTPOLE), "DIPOLE", "1")["seeds"] == "1 of 2"
     assert line(task_block(results, CARTPOLE), "DIPOLE", "32")["seeds"] == "2"  # training's last evaluation is the same
 
@@ -202,10 +203,10 @@ def test_interquartile_mean_and_optimality_gap_over_tasks(tmp_path):
     level = {WALKER[0].task: 0.0, WALKER[1].task: 500.0}
     results = Results(made_up(tmp_path, WALKER, 5, lambda r, c: by_seed(r, c) + level[r.task]))
     block = aggregate_block(results.scores, ())
-    shown = dict(zip(block.header, block.rows[1], strict=True))
+    shown = block.rows[1]
     assert shown["final: IQM"] == f"{(0.12 + 0.13 + 0.14 + 0.60 + 0.61 + 0.62) / 6:.3f}"
     assert shown["final: optimality gap"] == "0.630" and shown["runs"] == "10"
-    assert dict(zip(block.header, block.rows[0], strict=True))["last evaluations: IQM"] == "–"
+    assert block.rows[0]["last evaluations: IQM"] == "–"
 
 
 def test_aggregates_say_what_they_leave_out(tmp_path):
@@ -229,11 +230,11 @@ def test_one_task_has_no_aggregates(tmp_path):
 
 def test_probability_of_improvement_is_that_of_all_pairs_of_seeds(tmp_path):
     # DIPOLE N = 32: 100 to 140; FQL: 70 to 110. DIPOLE is higher in 22 of 25 pairs and equal in 2.
-    titles, tasks, pairs = improvement_matrix(Results(made_up(tmp_path, [CARTPOLE], 5)).scores)
-    assert titles == ["DIPOLE, N = 1", "DIPOLE, N = 32", "FQL"] and tasks == [CARTPOLE.task]
-    point, low, high = pairs[1, 2]
-    assert point == pytest.approx((22 + 0.5 * 2) / 25) and low < point <= high
-    assert pairs[2, 1] == pytest.approx((1 - point, 1 - high, 1 - low))
+    rows = improvement_block(Results(made_up(tmp_path, [CARTPOLE], 5)).scores).rows
+    assert [row["policy"] for row in rows] == ["DIPOLE, N = 1", "DIPOLE, N = 32", "FQL"]
+    point, low, high = (float(text) for text in re.findall(r"[\d.]+", rows[1]["3"]))
+    assert point == (22 + 0.5 * 2) / 25 and low < point <= high
+    assert rows[2]["2"] == f"{1 - point:.2f} ({1 - high:.2f} to {1 - low:.2f})"
 
 
 # ---- Published numbers ----
@@ -243,8 +244,7 @@ def test_published_scores_stand_beside_the_same_method_and_number_of_candidates(
     rows = [*ROWS, Row("exp_weighted", ABLATION, {"num_candidates": 32})]
     comparison = made_up(tmp_path, WALKER, 5, variants=(DIPOLE, FQL, ABLATION), rows=rows)
     block = task_block(Results(comparison), WALKER[0])
-    shown = [(row[0], row[1], row[-1]) for row in block.rows]
-    assert block.header[-1] == "published [a]"
+    shown = [(row["policy"], row["N"], row["published [a]"]) for row in block.rows]
     assert shown == [
         ("DIPOLE", "1", "793±11"),
         ("DIPOLE", "32", "953±4"),
@@ -261,18 +261,18 @@ def test_no_published_scores_beside_local_data(tmp_path):
     results = Results(made_up(tmp_path, [local, other], 5))
     for data in (local, other):
         block = task_block(results, data)
-        assert not block.notes and not any("published" in title for title in block.header)
+        assert not block.notes and not any("published" in title for title in block.rows[0])
 
 
 def test_published_categories_need_all_five_tasks_and_foreign_protocols_are_marked(tmp_path):
     results = Results(made_up(tmp_path, CUBE, 2, lambda run, cell: 0.5))
     tasks = [data.task for data in CUBE]
     block = score_block(results, "cube-double-play", tasks, (), 3)
-    assert block.header[-3:] == ["published [a]", "published [b]", "published [c], not comparable"]
-    assert block.rows[2][-3:] == ["29±2", "29", "46"]
+    published = dict(list(block.rows[2].items())[-3:])
+    assert published == {"published [a]": "29±2", "published [b]": "29", "published [c], not comparable": "46"}
     assert "NOT COMPARABLE: 10 critics" in block.notes[2]
     four = score_block(results, "cube-double-play", tasks[:4], (), 3)
-    assert not any("published" in title for title in four.header)
+    assert not any("published" in title for title in four.rows[0])
     assert line(task_block(results, CUBE[0]), "FQL", "1")["published [a]"] == "61"
 
 
@@ -355,8 +355,8 @@ def test_tuning_record_beside_the_config_is_shown(tmp_path):
 def test_markup_in_names_is_shown_as_it_is():
     assert escaped("a|b *c* `d` <e> [f] snake_case") == r"a\|b \*c\* \`d\` \<e\> \[f\] snake_case"
     assert escaped(Bold("1.0")) == "**1.0**"
-    table = Block("t", header=["name", "value"], rows=[["a|b", "1.0"], ["c", "–"]])
-    assert to_markdown([table]) == "## t\n\n| name | value |\n| --- | ---: |\n| a\\|b | 1.0 |\n| c | – |\n"
+    table = Block("t", rows=[{"name": "a|b", "value": "1.0"}, {"name": "c", "value": "–"}])
+    assert to_markdown([table]) == "## t\n\n| name | value |\n| --- | --- |\n| a\\|b | 1.0 |\n| c | – |\n"
 
 
 @pytest.fixture(scope="module")
@@ -380,16 +380,16 @@ def report(tmp_path_factory):
 
 def test_markdown_holds_every_part_and_its_figures(report):
     text = (report / "report.md").read_text()
-    for title in ("Missing runs", "Runs of different protocols", "Scores", "Over all tasks", "Time", "Versions"):
+    for title in ("Missing runs", "Runs of different protocols", "Scores", "Over all tasks", "Protocol", "Data"):
         assert f"\n## {title}" in text
     figures = re.findall(r"\]\((figures/[^)]*\.png)\)", text)
-    assert len(figures) == 5 and all((report / name).stat().st_size > 10_000 for name in figures)
+    assert len(figures) == 4 and all((report / name).stat().st_size > 10_000 for name in figures)
     assert "| FQL † |" in text and "| DIPOLE † |" not in text
 
 
 def test_html_is_one_file_that_loads_nothing_and_runs_nothing(report):
     html = (report / "report.html").read_text()
-    assert html.count('src="data:image/png;base64,') == 5
+    assert html.count('src="data:image/png;base64,') == 4
     assert not re.search(r'(src|href)="(?!data:|#)', html) and "<script" not in html
     assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; more." in html
     assert html.count("<table>") == html.count("</table>") > 10
@@ -427,12 +427,12 @@ def test_the_numbers_of_a_committed_report_follow_from_its_scores(name):
     count = scores["num_candidates"].map(lambda value: "" if math.isnan(value) else f", N = {value:g}")
     scores = with_candidates(scores.assign(name=scores["label"], policy=scores["label"] + count))
     (task,) = scores["task"].unique()
-    header, rows = score_table(scores, [task])
+    rows = [list(row.items()) for row in score_table(scores, [task])]
     text = (folder / "report.md").read_text()
     lines = text[text.index(f"### {task}") :].split("\n\n")[2].splitlines()
     table = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in lines]
-    assert header == table[0] and len(rows) == len(table) - 2
-    assert [row[1:] for row in rows] == [row[1:] for row in table[2:]]
+    assert [title for title, _ in rows[0]] == table[0] and len(rows) == len(table) - 2
+    assert [[cell for _, cell in row[1:]] for row in rows] == [row[1:] for row in table[2:]]
 
 
 # ---- Act options ----

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,8 +30,7 @@ class Block:
     level: int = 2
     text: list[str] = dataclasses.field(default_factory=list)
     figure: str | None = None  # name of the PNG file
-    header: Sequence[str] = ()
-    rows: list[list[str]] = dataclasses.field(default_factory=list)
+    rows: list[dict[str, str]] = dataclasses.field(default_factory=list)  # of a table: a row's cells by column
     notes: list[str] = dataclasses.field(default_factory=list)
 
 
@@ -56,10 +55,10 @@ def text_of(value: Any) -> str:
     return "[" + ", ".join(map(str, value)) + "]" if isinstance(value, (tuple, list)) else str(value)
 
 
-def drop_empty(header: Sequence[str], rows: list[list[str]]) -> tuple[list[str], list[list[str]]]:
+def drop_empty(rows: list[dict[str, str]]) -> list[dict[str, str]]:
     """The table without the columns in which no row has a value."""
-    kept = [index for index in range(len(header)) if any(row[index] not in ("", NONE) for row in rows)]
-    return [header[index] for index in kept], [[row[index] for index in kept] for row in rows]
+    kept = [name for name in rows[0] if any(row[name] not in ("", NONE) for row in rows)]
+    return [{name: row[name] for name in kept} for row in rows]
 
 
 # ---- Policies and their scores ----
@@ -76,10 +75,15 @@ def title_of(lines: pd.DataFrame) -> str:
     return first["name"] + first["policy"].removeprefix(first["label"])
 
 
-def acting_cells(lines: pd.DataFrame) -> list[str]:
-    """N and network evaluations per action; several values where the tasks differ."""
-    columns = lines[CROSSED_OPTION].fillna(1), lines["network_evaluations"].dropna()
-    return ["/".join(f"{value:g}" for value in sorted(column.unique())) or NONE for column in columns]
+def policy_cells(policy: str, lines: pd.DataFrame, marked: Collection[str]) -> dict[str, str]:
+    """Name, N and network evaluations per action of a policy; several values where the tasks differ."""
+    columns = {"N": lines[CROSSED_OPTION].fillna(1), "network evaluations per action": lines["network_evaluations"]}
+    name = lines["name"].iloc[0] + (f" {MARK}" if policy in marked else "")
+    return {"policy": name} | {title: joined_numbers(column) for title, column in columns.items()}
+
+
+def joined_numbers(column: pd.Series) -> str:
+    return "/".join(f"{value:g}" for value in sorted(column.dropna().unique())) or NONE
 
 
 def unit_of(scores: pd.DataFrame, tasks: Sequence[str]) -> str | None:
@@ -124,9 +128,9 @@ def estimates(scores: pd.DataFrame, tasks: Sequence[str], kind: str) -> pd.DataF
     return found.assign(near_best=False if found["few"].any() else near_best(found["mean"]))
 
 
-def estimate_cells(one: pd.Series) -> list[str]:
+def estimate_cells(one: pd.Series) -> tuple[str, str, str]:
     """Mean; interval, or the seeds one by one where they are few; standard deviation over seeds."""
     average = Bold(number(one["mean"])) if one["near_best"] else number(one["mean"])
     if one["few"]:
-        return [average, ", ".join(map(number, one["each_seed"])), NONE]
-    return [average, bracket(one["low"], one["high"]), number(one["std"])]
+        return average, ", ".join(map(number, one["each_seed"])), NONE
+    return average, bracket(one["low"], one["high"]), number(one["std"])

@@ -214,10 +214,9 @@ def blocks_of(found: Beside, figures: Path) -> list[Block]:
         head.text.append(f"Not in what is over all tasks, since it lacks some of them: {'; '.join(left_out)}.")
     over_tasks = plots.blocks_over_tasks(whole, found.marked, folder, "score")
     for block in over_tasks:
-        if "N" in block.header:  # it and network evaluations are not published
-            kept = [place for place, title in enumerate(block.header) if title not in tables.POLICY_HEADER[1:]]
-            block.header = [block.header[place].removeprefix("final: ") for place in kept]
-            block.rows = [[row[place] for place in kept] for row in block.rows]
+        for row in block.rows:  # what is not published
+            row.pop("N", None)
+            row.pop("network evaluations per action", None)
     blocks += over_tasks
     for block in blocks:
         block.level = 2 if block is head else 3
@@ -230,6 +229,5 @@ def score_block(scores: pd.DataFrame, category: str, tasks: Sequence[str], marke
     columns = {task.partition("/")[2]: [task] for task in tasks} | ({"mean": list(tasks)} if len(tasks) > 1 else {})
     lines = [line for name, group in columns.items() for line in tables.summary_lines(scores, group, name, marked)]
     text = ["Mean ± standard deviation over seeds [95% interval]. Bold: within 95% of the best."]
-    block = Block(f"{category} ({unit_of(scores, tasks)})", level=3, text=text)
-    block.header, block.rows = tables.summary_table(pd.DataFrame(lines))
-    return block
+    title = f"{category} ({unit_of(scores, tasks)})"
+    return Block(title, level=3, text=text, rows=tables.summary_rows(pd.DataFrame(lines)))

@@ -17,11 +17,8 @@ from harness.report.tables import categories_of, common_tasks, strata_of, with_r
 from harness.score_statistics import (
     CONFIDENCE,
     FEWEST_SEEDS,
-    interquartile_mean,
-    interval,
     intervals,
     mean,
-    optimality_gap,
     profile,
 )
 
@@ -64,27 +61,6 @@ def plot_scores(scores: pd.DataFrame, folder: Path, score: str = "final score") 
     return save(figure, folder / "scores.png")
 
 
-def plot_aggregates(scores: pd.DataFrame, folder: Path, score: str = "final score") -> str | None:
-    """Interquartile mean and optimality gap with their intervals; None with fewer than two common tasks."""
-    kept = with_results(scores)
-    tasks = common_tasks(kept, NORMALISED_FINAL)
-    if len(tasks) < 2:
-        return None
-    policies = by_policy(kept)
-    figure, panels = new_figure(2, 5.0, 0.9 + 0.27 * len(policies), columns=2)
-    titles = {"IQM (higher is better)": interquartile_mean, "optimality gap (lower is better)": optimality_gap}
-    for axes, (title, statistic) in zip(panels, titles.items(), strict=True):
-        for place, lines in enumerate(policies.values()):
-            strata = strata_of(lines, tasks, NORMALISED_FINAL)
-            bounds = interval(strata, statistic)
-            axes.plot(bounds, [place, place], color=COLOURS[0], lw=6, alpha=0.35, solid_capstyle="butt")
-            axes.plot([statistic(*strata)], [place], "|", color=COLOURS[0], ms=11, mew=2)
-        rows_of_names(axes, [title_of(lines) for lines in policies.values()])
-        axes.set_title(f"{title}, {score}, {len(tasks)} tasks", fontsize=9)
-    panels[1].tick_params(labelleft=False)
-    return save(figure, folder / "aggregates.png")
-
-
 def plot_profiles(scores: pd.DataFrame, folder: Path, score: str = "final score") -> str | None:
     """Performance profiles of the final scores; None with fewer than two common tasks."""
     kept = with_results(scores)
@@ -107,42 +83,15 @@ def plot_profiles(scores: pd.DataFrame, folder: Path, score: str = "final score"
     return save(figure, folder / "profiles.png")
 
 
-def plot_improvement(titles: Sequence[str], pairs: dict[tuple[int, int], tuple], folder: Path) -> str:
-    """The probabilities of improvement as a matrix of colours."""
-    places = range(len(titles))
-    values = np.array([[pairs.get((line, column), (0.5,))[0] for column in places] for line in places])
-    size = 1.8 + 0.42 * len(titles)
-    figure, (axes,) = new_figure(1, size + 2.2, size)
-    image = axes.imshow(values, cmap="RdBu", vmin=0.0, vmax=1.0)
-    for (line, column), value in np.ndenumerate(values):
-        if line != column:
-            colour = "white" if abs(value - 0.5) > 0.3 else "black"
-            axes.text(column, line, f"{value:.2f}", ha="center", va="center", fontsize=7, color=colour)
-    axes.set_yticks(places, [f"{place}  {title}" for place, title in enumerate(titles, 1)], fontsize=8)
-    axes.set_xticks(places, range(1, len(titles) + 1), fontsize=8)
-    axes.grid(False)
-    axes.xaxis.tick_top()
-    bar = figure.colorbar(image, ax=axes)
-    bar.set_label("P(left scores more)", fontsize=8)  # short: a figure of two policies is an inch high
-    bar.ax.tick_params(labelsize=7)
-    return save(figure, folder / "improvement.png")
-
-
 def blocks_over_tasks(
     scores: pd.DataFrame, marked: Collection[str], folder: Path, score: str = "final score"
 ) -> list[Block]:
-    """Aggregates, probabilities of improvement and performance profiles with their figures, as far as there are any."""
-    aggregates = tables.aggregate_block(scores, marked)
-    if aggregates is not None:
-        aggregates.figure = plot_aggregates(scores, folder, score)
-    titles, tasks, pairs = tables.improvement_matrix(scores)
-    improvement = tables.improvement_block(titles, tasks, pairs, score)
-    if improvement is not None:
-        improvement.figure = plot_improvement(titles, pairs, folder)
-    text = [f"The share of runs whose normalised {score} is above τ, averaged over tasks."]
+    """Aggregates, probabilities of improvement and performance profiles, as far as there are any."""
     name = plot_profiles(scores, folder, score)
+    text = [f"The share of runs whose normalised {score} is above τ, averaged over tasks."]
     profiles = Block("Performance profiles", text=text, figure=name) if name else None
-    return [block for block in (aggregates, improvement, profiles) if block is not None]
+    blocks = tables.aggregate_block(scores, marked), tables.improvement_block(scores, score), profiles
+    return [block for block in blocks if block is not None]
 
 
 # ---- Learning curves ----

@@ -14,7 +14,7 @@ import pandas as pd
 from markdown_it import MarkdownIt
 from markupsafe import Markup
 
-from common.files import make_folder, write_text
+from common.files import format_rows, make_folder, write_text
 from harness.comparison.matrix import Comparison
 from harness.comparison.protocol import Mixture, check_protocol
 from harness.comparison.results import Results, to_csv
@@ -26,8 +26,6 @@ TEMPLATE = Path(__file__).with_name("report.html.jinja")
 FIGURES = "figures"  # the folder of the PNG files, beside report.md
 # Characters that Markdown would read as markup. An underscore within a word is none.
 MARKUP = re.compile(r"([\\`*\[\]<>|~]|(?<![^\W_])_|_(?![^\W_]))")
-NUMERIC = re.compile(r"[-–\d.,%/ ]*|[\d.]+ .*to.*|\d+ of \d+|.*±.*")
-DIGIT = re.compile(r"\d")
 
 
 def write_report(comparison: Comparison, folder: Path, allow_mixed: bool = False) -> list[Path]:
@@ -83,8 +81,6 @@ def report_blocks(
         settings.policy_block(results),
         settings.protocol_block(results),
         settings.data_block(results),
-        settings.time_block(results),
-        settings.version_block(results),
     ]
     return [block for block in blocks if block is not None and (block.text or block.rows or block.figure)]
 
@@ -151,17 +147,10 @@ def to_markdown(blocks: Sequence[Block]) -> str:
         if block.figure:
             parts.append(f"![{escaped(block.title)}]({FIGURES}/{block.figure})")
         if block.rows:
-            columns = list(zip(*block.rows, strict=True))
-            rules = ["---:" if is_numeric(column) else "---" for column in columns]
-            lines = [map(escaped, block.header), rules, *(map(escaped, row) for row in block.rows)]
-            parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
+            rows = [{escaped(name): escaped(cell) for name, cell in row.items()} for row in block.rows]
+            parts.append(format_rows(rows))
         parts += map(escaped, block.notes)
     return "\n\n".join(parts) + "\n"
-
-
-def is_numeric(column: Sequence[str]) -> bool:
-    """Whether a column holds numbers only: it is set to the right."""
-    return all(map(NUMERIC.fullmatch, column)) and any(map(DIGIT.search, column))
 
 
 def to_html(title: str, blocks: Sequence[Block], figures: Path) -> str:

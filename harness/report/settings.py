@@ -1,4 +1,4 @@
-"""The tables of a report that say how its numbers came about: policies, protocol, tuning, time, data, versions."""
+"""The tables of a report that say how its numbers came about: policies, protocol, tuning, data."""
 
 import collections
 from collections.abc import Sequence
@@ -9,13 +9,12 @@ from harness.comparison.matrix import PlannedRun
 from harness.comparison.protocol import Mixture
 from harness.comparison.results import Results, RunResult
 from harness.config import MACHINE_OPTIONS, flat
-from harness.report.blocks import NONE, Block, joined, number, text_of
+from harness.report.blocks import NONE, Block, joined, text_of
 from harness.report.per_seed import load_sources, protocol_of
 from harness.tuning.record import tuning_record
 
 PLACE_FIELDS = {*MACHINE_OPTIONS, "task", "seed"}  # say where a run is, not what it does
 HASH_DIGITS = 16
-HOUR = 3600.0
 NAMES_SHOWN = 8  # of the runs of a variant that are missing for the same reason
 
 
@@ -37,11 +36,11 @@ def problem_block(results: Results) -> Block | None:
     if not names:
         return None
     finished = sum(run.finished for run in results.runs)
-    block = Block("Missing runs", header=["runs", "state", "error"])
+    block = Block("Missing runs")
     block.text = [f"{finished} of {len(results.runs)} runs are finished. What is missing lowers the number of seeds."]
     for (_, state, error), group in names.items():
         more = f" and {len(group) - NAMES_SHOWN} more" if len(group) > NAMES_SHOWN else ""
-        block.rows.append([", ".join(group[:NAMES_SHOWN]) + more, state, error])
+        block.rows.append({"runs": ", ".join(group[:NAMES_SHOWN]) + more, "state": state, "error": error})
     return block
 
 
@@ -49,14 +48,14 @@ def mixture_block(found: Sequence[Mixture]) -> Block | None:
     """What differs between runs of one table; None where nothing does."""
     if not found:
         return None
-    block = Block("Runs of different protocols", header=["task", "what differs", "values"])
+    block = Block("Runs of different protocols")
     block.text = [
         "These runs stand in one table because --allow_mixed asked for it; † marks policies with runs that differ from "
         "most others of the table. Compare them with care."
     ]
     for mixture in found:
         values = "; ".join(f"{value}: {', '.join(names)}" for value, names in mixture.runs.items())
-        block.rows.append([mixture.task, mixture.field, values])
+        block.rows.append({"task": mixture.task, "what differs": mixture.field, "values": values})
     return block
 
 
@@ -71,16 +70,23 @@ def policy_block(results: Results) -> Block:
         "harness.tune nothing was searched here: the settings files' comments say where their values are from. A "
         "protocol with a letter is that of others' seeds on the same data (harness/report/peers/sources.yaml)."
     ]
-    block.header = ["variant", "algorithm", "overrides", "parameters", "tuning trials", "tuned on", "protocol"]
     sources = load_sources()
     for variant in results.comparison.variants():
         runs = results.runs_of(variant.label)
         parameters = joined(f"{run.environment['parameters']:,}" for run in runs if "parameters" in run.environment)
         overrides = ", ".join(f"{name} {text_of(value)}" for name, value in variant.overrides.items())
         trials, tasks = zip(*{tuning_of(run.planned) for run in runs}, strict=True)
-        protocols = joined(protocol_of(run, sources) for run in runs if run.finished)
-        cells = [variant.label, variant.algorithm, overrides or NONE, parameters, joined(trials), joined(tasks)]
-        block.rows.append([*cells, protocols])
+        block.rows.append(
+            {
+                "variant": variant.label,
+                "algorithm": variant.algorithm,
+                "overrides": overrides or NONE,
+                "parameters": parameters,
+                "tuning trials": joined(trials),
+                "tuned on": joined(tasks),
+                "protocol": joined(protocol_of(run, sources) for run in runs if run.finished),
+            }
+        )
     return block
 
 
@@ -110,7 +116,7 @@ def protocol_block(results: Results) -> Block:
     variants = {variant.label: fields_of(results.runs_of(variant.label)) for variant in results.comparison.variants()}
     table = pd.DataFrame(variants)  # fields by variants; NaN where a method has no such field
     shared = table.nunique(axis="columns", dropna=False) == 1
-    block = Block("Protocol", header=["of", "fields"])
+    block = Block("Protocol")
     block.text = [
         "The final score is that of the agent after its last update, evaluated on the same episodes for every row; "
         "never the best over training. The other score is the mean of the last evaluations during training, which "
@@ -119,67 +125,36 @@ def protocol_block(results: Results) -> Block:
     common = dict(table[shared].iloc[:, 0]) | {"seeds": text_of(results.comparison.seeds)}
     common["harness_version"] = joined(run.harness_version for run in begun(results))
     rows = {"all runs": common} | {label: dict(table.loc[~shared, label].dropna()) for label in table}
-    block.rows = [[name, ", ".join(f"{key} {value}" for key, value in fields.items())] for name, fields in rows.items()]
-    return block
-
-
-# ---- Time, data, versions ----
-
-
-def time_block(results: Results) -> Block | None:
-    """Updates per second and the hours of a run, evaluations included."""
-    finished = [run for run in results.runs if run.finished]
-    if not finished:
-        return None
-    block = Block("Time")
-    block.text = [
-        "Medians over the runs of a variant. Times depend on the machine and on what else ran on it: compare them "
-        "only where device and threads are the same and runs were alone."
+    block.rows = [
+        {"of": name, "fields": ", ".join(f"{key} {value}" for key, value in fields.items())}
+        for name, fields in rows.items()
     ]
-    lines = pd.DataFrame(
-        {
-            "variant": run.planned.variant.label,
-            "updates": f"{run.result['step']:,}",
-            "speed": run.updates_per_second,
-            "hours": run.result["seconds"] / HOUR,
-            "device": str(run.environment.get("device", NONE)),
-            "threads": str(run.environment.get("threads", NONE)),
-        }
-        for run in finished
-    )
-    block.header = ["variant", "finished runs", "updates", "updates per second", "hours per run", "device", "threads"]
-    for label, group in lines.groupby("variant", sort=False):
-        times = [number(group["speed"].median()), number(group["hours"].median(), 2)]
-        places = [joined(group["device"]), joined(group["threads"])]
-        block.rows.append([label, str(len(group)), joined(group["updates"]), *times, *places])
     return block
+
+
+# ---- Data ----
 
 
 def data_block(results: Results) -> Block:
     """The identity of every data set."""
-    block = Block("Data", header=["data set", "source", "transitions", "episodes", "sha256", "tasks"])
+    block = Block("Data")
     sets: dict[tuple, list[str]] = collections.defaultdict(list)
     for run in begun(results):
         identity = run.identity
-        cells = [str(identity.get(key, NONE)) for key in ("path", "source", "transitions", "episodes", "sha256")]
-        cells[0] = "/".join(cells[0].split("/")[-3:])
-        cells[4] = f"{cells[4][:HASH_DIGITS]} ({identity.get('sha256_of', 'whole file')})"
-        sets[tuple(cells)].append(run.planned.task)
-    block.rows = [[*cells, ", ".join(dict.fromkeys(tasks))] for cells, tasks in sets.items()]
+        name = "/".join(str(identity.get("path", NONE)).split("/")[-3:])
+        counts = (str(identity.get(key, NONE)) for key in ("source", "transitions", "episodes"))
+        digest = f"{str(identity.get('sha256', NONE))[:HASH_DIGITS]} ({identity.get('sha256_of', 'whole file')})"
+        sets[name, *counts, digest].append(run.planned.task)
+    titles = ("data set", "source", "transitions", "episodes", "sha256")
+    block.rows = [
+        dict(zip(titles, cells, strict=True)) | {"tasks": ", ".join(dict.fromkeys(tasks))}
+        for cells, tasks in sets.items()
+    ]
     if any(cells[1] != "official" for cells in sets):
         block.text = [
             "Data that are not marked official were made here or are of unknown origin: published numbers were "
             "measured on other data, so none stand beside these scores."
         ]
-    return block
-
-
-def version_block(results: Results) -> Block:
-    """Versions of Python, packages and system; several where the runs differ."""
-    block = Block("Versions", header=["of", "version"])
-    environments = [run.environment for run in begun(results)]
-    versions = pd.DataFrame({**each["versions"], "platform": each.get("platform")} for each in environments)
-    block.rows = [[name, joined(versions[name].astype(str))] for name in versions]
     return block
 
 

@@ -7,20 +7,21 @@ from collections.abc import Collection, Sequence
 import numpy as np
 import pandas as pd
 
-from harness.comparison.results import FINAL, KINDS, SUCCESS, Results, shown
+from harness.comparison.results import FINAL, KINDS, LAST, SUCCESS, Results, RunResult, shown
 from harness.report.blocks import (
     KIND_NAMES,
     MARK,
     NONE,
     Block,
     Bold,
-    acting_cells,
     bracket,
     by_policy,
     drop_empty,
     estimate_cells,
     estimates,
+    joined_numbers,
     number,
+    policy_cells,
     title_of,
     unit_of,
 )
@@ -33,7 +34,6 @@ from harness.score_statistics import (
     optimality_gap,
 )
 
-POLICY_HEADER = ["policy", "N", "network evaluations per action"]
 LATEX_SYMBOLS = {"ω": r"$\omega$", "π": r"$\pi$", "β": r"$\beta$", MARK: r"$\dagger$"}
 DATA_SCORES = {"episode_return_mean": "mean episode", "episode_return_best": "best episode"}  # of a data set's identity
 
@@ -41,10 +41,6 @@ DATA_SCORES = {"episode_return_mean": "mean episode", "episode_return_best": "be
 def categories_of(scores: pd.DataFrame) -> dict[str, list[str]]:
     """Tasks by category, in the order of the table."""
     return {name: list(tasks) for name, tasks in scores.groupby("category", sort=False)["task"].unique().items()}
-
-
-def policy_cells(policy: str, lines: pd.DataFrame, marked: Collection[str]) -> list[str]:
-    return [lines["name"].iloc[0] + (f" {MARK}" if policy in marked else ""), *acting_cells(lines)]
 
 
 # ---- One task or category ----
@@ -69,35 +65,25 @@ def score_block(results: Results, name: str, tasks: Sequence[str], marked: Colle
         block.text.append("Its tasks have scores of different ranges, not all of them known: there is no mean over it.")
         return block
     block.text.append(f"Score: {unit}. {data_sentence(results, tasks)}")
-    block.header, block.rows = score_table(scores, tasks, marked)
-    titles, cells, block.notes = published_columns(results, tasks)
-    block.header += titles
-    for line, policy in zip(block.rows, by_policy(scores), strict=True):
-        line += cells[policy]
+    block.rows = score_table(scores, tasks, marked)
+    add_published(block, results, tasks)
     return block
 
 
-def score_table(
-    scores: pd.DataFrame, tasks: Sequence[str], marked: Collection[str] = ()
-) -> tuple[list[str], list[list[str]]]:
-    """(header, rows) of the mean over the tasks of each policy, for both kinds of score."""
+def score_table(scores: pd.DataFrame, tasks: Sequence[str], marked: Collection[str] = ()) -> list[dict[str, str]]:
+    """Rows of the mean over the tasks of each policy, for both kinds of score."""
+    titles = {FINAL: KIND_NAMES[FINAL], LAST: f"last {joined_numbers(scores['last_evaluations_averaged'])}"}
     found = {kind: estimates(scores, tasks, kind) for kind in KINDS}
-    averaged = joined_numbers(scores["last_evaluations_averaged"])
-    header = [*POLICY_HEADER, "seeds"]
-    for kind, ones in found.items():
-        title = KIND_NAMES[FINAL] if kind == FINAL else f"last {averaged}"
-        few = set(ones.loc[ones["seeds"] > 0, "few"])
-        spread = "each seed" if few == {True} else "95% interval, or each seed" if True in few else "95% interval"
-        header += [f"{title}: mean", f"{title}: {spread}", f"{title}: std"]
     rows = []
     for policy, lines in by_policy(scores).items():
-        cells = [cell for kind in KINDS for cell in estimate_cells(found[kind].loc[policy])]
-        rows.append([*policy_cells(policy, lines, marked), seeds_cell(lines), *cells])
-    return drop_empty(header, rows)
-
-
-def joined_numbers(column: pd.Series) -> str:
-    return "/".join(f"{value:g}" for value in sorted(column.dropna().unique()))
+        row = policy_cells(policy, lines, marked) | {"seeds": seeds_cell(lines)}
+        for kind, ones in found.items():
+            few = set(ones.loc[ones["seeds"] > 0, "few"])
+            spread = "each seed" if few == {True} else "95% interval, or each seed" if True in few else "95% interval"
+            parts = (f"{titles[kind]}: {part}" for part in ("mean", spread, "std"))
+            row |= dict(zip(parts, estimate_cells(ones.loc[policy]), strict=True))
+        rows.append(row)
+    return drop_empty(rows)
 
 
 def seeds_cell(lines: pd.DataFrame) -> str:
@@ -176,18 +162,17 @@ def summary_cells(lines: pd.DataFrame, plus_minus: str = "±") -> tuple[pd.DataF
     return (cells.T, bold.T) if cells.shape[1] > cells.shape[0] else (cells, bold)
 
 
-def summary_table(lines: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
-    """(header, rows) of `summary_cells`."""
+def summary_rows(lines: pd.DataFrame) -> list[dict[str, str]]:
+    """`summary_cells` as a table."""
     cells, bold = summary_cells(lines)
     cells = cells.where(~bold, cells.map(Bold))
-    return ["", *cells.columns], [[name, *line] for name, line in zip(cells.index, cells.to_numpy(), strict=True)]
+    return [{"": name, **line} for name, line in cells.to_dict("index").items()]
 
 
 def summary_block(lines: pd.DataFrame) -> Block:
     spread = "Mean ± standard deviation over seeds" + (" [95% interval]" if lines["low"].notna().any() else "")
-    block = Block("All final scores", level=3, text=[f"{spread}. table.csv and table.tex hold the same."])
-    block.header, block.rows = summary_table(lines)
-    return block
+    text = [f"{spread}. table.csv and table.tex hold the same."]
+    return Block("All final scores", level=3, text=text, rows=summary_rows(lines))
 
 
 def to_latex(lines: pd.DataFrame) -> str:
@@ -204,8 +189,8 @@ def to_latex(lines: pd.DataFrame) -> str:
 # ---- Published numbers ----
 
 
-def published_columns(results: Results, tasks: Sequence[str]) -> tuple[list[str], dict[str, list[str]], list[str]]:
-    """Titles of the columns with published scores, their cells by policy, and the notes that explain them.
+def add_published(block: Block, results: Results, tasks: Sequence[str]) -> None:
+    """Adds columns with published scores to a table of policies, and the notes that explain them.
 
     Only tables measured on data of the same identity as ours, and with an entry for this task or category.
     """
@@ -216,22 +201,19 @@ def published_columns(results: Results, tasks: Sequence[str]) -> tuple[list[str]
     every = [run.identity for run in runs if run.identity]
     fitting = [table for table in tables if key in table.scores and every and all(map(table.is_on, every))]
     ours = sorted({run.result["step"] - run.result.get("online_steps", 0) for run in runs if run.finished})
-    on_task = results.scores[results.scores["task"] == tasks[0]]
-    named = {policy: published_names(results, lines.iloc[0], methods) for policy, lines in by_policy(on_task).items()}
-    cells: dict[str, list[str]] = {policy: [] for policy in named}
-    titles, notes = [], []
+    on_task = by_policy(results.scores[results.scores["task"] == tasks[0]])
+    named = [published_names(results, lines.iloc[0], methods) for lines in on_task.values()]
     for letter, table in zip("abcdefgh", fitting, strict=False):
-        titles.append(f"published [{letter}]" + ("" if table.comparable else ", not comparable"))
+        title = f"published [{letter}]" + ("" if table.comparable else ", not comparable")
         values = table.scores[key]
-        for policy, names in named.items():
-            cells[policy].append(next((values[name] for name in names if values.get(name)), NONE))
-        used = {next((name for name in names if name in values), None) for names in named.values()}
+        for row, names in zip(block.rows, named, strict=True):
+            row[title] = next((values[name] for name in names if values.get(name)), NONE)
+        used = {next((name for name in names if name in values), None) for names in named}
         others = ", ".join(f"{name} {text}" for name, text in values.items() if name not in used and text)
         note = f"[{letter}] Published: {table.describe()}."
         if differing := [steps for steps in ours if steps != table.updates]:
             note += f" Ours have {' and '.join(f'{steps:,}' for steps in differing)} updates."
-        notes.append(note + (f" Methods without a row here: {others}." if others else ""))
-    return titles, cells, notes
+        block.notes.append(note + (f" Methods without a row here: {others}." if others else ""))
 
 
 def published_names(results: Results, line: pd.Series, methods: dict[str, Method]) -> list[str]:
@@ -272,23 +254,17 @@ def aggregate_block(scores: pd.DataFrame, marked: Collection[str]) -> Block | No
     tasks = common_tasks(kept, f"{FINAL}_normalised")
     if len(tasks) < 2:
         return None
-    block = Block("Over all tasks", header=[*POLICY_HEADER, "runs"])
-    for name in KIND_NAMES.values():
-        block.header += [f"{name}: IQM", "95% interval", f"{name}: optimality gap", "95% interval"]
-    counts = set()
+    rows = []
     for policy, lines in by_policy(kept).items():
-        cells = []
-        for kind in KINDS:
+        row = policy_cells(policy, lines, marked) | {"runs": str(sum(map(len, strata_of(lines, tasks, FINAL))))}
+        for kind, name in KIND_NAMES.items():
             strata = strata_of(lines, tasks, f"{kind}_normalised")
-            for statistic in (interquartile_mean, optimality_gap) if all(map(len, strata)) else ():
-                cells += [number(float(statistic(*strata)), 3), bracket(*interval(strata, statistic), 3)]
-        sizes = list(map(len, strata_of(lines, tasks, FINAL)))
-        counts |= set(sizes)
-        cells += [NONE] * (len(block.header) - len(POLICY_HEADER) - 1 - len(cells))
-        block.rows.append([*policy_cells(policy, lines, marked), str(sum(sizes)), *cells])
-    block.text = [*aggregate_remarks(scores, tasks), *count_remarks(counts)]
-    block.header, block.rows = drop_empty(block.header, block.rows)
-    return block
+            for title, statistic in {"IQM": interquartile_mean, "optimality gap": optimality_gap}.items():
+                has_all = all(map(len, strata))
+                row[f"{name}: {title}"] = number(float(statistic(*strata)), 3) if has_all else NONE
+                row[f"{name}: {title}, 95%"] = bracket(*interval(strata, statistic), 3) if has_all else NONE
+        rows.append(row)
+    return Block("Over all tasks", text=aggregate_remarks(scores, tasks), rows=drop_empty(rows))
 
 
 def aggregate_remarks(scores: pd.DataFrame, tasks: Sequence[str]) -> list[str]:
@@ -311,45 +287,33 @@ def aggregate_remarks(scores: pd.DataFrame, tasks: Sequence[str]) -> list[str]:
     return text
 
 
-def count_remarks(counts: set[int]) -> list[str]:
-    text = []
-    if min(counts) < 2:
-        text.append("No interval where a task has a single seed: nothing is known of the spread there.")
-    if len(counts) > 1:
-        text.append("Runs are pooled for the IQM, so a task with fewer finished seeds weighs less in it.")
-    return text
+def improvement_block(scores: pd.DataFrame, score: str = "final score") -> Block | None:
+    """The probability that a run of the policy on the left scores more than one of the policy above.
 
-
-def improvement_matrix(scores: pd.DataFrame) -> tuple[list[str], list[str], dict[tuple[int, int], tuple]]:
-    """(titles, tasks, (probability, low, high) by pair of places) of the policies with enough seeds on common tasks."""
+    None with fewer than two policies that have enough seeds on the common tasks.
+    """
     kept = with_results(scores)
     tasks = common_tasks(kept, FINAL)
     strata = {title_of(lines): strata_of(lines, tasks, FINAL) for lines in by_policy(kept).values()}
     strata = {title: each for title, each in strata.items() if tasks and min(map(len, each)) >= FEWEST_SEEDS}
-    pairs: dict[tuple[int, int], tuple] = {}
-    for (i, left), (j, right) in itertools.combinations(enumerate(strata.values()), 2):
-        point, (low, high) = float(improvement(*left, *right)), interval([*left, *right], improvement)
-        pairs[i, j], pairs[j, i] = (point, low, high), (1 - point, 1 - high, 1 - low)
-    return list(strata), tasks, pairs
-
-
-def improvement_block(
-    titles: Sequence[str], tasks: Sequence[str], pairs: dict[tuple[int, int], tuple], score: str = "final score"
-) -> Block | None:
-    """The probability that a run of the policy on the left scores more than one of the policy above; None without."""
-    if len(titles) < 2:
+    if len(strata) < 2:
         return None
-    block = Block("Probability of improvement", header=["", "policy", *(str(i) for i in range(1, len(titles) + 1))])
+    cells: dict[tuple[int, int], str] = {}
+    for (i, left), (j, right) in itertools.combinations(enumerate(strata.values(), start=1), 2):
+        point, (low, high) = float(improvement(*left, *right)), interval([*left, *right], improvement)
+        cells[i, j] = f"{point:.2f} ({low:.2f} to {high:.2f})"
+        cells[j, i] = f"{1 - point:.2f} ({1 - high:.2f} to {1 - low:.2f})"
+    places = range(1, len(strata) + 1)
     over = f", averaged over {len(tasks)} tasks" if len(tasks) > 1 else ""
-    block.text = [
+    text = (
         f"Probability that the {score} of a run of the policy on the left is higher than that of a run of the one "
         f"with the number above{over}, with its 95% interval. Ties count half."
+    )
+    rows = [
+        {"": str(i), "policy": title} | {str(j): cells.get((i, j), NONE) for j in places}
+        for i, title in zip(places, strata, strict=True)
     ]
-    for i, title in enumerate(titles):
-        cells = [pairs.get((i, j)) for j in range(len(titles))]
-        texts = [NONE if pair is None else "{:.2f} ({:.2f} to {:.2f})".format(*pair) for pair in cells]
-        block.rows.append([str(i + 1), title, *texts])
-    return block
+    return Block("Probability of improvement", text=[text], rows=rows)
 
 
 # ---- One training, other act options ----
@@ -360,32 +324,34 @@ def act_option_block(results: Results) -> Block | None:
 
     None where no training has two policies.
     """
-    block = Block("Other act options of the same training", level=2)
-    block.header = ["task", "policy", "against", "difference: mean", "each seed", "95% interval over its seeds"]
-    block.header += ["95% interval over the episodes of these agents"]
+    rows = []
     for (_, task), lines in results.scores.groupby(["variant", "task"], sort=False):
-        policies = list(by_policy(lines).values())
-        for other in policies[1:]:
-            first, second = (
-                each.set_index("seed").pipe(lambda one: shown(one, FINAL)) for each in (policies[0], other)
-            )
-            seeds = (second - first).dropna().sort_index()
+        first, *others = by_policy(lines).values()
+        for other in others:
+            by_seed = (shown(each.set_index("seed"), FINAL) for each in (other, first))
+            seeds = next(by_seed).sub(next(by_seed)).dropna().sort_index()
             if seeds.empty:
                 continue
-            few = len(seeds) < FEWEST_SEEDS
-            episodes = episode_differences(results, policies[0], other)
-            cells = [number(seeds.mean()), ", ".join(map(number, seeds)) if few else NONE]
-            cells += [NONE if few else bracket(*interval([seeds.to_numpy()]))]
-            cells += [bracket(*interval(episodes)) if episodes else NONE]
-            block.rows.append([task.rpartition("/")[2], title_of(other), title_of(policies[0]), *cells])
-    if not block.rows:
+            few, episodes = len(seeds) < FEWEST_SEEDS, episode_differences(results, first, other)
+            over_episodes = bracket(*interval(episodes)) if episodes else NONE
+            rows.append(
+                {
+                    "task": task.rpartition("/")[2],
+                    "policy": title_of(other),
+                    "against": title_of(first),
+                    "difference: mean": number(seeds.mean()),
+                    "each seed": ", ".join(map(number, seeds)) if few else NONE,
+                    "95% interval over its seeds": NONE if few else bracket(*interval([seeds.to_numpy()])),
+                    "95% interval over the episodes of these agents": over_episodes,
+                }
+            )
+    if not rows:
         return None
-    block.text = [
+    text = (
         "Differences between policies of one training, which are paired: the same agents on the same episodes. An "
         "interval that does not hold 0 is a difference, also where the intervals of the two scores overlap."
-    ]
-    block.header, block.rows = drop_empty(block.header, block.rows)
-    return block
+    )
+    return Block("Other act options of the same training", text=[text], rows=drop_empty(rows))
 
 
 def episode_differences(results: Results, first: pd.DataFrame, second: pd.DataFrame) -> list[np.ndarray]:
@@ -413,13 +379,11 @@ def online_block(results: Results) -> Block | None:
     methods, tables = load_published()
     block = Block("Before and after the online phase")
     block.text = ["Evaluations during training, mean over seeds. Each seed stands beside it as before → after."]
-    block.header = ["task", "variant", "seeds", "before", "after", "each seed", "published"]
-    for task, label in itertools.product(dict.fromkeys(run.planned.task for run in online), labels_of(online)):
-        runs = [run for run in online if (run.planned.task, run.planned.variant.label) == (task, label)]
-        if not runs:
-            continue
+    groups: dict[tuple[str, str], list[RunResult]] = {}
+    for run in online:
+        groups.setdefault((run.planned.task, run.planned.variant.label), []).append(run)
+    for (task, label), runs in groups.items():
         pairs = runs[0].scale.shown(np.array([[run.result["offline_score"], run.result["score"]] for run in runs]))
-        seeds = ", ".join(f"{before:.1f} → {after:.1f}" for before, after in pairs)
         published = []
         for table in tables:
             values = table.before_after.get(task_key(runs[0].identity), {})
@@ -428,12 +392,17 @@ def online_block(results: Results) -> Block | None:
             if table.is_on(runs[0].identity) and names:
                 published.append(values[names[0]])
                 block.notes.append(f"Published: {table.describe()}; another 1,000,000 steps online.")
-        means = [number(value) for value in pairs.mean(axis=0)]
-        block.rows.append([task, label, str(len(runs)), *means, seeds, "; ".join(published) or NONE])
-    block.header, block.rows = drop_empty(block.header, block.rows)
-    block.notes = list(dict.fromkeys(block.notes))
+        before, after = map(number, pairs.mean(axis=0))
+        block.rows.append(
+            {
+                "task": task,
+                "variant": label,
+                "seeds": str(len(runs)),
+                "before": before,
+                "after": after,
+                "each seed": ", ".join(f"{before:.1f} → {after:.1f}" for before, after in pairs),
+                "published": "; ".join(published) or NONE,
+            }
+        )
+    block.rows, block.notes = drop_empty(block.rows), list(dict.fromkeys(block.notes))
     return block
-
-
-def labels_of(runs: Sequence) -> list[str]:
-    return list(dict.fromkeys(run.planned.variant.label for run in runs))
