@@ -19,7 +19,7 @@ best.tuning.json: what was searched, on what, and how it ended. The same command
 training from its checkpoint; with a larger --trials, it adds trials. docs/tuning.md.
 """
 
-import argparse
+import dataclasses
 import json
 import sys
 from collections.abc import Sequence
@@ -46,7 +46,7 @@ def write_best(study, out: Path) -> None:
 
     number, best = study.best()
     settings, values = study.settings, best.params
-    config = study.config_with(values)
+    config = dataclasses.replace(settings.config, **values)
     defaults = flat(RunConfig(), type(config)())
     lines = [
         f"{name}: {as_yaml(value)}"
@@ -91,8 +91,8 @@ def write_best(study, out: Path) -> None:
 # ---- The command ----
 
 
-def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The command's own flags, and the rest, which are those of training."""
+def tune(argv: Sequence[str]) -> Path:
+    """`main` without the handling of the user's errors; returns the path of the written YAML. Raises UserError."""
     parser = CommandParser("python -m harness.tune", __doc__)
     parser.add_argument("--algorithm", required=True)
     parser.add_argument("--search", type=Path, help="the search space (default: the settings' `search` table)")
@@ -102,24 +102,16 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--folder", type=Path, help="of the study (default: runs/tuning/<algorithm>/<task>)")
     parser.add_argument("--out", type=Path, help="the YAML file to write (default: best.yaml in the folder)")
     arguments, others = parser.parse_known_args(argv)
-    for name, smallest in {"trials": 1, "training_seeds": 1, "sampler_seed": 0}.items():
-        if getattr(arguments, name) < smallest:
-            raise UserError(f"command line: --{name} is {getattr(arguments, name)}; it must be at least {smallest}")
+    if arguments.training_seeds < 1:
+        raise UserError(f"command line: --training_seeds is {arguments.training_seeds}; it must be at least 1")
     for flag in ("--restart", "--seeds", "--show"):
         if flag in others:
             raise UserError(f"command line: {flag} is not for studies; choose another --folder for another study")
-    return arguments, others
-
-
-def tune(argv: Sequence[str]) -> Path:
-    """`main` without the handling of the user's errors; returns the path of the written YAML. Raises UserError."""
-    arguments, others = parse(argv)
     algorithm = load_algorithm(arguments.algorithm)
     settings = parse_command(algorithm.config_class, others).settings
     run = settings.run
     try:
-        from harness.tuning.space import read_space
-        from harness.tuning.study import Study
+        from harness.tuning.study import Study, read_space
     except ImportError as error:
         raise UserError("optuna is not installed; run: pip install -r requirements-tune.txt") from error
     search = arguments.search

@@ -24,7 +24,7 @@ from harness.evaluation import EVALUATION_SEED, GRID_SEED, TUNING_SEED, evaluate
 from harness.tune import tune
 from harness.tuning import study as study_module
 from harness.tuning.record import tuning_record
-from harness.tuning.space import read_space
+from harness.tuning.study import read_space
 from tests.toy import PointEnv, toy_task
 
 SETTINGS = """\
@@ -213,7 +213,7 @@ def test_equal_values_are_trained_once_and_count_twice(toy, tmp_path, trained):
 
 
 def test_missing_optuna_names_the_pip_command(toy, tmp_path, monkeypatch):
-    for name in ("optuna", "harness.tuning.space", "harness.tuning.study"):
+    for name in ("optuna", "harness.tuning.study"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(UserError, match="run: pip install -r requirements-tune.txt"):
         toy("study", 1)
@@ -256,7 +256,7 @@ def test_a_wrong_search_space_is_one_sentence(line, message, tmp_path):
     [
         (["--algorithm", "fql", "--task", "exorl/rnd/walker_walk"], "required: --trials"),
         (["--algorithm", "fql", "--trials", "2", "--task", "own/reach"], "there is no `search` table for own/reach"),
-        (["--algorithm", "fql", "--trials", "0"], "it must be at least 1"),
+        (["--algorithm", "fql", "--trials", "1", "--training_seeds", "0"], "it must be at least 1"),
         (["--algorithm", "fql", "--trials", "1", "--restart"], "--restart"),
         (["--algorithm", "fql", "--trials", "1", "--seeds", "1"], "--seeds"),
         (["--algorithm", "fql", "--trials", "1", "--out", "configs/fql/exorl.yaml"], "none of the files"),

@@ -1,40 +1,93 @@
-"""A study: trials of a method's settings in Optuna's journal, what each is scored on, and how it is continued.
+"""A study: the space of a method's settings, trials of it in Optuna's journal, and what each is scored on.
 
-The folder's journal.log is Optuna's own file: `optuna-dashboard journal.log` shows the study while it runs.
+A space is as a settings file's `search` table has it, for single values of the method's own fields:
+
+    inverse_temperature: {low: 0.1, high: 100.0, log: true}   # a range; log: equal ratios are equally likely
+    num_candidates: [1, 4, 16]                                # choices
+
+The settings' own values must lie in it, because they are the first trial of every study.
 """
 
 import dataclasses
 import json
 import math
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
-from optuna.distributions import distribution_to_json
+import yaml
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+    distribution_to_json,
+)
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
-from tqdm import tqdm
 
 from common.errors import UserError
 from envs.task import Task
 from harness.algorithms import Algorithm
 from harness.config import MACHINE_OPTIONS, Settings, check_values, flat
+from harness.config_file import decode, form_of, named, read_keys, shown, unknown_field
 from harness.devices import choose_device
 from harness.divergence import Diverged
 from harness.evaluation import TUNING_SEED, evaluate
 from harness.run_folder import load_agent, run_path
 from harness.train import train_run
-from harness.tuning.space import Space
 
 JOURNAL = "journal.log"
 PLACE_FIELDS = (*MACHINE_OPTIONS, "seed")  # not part of what is tuned
+Space = dict[str, BaseDistribution]
 
 
-class RefusedValues(ValueError):
-    """The config refuses a trial's values together; alone they were checked before the study."""
+# ---- The space ----
+
+
+def read_space(entries: Mapping[str, tuple[yaml.Node, str]], settings: Settings) -> Space:
+    """The space of {field: (node, where)} around the settings. Raises UserError."""
+    config = settings.config
+    kinds = {field.name: field.type for field in dataclasses.fields(config)}
+    space: Space = {}
+    for name, (node, where) in entries.items():
+        if name not in kinds:
+            raise unknown_field(where, name, type(config).__name__, kinds)
+        if form_of(kinds[name])[0] == "list":
+            raise UserError(f"{where}: {name} is a list, search single values")
+        space[name], ends = _distribution(name, kinds[name], node, where)
+        with named(f"{where}: {name}"):
+            for value in ends:
+                check_values(settings.run, dataclasses.replace(config, **{name: value}))
+        own, is_range = getattr(config, name), isinstance(node, yaml.MappingNode)
+        if not (ends[0] <= own <= ends[-1] if is_range else own in ends):
+            raise UserError(f"{where}: {name}: the settings' own value {own} is the first trial, include it")
+    return space
+
+
+def _distribution(name: str, kind: Any, node: yaml.Node, where: str) -> tuple[BaseDistribution, list]:
+    """A field's distribution with the values that must be allowed: the ends of a range, or all choices."""
+    if isinstance(node, yaml.MappingNode):
+        if kind not in (int, float):
+            raise UserError(f"{where}: {name} is no number, list its values as [value, value]")
+        values = read_keys(where.partition(": line")[0], node, {"low": kind, "high": kind, "log": bool}, "a range")
+        if not {"low", "high"} <= values.keys():
+            raise UserError(f"{where}: {name}: a range needs low and high")
+        with named(f"{where}: {name}"):  # what Optuna says of them
+            distribution = (IntDistribution if kind is int else FloatDistribution)(**values)
+        return distribution, [values["low"], values["high"]]
+    elements = node.value if isinstance(node, yaml.SequenceNode) else ()
+    values = [decode(element, kind, f"{where}: {name}") for element in elements]
+    if len(values) < 2 or len(set(values)) < len(values):
+        raise UserError(f"{where}: {name} is {shown(node)}, give two or more different values or {{low: , high: }}")
+    return CategoricalDistribution(values), values
+
+
+# ---- The study ----
 
 
 @dataclasses.dataclass
@@ -92,7 +145,6 @@ class Study:
     def run(self, trials: int) -> None:
         """Finishes trials until there are `trials`."""
         done = self.finished()
-        progress = tqdm(total=trials, initial=len(done), desc="tuning", unit="trial", disable=None)
         while len(done) < trials:
             number, (trial, values) = len(done), self.next_trial()
             known = [other.value for other in done if other.params == values]
@@ -100,9 +152,7 @@ class Study:
             score = known[0] if known else self.score(number, values)  # equal runs give equal scores
             self.study.tell(trial, score, state=TrialState.FAIL if score is None else TrialState.COMPLETE)
             print(f"trial {number}: " + ("no score" if score is None else f"{self.task.score_name} {score:.4g}"))
-            progress.update()
             done = self.finished()
-        progress.close()
 
     def next_trial(self) -> tuple[int, dict[str, Any]]:
         """(Optuna's number, values) of the trial that was interrupted, else of a new one.
@@ -122,7 +172,12 @@ class Study:
         """Trains and evaluates a trial; None where it diverges or the config refuses its values together."""
         scores, own = [], self.settings.run
         try:
-            config = self.config_with(values)
+            config = dataclasses.replace(self.settings.config, **values)
+            check_values(self.settings.run, config)
+        except (ValueError, UserError) as error:  # of the values together; alone they were checked before the study
+            print(f"trial {number}: {error}", file=sys.stderr)
+            return None
+        try:
             for seed in range(TUNING_SEED, TUNING_SEED + self.training_seeds):
                 # A run's own evaluation, on other episodes, is never read and kept short.
                 short = {"eval_interval": own.offline_steps + own.online_steps, "eval_episodes": 1, "sweep": ()}
@@ -133,19 +188,10 @@ class Study:
                 agent = agent.to(choose_device(own.device))
                 episodes = (self.task.episodes(own.eval_episodes), TUNING_SEED, own.eval_environments, own.eval_workers)
                 scores.append(evaluate(agent, self.task.make_env, *episodes).scores(self.task.score_name).mean())
-        except (Diverged, FloatingPointError, RefusedValues) as error:
+        except (Diverged, FloatingPointError) as error:
             print(f"trial {number}: {error}", file=sys.stderr)
             return None
         return math.fsum(scores) / len(scores)
-
-    def config_with(self, values: dict[str, Any]) -> Any:
-        """The method's config with a trial's values. Raises RefusedValues."""
-        try:
-            config = dataclasses.replace(self.settings.config, **values)
-            check_values(self.settings.run, config)
-        except (ValueError, UserError) as error:
-            raise RefusedValues(error) from error
-        return config
 
     def best(self) -> tuple[int, FrozenTrial]:
         """Number and content of the best trial, the first of equals. Raises UserError where none has a score."""
