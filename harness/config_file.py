@@ -28,36 +28,26 @@ from common.errors import UserError
 
 # What papers and their released code call a field; the first name that the config has is suggested.
 SYNONYMS = {
-    "M_q": ("score_weight",),
     "N": ("num_candidates",),
     "alpha": ("distillation_weight", "inverse_temperature", "bc_weight", "actor_bc_weight"),
     "beta": ("inverse_temperature",),
-    "cfg": ("greediness",),
-    "cfg_fortrain": ("target_greediness",),
     "config_path": ("config",),
-    "dataset_name": ("task",),
     "env": ("task",),
     "env_name": ("task",),
-    "eta": ("q_weight",),
     "eval_freq": ("eval_interval",),
-    "final_report": ("sweep",),
     "gamma": ("discount",),
-    "inv_temp": ("score_weight",),
     "k": ("shift",),
     "lr": ("learning_rate",),
     "max_timesteps": ("offline_steps",),
     "num_qs": ("num_critics",),
     "num_samples": ("num_candidates",),
-    "num_samples_fortrain": ("target_candidates",),
     "omega": ("greediness",),
     "q_agg": ("value_aggregation", "pessimism"),
     "rho": ("pessimism",),
     "tau": ("target_rate",),
     "train_steps": ("offline_steps",),
 }
-CONVERSIONS = {"cfg": " (= cfg - 1)", "cfg_fortrain": " (= cfg_fortrain - 1)"}
 
-LARGEST_FILE = 1 << 18  # bytes; PyYAML takes seconds for so many
 NULL, STRING, BOOL, INT, FLOAT = (f"tag:yaml.org,2002:{name}" for name in ("null", "str", "bool", "int", "float"))
 DIGITS = re.compile(r"[-+]?(0|[1-9][0-9_]*)")
 NUMBER = re.compile(r"[-+]?((0|[1-9][0-9_]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
@@ -72,13 +62,9 @@ EXPECTED = {  # type: (description, example)
 def read_mapping(path: str | Path) -> yaml.MappingNode:
     """The node of a YAML file that holds one mapping. Raises UserError where it cannot be read or holds another."""
     try:
-        if Path(path).stat().st_size > LARGEST_FILE:
-            raise UserError(f"{path}: is larger than {LARGEST_FILE} bytes, give the path of a YAML file of a config")
         text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}), give the path of a YAML file") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is not UTF-8 text ({error.reason}), save it as UTF-8") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}), give the path of a YAML file") from error
     root = compose(text, str(path))
     if root is None:
         raise UserError(f"{path}: holds no field, write at least one such as `seed: 0`")
@@ -134,7 +120,7 @@ def nearest_field(name: str, known: Collection[str]) -> str | None:
     """What was probably meant by `name`: what papers call one of `known`, or the closest spelling; None for neither."""
     for meant in SYNONYMS.get(name, ()):
         if meant in known:
-            return meant + CONVERSIONS.get(name, "")
+            return meant
     close = difflib.get_close_matches(name, known, n=1)
     return close[0] if close else None
 
@@ -143,9 +129,7 @@ def compose(text: str, where: str) -> yaml.Node | None:
     """Return the root node of a YAML text, None where it holds nothing but comments."""
     try:
         return yaml.compose(text, Loader=yaml.SafeLoader)
-    except RecursionError as error:
-        raise UserError(f"{where}: nested too deeply, write a flat list of fields") from error
-    except yaml.YAMLError as error:
+    except (RecursionError, yaml.YAMLError) as error:
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         mark = getattr(error, "problem_mark", None)
         line = f"line {mark.line + 1}: " if mark else ""

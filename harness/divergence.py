@@ -96,7 +96,7 @@ def find(agent: torch.nn.Module, run: RunConfig, dataset: Dataset, folder: Path,
                 "update": step + 1,
                 "repeated_from": first,
                 "not_finite": bad,
-                "metrics": {name: _plain(float(metric)) for name, metric in metrics.items()},
+                "metrics": {name: str(float(metric)) for name, metric in metrics.items()},
                 "largest_gradients": _largest(gradients),
                 "largest_parameters_before": before,
                 "transitions": transitions.tolist(),
@@ -118,13 +118,8 @@ def _float_tensors(state: Any, name: str = "") -> dict[str, torch.Tensor]:
     return found
 
 
-def _plain(value: float) -> Any:
-    """A number as JSON has it, which knows no NaN: those as text."""
-    return value if math.isfinite(value) else str(value)
-
-
 def _largest(tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
     """The norms of those with the largest; NaN counts as the largest."""
     norms = torch.stack(torch._foreach_norm(list(tensors.values()))).tolist()
     ordered = sorted(zip(tensors, norms, strict=True), key=lambda item: -item[1] if item[1] == item[1] else -math.inf)
-    return {name: _plain(norm) for name, norm in ordered[:LARGEST]}
+    return {name: str(norm) for name, norm in ordered[:LARGEST]}  # text, since JSON knows no NaN

@@ -39,10 +39,11 @@ def _host_environments(connection: Any, make_env: Callable[[], gymnasium.Env]) -
 class EnvironmentProcesses:
     """`EnvironmentRows` in `workers` processes: row r lives in process r modulo workers."""
 
-    def __init__(self, make_env: Callable[[], gymnasium.Env], workers: int, seconds_to_answer: float):
+    seconds_to_answer = SECONDS_TO_ANSWER
+
+    def __init__(self, make_env: Callable[[], gymnasium.Env], workers: int):
         # spawn: a fork would copy torch's and CUDA's state without their threads. It costs imports, once in a run.
         context = multiprocessing.get_context("spawn")
-        self.seconds_to_answer = seconds_to_answer
         self.seeds: dict[int, int] = {}  # of the rows' episodes
         self.connections, self.processes = [], []
         pipes = [context.Pipe() for _ in range(workers)]

@@ -25,7 +25,7 @@ from common.errors import UserError, one_line
 from envs.seeding import generators_preserved
 from envs.task import Task
 from harness.agent_tools import noise_of
-from harness.environment_processes import LESS_MEMORY, SECONDS_TO_ANSWER, EnvironmentProcesses
+from harness.environment_processes import LESS_MEMORY, EnvironmentProcesses
 from harness.environment_rows import EnvironmentRows
 
 EVALUATION_SEED = 10_000  # of the evaluations during training
@@ -119,21 +119,13 @@ class Evaluator:
 
     `environments` bounds the rows of the batch: as many episodes advance together, each in an environment of its own
     (OGBench's manipulation environments take 100 to 200 MB each). `workers` processes host them; 0 means this process.
-    After an error the environments are closed; the next evaluation builds them anew. A process that gives no answer for
-    `seconds_to_answer` counts as failed.
+    After an error the environments are closed; the next evaluation builds them anew.
     """
 
-    def __init__(
-        self,
-        make_env: Callable[[], gymnasium.Env],
-        environments: int = 50,
-        workers: int = 0,
-        seconds_to_answer: float = SECONDS_TO_ANSWER,
-    ):
+    def __init__(self, make_env: Callable[[], gymnasium.Env], environments: int = 50, workers: int = 0):
         if environments < 1 or workers < 0:
             raise ValueError(f"environments is {environments}, workers is {workers}; they start at 1 and at 0")
         self.make_env, self.environments, self.workers = make_env, environments, min(workers, environments)
-        self.seconds_to_answer = seconds_to_answer
         self.rows: Any = None
 
     def __enter__(self) -> "Evaluator":
@@ -183,7 +175,7 @@ class Evaluator:
 
     def _build(self) -> Any:
         if self.workers:
-            return EnvironmentProcesses(self.make_env, self.workers, self.seconds_to_answer)
+            return EnvironmentProcesses(self.make_env, self.workers)
         return EnvironmentRows(self.make_env)
 
     def _run_wave(

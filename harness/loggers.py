@@ -7,8 +7,6 @@ import csv
 import importlib.util
 import io
 import os
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +14,6 @@ from common.errors import UserError, one_line
 from common.files import write_text
 from harness import run_files
 from harness.config import RunConfig
-
-SECONDS_TO_CONNECT = 5.0  # what the W&B server gets to answer before training
 
 
 def whole_rows(text: str) -> tuple[list[str], list[dict[str, str]]]:
@@ -142,27 +138,9 @@ class WandbLog:
 
 
 def check_loggers(run: RunConfig) -> None:
-    """Raises UserError for a logger that would fail: its package is absent, or W&B has no login or no network."""
+    """Raises UserError for TensorBoard where its package is absent."""
     if "tensorboard" in run.logger and importlib.util.find_spec("tensorboard") is None:
         raise UserError("logger: tensorboard is absent; pip install -r requirements-tensorboard.txt, or leave it out")
-    if "wandb" in run.logger and run.wandb_mode == "online":
-        _check_wandb_server()
-
-
-def _check_wandb_server() -> None:
-    import requests.utils
-    import wandb
-
-    settings = wandb.setup().settings
-    instead = "or set --wandb_mode offline and send the run later with `wandb sync`"
-    if not (settings.api_key or settings.identity_token_file or requests.utils.get_netrc_auth(settings.base_url)):
-        raise UserError(f"wandb: not logged in at {settings.base_url}; run `wandb login`, {instead}")
-    try:
-        urllib.request.urlopen(settings.base_url, timeout=SECONDS_TO_CONNECT).close()
-    except urllib.error.HTTPError:
-        pass  # an answer, and so a connection
-    except OSError as error:
-        raise UserError(f"wandb: {settings.base_url} does not answer ({one_line(error)}); {instead}") from error
 
 
 def open_loggers(run: RunConfig, config: dict, run_id: str, folder: Path, step: int) -> list:

@@ -60,20 +60,18 @@ def remove_run(run: RunConfig) -> None:
     Raises UserError where a process has the run, whose lock stays.
     """
     path = run_path(run)
-    parts = [part for pattern in run_files.PATTERNS for part in sorted(path.glob(pattern))]
     config = path / run_files.CONFIG
     fields = [line.partition(":")[0] for line in config.read_text().splitlines()] if config.exists() else []
-    names = (*run_files.ALL, *run_files.sweep_files(fields))
-    files = [path / name for name in names if name != run_files.LOCK and (path / name).exists()] + parts
+    names = (*run_files.ALL, *run_files.sweep_files(fields), *run_files.PATTERNS)
+    files = [file for name in names for file in sorted(path.glob(name)) if file.name != run_files.LOCK]
     if not files:
         print(f"restart: {path} holds no run")
         return
-    size = sum(file.stat().st_size for file in files)
     with locked(path / run_files.LOCK, busy(path)):
-        print(f"restart: deleting {', '.join(file.name for file in files)} ({size / 1e6:.1f} MB) in {path}")
+        print(f"restart: deleting {', '.join(file.name for file in files)} in {path}")
         for file in files:
             file.unlink()
-    for folder in {part.parent for part in parts}:
+    for folder in {file.parent for file in files} - {path}:
         if not any(folder.iterdir()):
             folder.rmdir()
 
@@ -345,15 +343,6 @@ def read_checkpoint(path: Path, algorithm: str) -> dict:
             f"{path}: is of format {known[0]} and algorithm {known[1]!r}, not {CHECKPOINT_FORMAT} and {algorithm!r}; "
             "put the right one back, or add --restart"
         )
-    try:
-        types = {"agent": dict, "loop": dict, "config": dict, "observation_dim": int, "action_dim": int}
-        loop_types = {"step": int, "seconds": float, "device": str, "batches": torch.Tensor}
-        whole = all(isinstance(checkpoint[name], kind) for name, kind in types.items())
-        whole = whole and all(isinstance(checkpoint["loop"][name], kind) for name, kind in loop_types.items())
-    except KeyError:
-        whole = False
-    if not whole:
-        raise UserError(f"{path}: is no checkpoint that a run writes; put the right one back, or add --restart")
     return checkpoint
 
 

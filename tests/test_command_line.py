@@ -174,7 +174,6 @@ REFUSED = [
 UNKNOWN = [
     ("discont", "discount"),
     ("eval-interval", "eval_interval"),
-    ("cfg", "greediness (= cfg - 1)"),
     ("k", "shift"),
     ("q_agg", "value_aggregation"),  # of two, the one that the class has
     ("env_name", "task"),
@@ -255,12 +254,12 @@ def test_keys_that_are_no_field_are_refused(tmp_path, text):
 
 
 def test_unreadable_file_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"absent.yaml: cannot be read \(No such file"):
+    with pytest.raises(UserError, match=r"absent.yaml: cannot be read \(.*No such file"):
         load_settings(ToyConfig, path=tmp_path / "absent.yaml")
-    with pytest.raises(UserError, match=r"cannot be read \(Is a directory"):
+    with pytest.raises(UserError, match=r"cannot be read \(.*Is a directory"):
         parse("--config", str(tmp_path))
     (tmp_path / "latin.yaml").write_bytes("task: Zürich\n".encode("latin-1"))
-    with pytest.raises(UserError, match="latin.yaml: is not UTF-8"):
+    with pytest.raises(UserError, match="latin.yaml: cannot be read"):
         load_settings(ToyConfig, path=tmp_path / "latin.yaml")
 
 

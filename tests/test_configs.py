@@ -200,7 +200,6 @@ WRONG = {
     "device: tpu": r"line 1: device must be one of auto, cpu, cuda, not tpu",
     "max_weight: 0": "max_weight is 0.0, it must be above 0",
     "omega: 1": r"line 1: omega is not a field of DIPOLEConfig, did you mean greediness\?",
-    "final_report: []": r"final_report is not a field of DIPOLEConfig, did you mean sweep\?",
     "seed: 1\nseed: 2": r"line 2: seed is given twice, keep one",
     "tasks: 3": "line 1: must hold lines such as `seed: 0`, not 3",
     "tasks: {'*': 3}": "line 1: must hold lines such as `seed: 0`, not 3",

@@ -214,7 +214,7 @@ def test_a_process_that_fails_ends_the_evaluation_and_the_next_one_has_a_new_pro
             return super().step(*arguments)
 
     with Evaluator(functools.partial(Faulty, fault), environments=2, workers=1) as evaluator:
-        evaluator.rows = Patient(evaluator.make_env, 1, 600.0)
+        evaluator.rows = Patient(evaluator.make_env, 1)
         (process,) = evaluator.rows.processes
         with pytest.raises(error, match=message):
             evaluator.evaluate(Agent(), 2, SEED)

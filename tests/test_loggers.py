@@ -5,16 +5,15 @@ import json
 import struct
 import sys
 import time
-import urllib.request
 from pathlib import Path
 
 import pytest
 
 from common.errors import UserError
-from harness.loggers import CsvLog, check_loggers
+from harness.loggers import CsvLog
 from tests.test_run import environment_of, rows_of
 from tests.toy import PointEnv, toy_task
-from tests.toy_run import RUN, toy_run, toy_settings
+from tests.toy_run import RUN, toy_run
 
 
 def test_csv_header_grows_and_cut_rows_are_dropped(tmp_path):
@@ -121,31 +120,6 @@ def test_wandb_gets_every_row_of_every_seed_on_an_axis_of_updates(tmp_path, endi
             assert shown[key] == environment[key]
         assert shown["seed"] == seed and shown["discount"] == 0.995
     assert len(ids) == 2
-
-
-@pytest.mark.parametrize("login", [False, True])
-def test_wandb_online_without_login_or_network_is_one_sentence_before_training(tmp_path, monkeypatch, login):
-    pytest.importorskip("wandb")
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.setattr("wandb.setup", lambda: Setup)
-    if login:
-        (tmp_path / "netrc").write_text("machine 127.0.0.1 login user password " + 40 * "a")
-    with pytest.raises(UserError, match="wandb: .*(not logged in|does not answer).*set --wandb_mode offline") as caught:
-        toy_run(tmp_path / "runs", logger=("wandb",))
-    assert ("does not answer" in str(caught.value)) == login and "\n" not in str(caught.value)
-    assert not (tmp_path / "runs").exists()
-    if login:
-        refusal = urllib.request.HTTPError("http://127.0.0.1:9", 404, "not found", {}, None)
-        monkeypatch.setattr(urllib.request, "urlopen", lambda *arguments, **options: (_ for _ in ()).throw(refusal))
-        check_loggers(toy_settings(tmp_path, logger=("wandb",))[0])  # an answer is a network
-
-
-class Setup:
-    """What wandb.setup() gives, with a server that is not there."""
-
-    class settings:
-        api_key, identity_token_file, base_url = None, None, "http://127.0.0.1:9"
 
 
 # ---- TensorBoard ----
