@@ -9,9 +9,17 @@ from typing import Any, Callable
 from nicegui import app, ui
 
 from harness.evaluation import GRID_SEED
-from harness.playground.controls import STEPS_PER_UNIT, Control
-from harness.playground.results import Tried, show_change, show_number, show_options, show_score, table
-from harness.playground.session import Session
+from harness.playground.session import (
+    STEPS_PER_UNIT,
+    Control,
+    Session,
+    Tried,
+    show_change,
+    show_number,
+    show_options,
+    show_score,
+    table,
+)
 
 HOST = "127.0.0.1"
 MEDIA = "/media"

@@ -1,4 +1,4 @@
-"""The state behind the page: one run's agent and task, what is running now, and everything that was tried.
+"""What the page shows: one run's agent and task, a control for each act option, and everything that was tried.
 
 All rollouts happen in one thread of their own: OpenGL's contexts belong to the thread that made them, and the page
 stays responsive. The page reads the attributes; only that thread changes `tried`.
@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,129 @@ import numpy as np
 from common.errors import UserError
 from envs.task import Task
 from harness.algorithms import Algorithm
-from harness.config import RunConfig
+from harness.config import RunConfig, check_values
 from harness.devices import set_up_torch
-from harness.evaluate import evaluate_cell
+from harness.evaluate import Cell, evaluate_cell, parse_grid, rows_of
 from harness.evaluation import Evaluator
 from harness.graphics import NoPictures
-from harness.playground.controls import decode_count, decode_options, make_controls
-from harness.playground.results import Tried, draw_curve, tried_of
+from harness.plots import plot_sweep
+from harness.score_statistics import CONFIDENCE, paired_interval
 from harness.video import record
+
+STEPS_PER_UNIT = 10  # of a slider; the field beside it takes any number
+OFFERED = [step / STEPS_PER_UNIT for step in range(-STEPS_PER_UNIT, 4 * STEPS_PER_UNIT + 1)]  # from -1 to 4
+COUNTS = (1, 2, 4, 8, 16, 32, 64)  # offered for whole numbers such as num_candidates, beside the run's own
+
+
+# ---- What can be set ----
+
+
+@dataclasses.dataclass(frozen=True)
+class Control:
+    """One act option with the run's own value and what can be chosen, in order; note: why there is no choice."""
+
+    name: str
+    value: Any
+    choices: tuple
+    note: str | None = None
+
+
+def make_controls(agent_class: type, config: Any) -> list[Control]:
+    """The controls of a run, in the order of the agent's act options."""
+    controls = []
+    for name in agent_class.act_options:
+        value = getattr(config, name)
+        offered = sorted({*(COUNTS if isinstance(value, int) else OFFERED), value})
+        refusals = {each: refusal(config, **{name: each}) for each in offered}
+        choices = tuple(each for each in offered if refusals[each] is None)
+        note = refusals[offered[-1]] if len(choices) == 1 else None
+        controls.append(Control(name, value, choices, note))
+    return controls
+
+
+def refusal(config: Any, **options: Any) -> str | None:
+    """Why the config refuses these act options, None if it does not."""
+    try:
+        check_values(RunConfig(), dataclasses.replace(config, **options))
+    except (ValueError, UserError) as error:
+        return str(error)
+    return None
+
+
+def decode_options(values: dict[str, Any], agent_class: type, config: Any) -> dict[str, Any]:
+    """{option: value} of the page's fields, typed as in the config. Raises UserError that says what is wrong."""
+    empty = [name for name, value in values.items() if value is None]
+    if empty:
+        raise UserError(f"{empty[0]}: the field is empty; give a number")
+    grid = parse_grid([f"{name}={value}" for name, value in values.items()], agent_class, config)
+    return {name: values[0] for name, values in grid.items()}
+
+
+# ---- What was tried ----
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Tried:
+    """One press of Run. row: of `harness.evaluate.rows_of`, for this cell alone.
+
+    picture: the video of the first episode, None until it is drawn; drawn_score: of that episode.
+    """
+
+    cell: Cell
+    row: dict
+    scores: np.ndarray  # [n], of the episodes
+    picture: Path | None = None
+    drawn_score: float | None = None
+
+    @property
+    def episodes(self) -> tuple[int, int]:
+        """(first seed, number): equal for settings that were tried on the same episodes."""
+        return self.cell.seed, len(self.scores)
+
+
+def show_number(value: float) -> str:
+    """A score, or a difference of scores, with the decimals that its size deserves."""
+    return f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}"
+
+
+def show_options(options: Mapping) -> str:
+    return ", ".join(f"{name} {value:g}" for name, value in options.items()) or "the agent as it is"
+
+
+def show_score(tried: Tried, score_name: str) -> str:
+    """Mean, standard deviation and interval in one line."""
+    columns = (score_name, *(f"{score_name}_{part}" for part in ("std", "low", "high")))
+    mean, std, low, high = (show_number(tried.row[column]) for column in columns)
+    return f"{mean} ± {std} over {len(tried.scores)} episodes, {CONFIDENCE:.0%} interval of the mean [{low}, {high}]"
+
+
+def show_change(tried: Sequence[Tried]) -> str | None:
+    """The last setting's score minus the one before it, episode by episode; None if they are not comparable."""
+    if len(tried) < 2 or tried[-1].episodes != tried[-2].episodes or tried[-1].cell.options == tried[-2].cell.options:
+        return None
+    difference = float((tried[-1].scores - tried[-2].scores).mean())
+    low, high = (show_number(end) for end in paired_interval(tried[-1].scores, tried[-2].scores))
+    sign, before = "+" if difference >= 0 else "", show_options(tried[-2].cell.options)
+    return f"{sign}{show_number(difference)} [{low}, {high}] against {before} on the same episodes"
+
+
+def table(tried: Sequence[Tried]) -> list[dict]:
+    """The rows of all presses of Run, the latest first, with numbers as they are shown."""
+    rows = [{"#": number, **one.row, "first seed": one.cell.seed} for number, one in enumerate(tried, 1)]
+    return [
+        {name: show_number(value) if isinstance(value, float) else value for name, value in row.items()}
+        for row in reversed(rows)
+    ]
+
+
+def draw_curve(tried: Sequence[Tried], path: Path, score_name: str, reference_lines: Mapping[str, float]) -> None:
+    """Draws as PNG what was tried on the last one's episodes, once each, against the agent's first act option."""
+    comparable = {tuple(one.cell.options.items()): one.row for one in tried if one.episodes == tried[-1].episodes}
+    option, *others = tried[-1].cell.options
+    plot_sweep(list(comparable.values()), path, score_name, reference_lines, option, others)
+
+
+# ---- The session ----
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,13 +203,14 @@ class Session:
             return
         try:
             options = decode_options(values, self.run.algorithm.agent_class, self.run.config)
-            seed, episodes = decode_count("first seed", seed, 0), decode_count("episodes", episodes, 1)
+            if seed is None or episodes is None or seed < 0 or episodes < 1:
+                raise UserError("episodes start at 1, the first seed at 0")
         except UserError as error:
             self.error = str(error)
             return
         self.busy, self.error = True, None
         self.stopping.clear()
-        self.thread.submit(self._run, options, seed, episodes)
+        self.thread.submit(self._run, options, int(seed), int(episodes))
 
     def stop(self) -> None:
         """Ends the rollouts at their next step."""
@@ -127,7 +243,8 @@ class Session:
 
     def _evaluate(self, options: dict, seed: int, episodes: int) -> None:
         agent, task = self.run.agent, self.run.task
-        self.tried.append(tried_of(evaluate_cell(agent, self.evaluator, options, episodes, seed), task))
+        cell = evaluate_cell(agent, self.evaluator, options, episodes, seed)
+        self.tried.append(Tried(cell, rows_of([cell], task)[0], cell.result.scores(task.score_name)))
         if options:
             path = self.media / f"curve_{len(self.tried)}.png"  # a new name, so that the browser fetches it
             draw_curve(self.tried, path, task.score_name, task.reference_scores())
