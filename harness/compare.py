@@ -12,17 +12,18 @@ import shutil
 import sys
 from collections.abc import Sequence
 
+from tqdm import tqdm
+
 from common.errors import CommandParser, UserError, exit_on_user_error
 from common.files import locked, make_folder
 from harness import run_files
 from harness.comparison.matrix import Comparison, PlannedRun, load_comparison
-from harness.comparison.preparation import check_data
 from harness.comparison.protocol import check_planned
 from harness.comparison.ray_workers import check_cluster, run_on_ray
 from harness.comparison.reevaluation import is_complete
 from harness.comparison.workers import FAILED, Slot, cores, run_locally, slots_of, visible_gpus
 from harness.devices import choose_device
-from harness.run_folder import remove_run
+from harness.run_folder import check_folder, load_run_task, remove_run
 
 
 def parser() -> argparse.ArgumentParser:
@@ -71,6 +72,34 @@ def prepare(comparison: Comparison, options: argparse.Namespace) -> None:
     print(*lines, sep="\n", flush=True)
     for run in restarted:
         remove_run(run.run)
+
+
+def check_data(comparison: Comparison, restarted: Sequence[PlannedRun] = ()) -> list[str]:
+    """A line about each data set, which is collected where the settings say so. Raises one UserError for all problems.
+
+    The folders of the runs, but for those `restarted`, can be written to and hold the same settings and data.
+    """
+    problems, lines = [], []
+    groups: dict[tuple[str, str | None], list[PlannedRun]] = {}
+    for run in comparison.runs:
+        groups.setdefault((run.task, run.run.data_dir), []).append(run)
+    for runs in tqdm(groups.values(), desc="data sets", unit="set", disable=None):
+        try:
+            task = load_run_task(runs[0].run)
+            if task.make_env is None:
+                raise UserError(f"{task.name}: has no environment, so that there is no score to compare by")
+            for run in runs:
+                if run not in restarted:
+                    check_folder(run.run, run.config, task.identity)
+        except UserError as error:
+            problems.append(str(error))
+            continue
+        source, digest = task.identity["source"], task.identity["sha256"][:12]
+        lines.append(f"{task.name}: {source}, {len(task.dataset):,} transitions, sha256 {digest}")
+    if problems:
+        problems = list(dict.fromkeys(problems))
+        raise UserError("\n  ".join([f"{comparison.path}: {len(problems)} problems:", *problems][len(problems) == 1 :]))
+    return lines
 
 
 def places(comparison: Comparison, workers: int | None) -> list[Slot]:

@@ -24,7 +24,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from common.errors import CommandParser, UserError, exit_on_user_error
-from common.files import make_folder, write_rows_csv
+from common.files import write_rows_csv
 from envs.task import Task
 from harness import run_files
 from harness.agent_tools import network_evaluations
@@ -36,7 +36,7 @@ from harness.graphics import check_graphics, choose_graphics
 from harness.plots import plot_sweep
 from harness.run_folder import load_agent, load_run, load_trained_task
 from harness.score_statistics import interval, paired_interval
-from harness.video import log_videos, record
+from harness.video import record
 
 # ---- Grids of act options ----
 
@@ -208,7 +208,6 @@ def _parser(options: Sequence[str] = ()) -> argparse.ArgumentParser:
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--data_dir", help="folder of the data, if the environment is in it (default: the run's)")
-    parser.add_argument("--out", type=Path, help="folder for the results (default: RUN_DIR)")
     return parser
 
 
@@ -237,18 +236,13 @@ def evaluate_command(argv: Sequence[str]) -> None:
         raise UserError(f"{run.task}: has no environment to evaluate in")
     if draws:
         check_graphics()  # before the sweep, which may take long
-    folder = arguments.out or run_dir
-    make_folder(folder, "--out")
-    if arguments.out:
-        (folder / run_files.EPISODES).unlink(missing_ok=True)  # it may be another run's
     cells = sweep(agent, task, run, grid, arguments.episodes)
     print(f"{algorithm.name} on {run.task}, {run_dir}")
-    show_and_write(cells, task, run, folder)
+    show_and_write(cells, task, run, run_dir)
     if draws:
         options = cells[0].options
-        paths, _ = record(agent, task.make_env, arguments.video_episodes, folder / "videos", **options)
+        paths, _ = record(agent, task.make_env, arguments.video_episodes, run_dir / "videos", **options)
         print(f"videos of {_shown(options) or 'the agent'}: {', '.join(map(str, paths))}")
-        log_videos(run, run_dir, paths)
 
 
 def main() -> None:

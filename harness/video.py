@@ -11,11 +11,8 @@ import imageio_ffmpeg
 import numpy as np
 
 from common.files import replacing
-from harness.config import RunConfig
 from harness.evaluation import GRID_SEED, EvaluationResult, evaluate
 from harness.graphics import NoPictures
-from harness.loggers import WandbLog
-from harness.run_folder import read_environment
 
 FRAME_SKIP = 3  # environment steps per picture, and
 FRAMES_PER_SECOND = 15  # as in FQL's released code (utils/evaluation.py, utils/log_utils.py)
@@ -158,14 +155,3 @@ def record(
 
     result = evaluate(agent, make_recorder, episodes, seed, environments=1, **act_options)
     return [path_of(seed + episode) for episode in range(episodes)], result
-
-
-def log_videos(run: RunConfig, run_dir: Path, paths: Sequence[Path]) -> None:
-    """Adds the files to the run's W&B run, if it has one."""
-    if "wandb" not in run.logger:
-        return
-    import wandb
-
-    log = WandbLog(run, {}, read_environment(run_dir)["run_id"], run_dir)
-    log.run.log({f"videos/{path.stem}": wandb.Video(str(path), format="mp4") for path in paths})
-    log.finish()

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import re
 from pathlib import Path
 
 import pytest
@@ -13,11 +12,10 @@ from common.errors import UserError
 from common.files import locked
 from harness import compare as compare_module
 from harness import run_folder
-from harness.compare import compare, in_order
-from harness.comparison import preparation, reevaluation
+from harness.compare import check_data, compare, in_order
+from harness.comparison import reevaluation
 from harness.comparison import workers as workers_module
 from harness.comparison.matrix import load_comparison
-from harness.comparison.preparation import check_data, inspect_data
 from harness.comparison.reevaluation import is_complete, missing_cells, read_reevaluation, reevaluate
 from harness.comparison.workers import (
     FAILED,
@@ -62,8 +60,14 @@ def complete_run(run, cells):
 
 @pytest.fixture
 def toy_data(monkeypatch):
-    """The toy task under every name."""
-    monkeypatch.setattr(preparation, "load_run_task", lambda run: toy_task())
+    """The toy task under every name, in no other folder."""
+
+    def load(run):
+        if run.data_dir:
+            raise UserError("no such data")
+        return toy_task()
+
+    monkeypatch.setattr(compare_module, "load_run_task", load)
 
 
 @pytest.fixture
@@ -201,7 +205,7 @@ def test_runs_are_grouped_by_comparison_in_wandb(tmp_path):
         ),
         ("iql", "--workers 0", "--workers is 0, it must be above 0"),
         ("iql", "--restart dipol", "--restart dipol: no variant has this label, choose of dipole, iql"),
-        ("iql", "--restart", "toy"),  # the process that loads the data knows no such suite
+        ("{algorithm: iql, overrides: {data_dir: nowhere}}", "--restart", "no such data"),
     ],
 )
 def test_a_command_that_is_refused_deletes_nothing(finished, tmp_path, entry, flags, message):
@@ -220,19 +224,17 @@ def test_mixed_updates_are_allowed_where_asked_for(finished, tmp_path, monkeypat
 
 def test_a_folder_of_another_config_is_a_problem(finished, tmp_path):
     comparison = toy_comparison(tmp_path, "{algorithm: dipole, overrides: {discount: 0.5}}", "iql")
-    problems, described = inspect_data(comparison.runs[0], comparison.runs)
-    assert [re.search(r"another (\w+)", problem)[1] for problem in problems] == ["discount"]
-    assert "toy/point: locally generated" in described
+    with pytest.raises(UserError, match=r"another discount"):
+        check_data(comparison)
+    (line,) = check_data(comparison, comparison.runs)
+    assert line.startswith("toy/point: locally generated")
 
 
 def test_a_task_without_an_environment_is_a_problem(tmp_path, monkeypatch):
     task = dataclasses.replace(toy_task(), make_env=None)
-    monkeypatch.setattr(preparation, "load_run_task", lambda run: task)
-    (run,) = toy_comparison(tmp_path, "iql").runs
-    assert inspect_data(run, [run]) == (
-        ["toy/point: has no environment, so that there is no score to compare by"],
-        "",
-    )
+    monkeypatch.setattr(compare_module, "load_run_task", lambda run: task)
+    with pytest.raises(UserError, match="toy/point: has no environment, so that there is no score to compare by"):
+        check_data(toy_comparison(tmp_path, "iql"))
 
 
 def test_absent_data_of_all_tasks_are_told_together(tmp_path):

@@ -262,14 +262,10 @@ def test_episodes_and_rows_of_every_sweep_are_kept_until_the_checkpoint_changes(
     assert not list(folder.glob("*.tmp"))
 
 
-def test_command_writes_elsewhere_and_serves_agents_without_options(run_dir, tmp_path, monkeypatch, capsys):
+def test_command_serves_agents_without_options(run_dir, monkeypatch):
     run_dir.algorithm.agent_class = Plain
-    out, before = tmp_path / "new" / "out", sorted(run_dir.folder.iterdir())
-    for episodes in (3, 2):
-        command(monkeypatch, run_dir.folder, "--episodes", episodes, "--out", out)
-    assert sorted(path.name for path in out.iterdir()) == ["episodes.csv", "evaluation.csv"]
-    assert len(rows_in(out / "episodes.csv")) == 2, "of the last run only, which may be another"
-    assert sorted(run_dir.folder.iterdir()) == before
+    command(monkeypatch, run_dir.folder, "--episodes", 3)
+    assert len(rows_in(run_dir.folder / "episodes.csv")) == 3 and (run_dir.folder / "evaluation.csv").exists()
 
 
 def test_a_sweep_after_training_says_what_it_does(tmp_path, capsys):
@@ -328,8 +324,8 @@ def test_broken_run_folders_are_explained(run_dir, damage, message):
 def test_a_task_without_an_environment_is_refused(run_dir):
     run_dir.task = toy_task(make_env=None)
     with pytest.raises(UserError, match="^toy/target: has no environment to evaluate in$"):
-        harness.evaluate.evaluate_command([str(run_dir.folder), "--out", str(run_dir.folder / "out")])
-    assert not (run_dir.folder / "out").exists()
+        harness.evaluate.evaluate_command([str(run_dir.folder)])
+    assert not (run_dir.folder / "evaluation.csv").exists()
 
 
 def test_command_without_a_folder_and_help(run_dir, monkeypatch, capsys):

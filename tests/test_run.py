@@ -153,7 +153,7 @@ def test_act_options_are_swept_after_training(tmp_path, capsys):
     task = dataclasses.replace(toy_task(), identity=identity)
     folder = toy_run(tmp_path, task=task, **changes)
     printed = capsys.readouterr().out
-    assert "evaluating dipole at 4 settings, 3 episodes each: greediness 0.0, 1.0; num_candidates 1, 2" in printed
+    assert "evaluating dipole at 4 settings: greediness=0,1, num_candidates=1,2" in printed
     lines = [line.split() for line in printed[printed.index("locally generated") :].splitlines()]
     assert [line[:3] for line in lines if "data:" in line] == [
         ["data:", "mean", "episode"],

@@ -17,10 +17,9 @@ import torch
 import harness.evaluate
 import harness.graphics
 from common.errors import UserError
-from harness.config import RunConfig
 from harness.evaluation import GRID_SEED, evaluate
 from harness.graphics import check_graphics, choose_graphics, drawing_error
-from harness.video import FRAME_SKIP, FRAMES_PER_SECOND, Recorder, build_for_pictures, log_videos, record, write_mp4
+from harness.video import FRAME_SKIP, FRAMES_PER_SECOND, Recorder, build_for_pictures, record, write_mp4
 from tests.test_evaluate_command import run_dir, toy_task  # noqa: F401  (a fixture)
 from tests.toy import PointEnv
 
@@ -283,7 +282,6 @@ def calls(run_dir, monkeypatch):  # noqa: F811
     monkeypatch.setattr(harness.evaluate, "load_trained_task", lambda *arguments: made.append("load_task") or task)
     for name in ("choose_graphics", "check_graphics"):
         monkeypatch.setattr(harness.evaluate, name, lambda name=name: made.append(name))
-    monkeypatch.setattr(harness.evaluate, "log_videos", lambda run, folder, paths: made.append(paths))
     return made
 
 
@@ -296,10 +294,13 @@ def test_command_records_the_first_cell_and_changes_no_result(run_dir, calls, ca
     harness.evaluate.evaluate_command([*arguments, "--video_episodes", "2"])
     assert (run_dir.folder / "greediness.csv").read_text() == without
     paths = sorted((run_dir.folder / "videos").iterdir())
-    assert calls == ["choose_graphics", "load_task", "check_graphics", paths] and len(paths) == 2
+    assert calls == ["choose_graphics", "load_task", "check_graphics"] and len(paths) == 2
     assert "videos of greediness 0.5, num_candidates 4, flow_steps 10: " in capsys.readouterr().out
     with pytest.raises(UserError, match="--video_episodes is -1; it must be at least 0"):
         harness.evaluate.evaluate_command([*arguments, "--video_episodes", "-1"])
+
+
+REST = f"num_candidates_4_flow_steps_10_seed_{GRID_SEED}"
 
 
 def test_videos_of_two_settings_do_not_overwrite_one_another(run_dir, calls):  # noqa: F811
@@ -307,25 +308,6 @@ def test_videos_of_two_settings_do_not_overwrite_one_another(run_dir, calls):  #
     for greediness in ("0.5", "1"):
         arguments = ["--greediness", greediness, "--episodes", "1", "--video_episodes", "1"]
         harness.evaluate.evaluate_command([str(run_dir.folder), *arguments])
-        contents.append(calls[-1][0].read_bytes())
+        contents.append((run_dir.folder / "videos" / f"greediness_{float(greediness)}_{REST}.mp4").read_bytes())
     videos = sorted((run_dir.folder / "videos").iterdir())
     assert [path.read_bytes() for path in videos] == contents
-    assert videos[0].name == f"greediness_0.5_num_candidates_4_flow_steps_10_seed_{GRID_SEED}.mp4"
-
-
-def test_videos_reach_the_runs_wandb(tmp_path, monkeypatch):
-    wandb = pytest.importorskip("wandb")
-    write_mp4(tmp_path / "seed_7.mp4", [np.zeros((16, 16, 3), np.uint8)] * 2)
-    logged = []
-    run = SimpleNamespace(
-        log=logged.append,
-        finish=lambda **options: logged.append("finished"),
-        define_metric=lambda *names, **options: None,
-    )
-    monkeypatch.setattr(wandb, "init", lambda **options: logged.append(options["id"]) or run)
-    (tmp_path / "environment.json").write_text('{"run_id": "1", "data": {}, "environment": {}}')
-    log_videos(RunConfig(label="toy"), tmp_path, [tmp_path / "seed_7.mp4"])
-    assert logged == []
-    log_videos(RunConfig(label="toy", logger=("csv", "wandb")), tmp_path, [tmp_path / "seed_7.mp4"])
-    assert list(logged[1]) == ["videos/seed_7"] and isinstance(logged[1]["videos/seed_7"], wandb.Video)
-    assert (logged[0], logged[2]) == ("1", "finished")

@@ -99,20 +99,12 @@ def introduction(results: Results) -> Block:
 
 def score_text(scores: pd.DataFrame) -> list[str]:
     """How to read the score tables: what they hold, and nothing else."""
-    ones = pd.concat(tables.estimates(scores, tasks, "final") for tasks in tables.categories_of(scores).values())
-    few = ones.loc[ones["seeds"] > 0, "few"]
-    text = ["The final score is that of the last agent; the mean of the last evaluations during training is another."]
-    if not few.all():
-        text[0] += (
-            f" Intervals are {CONFIDENCE:.0%} percentile bootstrap intervals, from {RESAMPLES} resamples of the seeds "
-            "of each task, never of episodes; std is the standard deviation over seeds."
-        )
-    if few.any():
-        text[0] += (
-            f" Fewer than {FEWEST_SEEDS} seeds give no interval: each seed's score is shown, and nothing is bold."
-        )
-    if ones["near_best"].any():
-        text[0] += " Bold: within 95% of the best."
+    text = [
+        "The final score is that of the last agent; the mean of the last evaluations during training is another. "
+        f"Intervals are {CONFIDENCE:.0%} percentile bootstrap intervals, from {RESAMPLES} resamples of the seeds of "
+        "each task, never of episodes; std is the standard deviation over seeds. Bold: within 95% of the best. Fewer "
+        f"than {FEWEST_SEEDS} seeds give no interval: each seed's score is shown, and nothing is bold."
+    ]
     if scores["num_candidates"].notna().any():
         text.append(
             "N is the number of action candidates among which the critic chooses. It decides much of a score: compare "
