@@ -25,19 +25,19 @@ class Algorithm:
     agent_class: type
 
 
-def algorithm_names(root: Path = ROOT) -> tuple[str, ...]:
-    """The names of all algorithms below the repository root, sorted."""
-    return tuple(sorted(_modules(root)))
+def algorithm_names() -> tuple[str, ...]:
+    """The names of all algorithms, sorted."""
+    return tuple(sorted(_modules(PACKAGES)))
 
 
-def load_algorithm(name: str, root: Path = ROOT) -> Algorithm:
-    """Imports the algorithm's file; `root` must be on `sys.path`.
+def load_algorithm(name: str) -> Algorithm:
+    """Imports the algorithm's file.
 
     Raises UserError for an unknown name, TypeError where the file does not define exactly one dataclass <Agent>Config.
     """
-    modules = _modules(root, EXAMPLES + PACKAGES)
+    modules = _modules(EXAMPLES + PACKAGES)
     if name not in modules:
-        listed = algorithm_names(root)
+        listed = algorithm_names()
         nearest = difflib.get_close_matches(Path(name).stem.lower(), listed, n=1)
         advice = f"did you mean {nearest[0]}?" if nearest else f"choose one of {', '.join(listed)}"
         raise UserError(f"there is no algorithm {name!r}, {advice}")
@@ -56,10 +56,10 @@ def load_algorithm(name: str, root: Path = ROOT) -> Algorithm:
     return Algorithm(name, config_classes[0], agent_class)
 
 
-def _modules(root: Path, packages: Sequence[str] = PACKAGES) -> dict[str, str]:
+def _modules(packages: Sequence[str]) -> dict[str, str]:
     """Module name by algorithm name."""
     return {
         path.stem: f"{package}.{path.stem}"
         for package in packages
-        for path in root.joinpath(*package.split(".")).glob("[!_]*.py")
+        for path in ROOT.joinpath(*package.split(".")).glob("[!_]*.py")
     }

@@ -2,7 +2,7 @@
 
 Columns: every act option, `seed` (of the environment's reset; equal seeds are equal episodes), `return`, `success`
 (empty where the environment has none) and `length`. Evaluations add their rows and replace those of the same options
-and seeds; those of an older checkpoint go.
+and seeds; a run that is trained on begins the file anew.
 """
 
 from pathlib import Path
@@ -24,12 +24,11 @@ def read_episodes(folder: Path) -> pd.DataFrame:
 
 def add_episodes(folder: Path, options: dict[str, Any], result: Any, first_seed: int) -> None:
     """Adds an evaluation's episodes, of the seeds from `first_seed` on; result: an EvaluationResult."""
-    path, checkpoint = folder / run_files.EPISODES, folder / run_files.CHECKPOINT
-    current = not (path.exists() and checkpoint.exists()) or path.stat().st_mtime_ns >= checkpoint.stat().st_mtime_ns
+    path = folder / run_files.EPISODES
     scores = {"return": result.returns, "success": result.successes, "length": result.lengths}
     seeds = range(first_seed, first_seed + len(result.returns))
     rows = pd.DataFrame({**options, "seed": seeds} | {name: pd.Series(values) for name, values in scores.items()})
-    if current and path.exists():
+    if path.exists():
         rows = pd.concat([read_episodes(folder), rows]).drop_duplicates([*options, "seed"], keep="last")
     write_text(path, rows.to_csv(index=False, float_format="%.9g", lineterminator="\n"))
 

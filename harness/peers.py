@@ -18,7 +18,6 @@ from common.names import nearest_names
 from harness.comparison.results import to_csv
 from harness.report.blocks import Block
 from harness.report.per_seed import Beside, Source, blocks_of, key_of, load_sources
-from harness.report.published import load_published
 from harness.report.report import FIGURES, to_html, to_markdown
 
 
@@ -52,20 +51,6 @@ def table_of(source: Source, keys: Sequence[str]) -> Beside | None:
     return Beside(source, source.lines(dict(zip(own, own, strict=True)), categories), (), {}) if own else None
 
 
-def other_tables(keys: Sequence[str], protocol: str) -> list[Block]:
-    """What tables of this protocol without seeds say of these tasks and of data sets whose five tasks are all named."""
-    names = [key.removeprefix("ogbench/") for key in keys]
-    groups = dict.fromkeys(name.rpartition("/")[0] for name in names)
-    names += [group for group in groups if sum(name.startswith(group + "/") for name in names) == 5]
-    blocks = []
-    for table in load_published()[1]:
-        rows = {name: table.scores[name] for name in names if table.protocol == protocol and name in table.scores}
-        if rows:
-            cells = [{"": name, **scores} for name, scores in rows.items()]
-            blocks.append(Block(f"No seeds: {table.source}", text=[f"{table.describe()}."], rows=cells))
-    return blocks
-
-
 def write_peers(names: Sequence[str], protocol: str | None, out: Path) -> str:
     """Writes everything to `out`; returns the Markdown. Raises UserError."""
     sources = load_sources()
@@ -79,8 +64,6 @@ def write_peers(names: Sequence[str], protocol: str | None, out: Path) -> str:
     blocks = [Block("What others score", level=1, text=["Rows of different protocols are not comparable."])]
     for table in tables:
         blocks += blocks_of(table, figures)
-    for protocol in dict.fromkeys(table.source.protocol for table in tables):
-        blocks += other_tables(keys, protocol)
     text = to_markdown(blocks)
     write_text(out / "peers.md", text)
     write_text(out / "peers.html", to_html("What others score", blocks, figures))

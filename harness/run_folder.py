@@ -227,7 +227,8 @@ class RunFolder:
         # environment.json first: a folder with a config has everything that a resume compares. A result goes before a
         # config of more updates comes, so that there never is one of fewer beside it.
         write_text(self.path / run_files.ENVIRONMENT, json.dumps(environment, indent=2) + "\n")
-        (self.path / run_files.RESULT).unlink(missing_ok=True)
+        for name in (run_files.RESULT, run_files.REEVALUATION, run_files.EPISODES):  # of the agent as it was
+            (self.path / name).unlink(missing_ok=True)
         write_text(self.path / run_files.CONFIG, config_to_yaml(self.run, self.config))
         shown = flat(self.run, self.config) | environment
         self.loggers = open_loggers(self.run, shown, environment["run_id"], self.path, step)

@@ -58,8 +58,7 @@ def write_best(study, out: Path) -> None:
     finished, run = study.finished(), settings.run
     score = f"{study.task.score_name} {best.value:.4g}"
     header = [
-        f"# {study.algorithm.name} tuned by harness.tune: the best of {len(finished)} trials on {run.task},",
-        f"# {score} on {run.eval_episodes} episodes that no report uses.",
+        f"# {study.algorithm.name} tuned by harness.tune: the best of {len(finished)} trials on {run.task}, {score}.",
         f"# searched: {', '.join(study.space)}. All about the study: {record_path(out).name}.",
     ]
     record = {
@@ -73,7 +72,6 @@ def write_best(study, out: Path) -> None:
         "best_score": best.value,
         "best_trial": number,
         "space": study.must_agree()["space"],
-        "sampler": "optuna TPESampler",
         "sampler_seed": study.sampler_seed,
         "training_seeds": list(range(TUNING_SEED, TUNING_SEED + study.training_seeds)),
         "evaluation_seed": TUNING_SEED,

@@ -24,8 +24,8 @@ from harness.playground.session import (
     Tried,
     decode_options,
     draw_curve,
+    is_allowed,
     make_controls,
-    refusal,
     show_change,
     show_score,
     stoppable,
@@ -52,21 +52,15 @@ def test_every_algorithm_has_a_field_for_each_act_option(algorithm):
         assert control.value == getattr(config, control.name)
         assert control.value in control.choices
         for offered in control.choices:
-            assert refusal(config, **{control.name: offered}) is None
+            assert is_allowed(config, control.name, offered)
 
 
 @pytest.mark.parametrize(
-    "changes, ends, note",
-    [
-        ({}, (-1, 4), ""),
-        ({"greediness": 6.0}, (-1, 6), ""),
-        ({"weighting": "none"}, (0, 0), "greediness is 4, but weighting none trains"),
-    ],
+    "changes, ends", [({}, (-1, 4)), ({"greediness": 6.0}, (-1, 6)), ({"weighting": "none"}, (0, 0))]
 )
-def test_greediness_slides_where_the_config_has_policies(changes, ends, note):
+def test_greediness_slides_where_the_config_has_policies(changes, ends):
     greediness, candidates, *_ = make_controls(DIPOLE, DIPOLEConfig(num_candidates=5, **changes))
-    assert (greediness.choices[0], greediness.choices[-1]) == ends and (greediness.note or "").startswith(note)
-    assert bool(greediness.note) == bool(note)
+    assert (greediness.choices[0], greediness.choices[-1]) == ends
     assert candidates.choices == (1, 2, 4, 5, 8, 16, 32, 64)
 
 
@@ -307,7 +301,6 @@ def fails(monkeypatch, capsys, *arguments) -> str:
 
 
 def test_a_missing_package_and_wrong_arguments_end_in_one_line(tmp_path, monkeypatch, capsys):
-    assert "--port is 0; it lies between 1 and 65535" in fails(monkeypatch, capsys, tmp_path, "--port", 0)
     assert "RUN_DIR" in fails(monkeypatch, capsys)
     with monkeypatch.context() as without:
         without.setitem(sys.modules, "harness.playground.page", None)
@@ -316,6 +309,7 @@ def test_a_missing_package_and_wrong_arguments_end_in_one_line(tmp_path, monkeyp
     monkeypatch.setitem(sys.modules, "harness.playground.page", SimpleNamespace(serve=None))
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        message = f"--port {port}: Address already in use; give another"
+        message = f"--port {port}: [Errno 98] Address already in use"
         assert message in fails(monkeypatch, capsys, tmp_path, "--port", port)
+    assert "--port 70000: " in fails(monkeypatch, capsys, tmp_path, "--port", 70000)
     assert "holds no environment.json" in fails(monkeypatch, capsys, tmp_path, "--port", port)

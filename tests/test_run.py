@@ -165,7 +165,7 @@ def test_act_options_are_swept_after_training(tmp_path, capsys):
         assert str(folder / name) in printed
     toy_run(tmp_path, task=task, **changes)  # a finished run sweeps again without training
     assert "not trained again" in capsys.readouterr().out
-    with pytest.raises(UserError, match="did you mean greediness"):
+    with pytest.raises(UserError, match="omega is not an option"):
         toy_run(tmp_path, label="wrong", sweep=("omega=1",))
     assert not toy_folder(tmp_path, label="wrong").exists()
 

@@ -3,7 +3,7 @@
     python -m harness.comparison.reevaluation RUN_DIR --act greediness=0.0,num_candidates=1 --act greediness=1.0
 
 writes a line for each --act into the run's reevaluation.csv (options that are left out are the run's own), and the
-single episodes into episodes.csv. Cells that are there are left alone, unless the checkpoint is newer.
+single episodes into episodes.csv. Cells that are there are left alone; a run that is trained on has none.
 """
 
 import csv
@@ -41,17 +41,9 @@ def find_cell(lines: Iterable[dict[str, str]], cell: Cell) -> dict[str, str] | N
     return next((line for line in lines if wanted.items() <= line.items()), None)
 
 
-def current_lines(folder: Path) -> list[dict[str, Any]]:
-    """The lines of reevaluation.csv, none where they are of an older checkpoint."""
-    path, checkpoint = folder / run_files.REEVALUATION, folder / run_files.CHECKPOINT
-    if path.exists() and checkpoint.exists() and path.stat().st_mtime_ns < checkpoint.stat().st_mtime_ns:
-        return []
-    return read_reevaluation(folder)
-
-
 def missing_cells(folder: Path, cells: list[Cell]) -> list[Cell]:
-    """The cells that reevaluation.csv does not hold; all of them where the checkpoint is newer than that file."""
-    lines = current_lines(folder)
+    """The cells that reevaluation.csv does not hold."""
+    lines = read_reevaluation(folder)
     return [cell for cell in cells if find_cell(lines, cell) is None]
 
 
@@ -74,7 +66,7 @@ def reevaluate(folder: Path, cells: list[Cell], task: Task | None = None) -> Non
     set_up_torch(run)
     task = task or load_trained_task(folder, run)
     with locked(folder / run_files.LOCK, busy(folder)):
-        lines = current_lines(folder)
+        lines: list[dict[str, Any]] = read_reevaluation(folder)
         agent = load_agent(algorithm.agent_class, folder, algorithm.name).to(choose_device(run.device))
         episodes = task.episodes(run.eval_episodes)
         environments = min(run.eval_environments, episodes)

@@ -9,7 +9,6 @@ Nothing is written to the run folder: harness.evaluate does that. Ctrl-C ends it
 """
 
 import argparse
-import os
 import signal
 import socket
 import sys
@@ -24,7 +23,6 @@ from harness.playground.session import LoadedRun, Session
 from harness.run_folder import load_agent, load_run, load_trained_task
 
 PORT = 8090
-LARGEST_PORT = 65535
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -34,10 +32,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--no-browser", action="store_true", help="only print the page's address")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--data_dir", help="folder of the data sets (default: the run's)")
-    arguments = parser.parse_args(argv)
-    if not 1 <= arguments.port <= LARGEST_PORT:
-        raise UserError(f"command line: --port is {arguments.port}; it lies between 1 and {LARGEST_PORT}")
-    return arguments
+    return parser.parse_args(argv)
 
 
 def open_run(run_dir: Path, device: str, data_dir: str | None) -> tuple[LoadedRun, str | None]:
@@ -63,8 +58,8 @@ def playground(argv: Sequence[str]) -> None:
         raise UserError("nicegui is not installed; run: pip install -r requirements-playground.txt") from error
     try:
         socket.create_server(("127.0.0.1", arguments.port)).close()
-    except OSError as error:
-        raise UserError(f"command line: --port {arguments.port}: {os.strerror(error.errno)}; give another") from error
+    except (OSError, OverflowError) as error:
+        raise UserError(f"command line: --port {arguments.port}: {error}; give another") from error
     run, no_pictures = open_run(arguments.run_dir, arguments.device, arguments.data_dir)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does: the folder is removed
     with tempfile.TemporaryDirectory(prefix="playground_") as media:

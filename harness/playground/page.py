@@ -121,8 +121,6 @@ def _field(control: Control) -> Any:
             low, high = control.choices[0], control.choices[-1]
             slider = ui.slider(min=low, max=high, step=1 / STEPS_PER_UNIT).classes("grow mx-2").bind_value(number)
             slider.props(f"label data-testid={control.name}_slider")
-    if control.note:
-        ui.label(control.note).classes("text-sm text-gray-600")
     return number
 
 

@@ -38,12 +38,11 @@ COUNTS = (1, 2, 4, 8, 16, 32, 64)  # offered for whole numbers such as num_candi
 
 @dataclasses.dataclass(frozen=True)
 class Control:
-    """One act option with the run's own value and what can be chosen, in order; note: why there is no choice."""
+    """One act option with the run's own value and what can be chosen, in order."""
 
     name: str
     value: Any
     choices: tuple
-    note: str | None = None
 
 
 def make_controls(agent_class: type, config: Any) -> list[Control]:
@@ -52,20 +51,17 @@ def make_controls(agent_class: type, config: Any) -> list[Control]:
     for name in agent_class.act_options:
         value = getattr(config, name)
         offered = sorted({*(COUNTS if isinstance(value, int) else OFFERED), value})
-        refusals = {each: refusal(config, **{name: each}) for each in offered}
-        choices = tuple(each for each in offered if refusals[each] is None)
-        note = refusals[offered[-1]] if len(choices) == 1 else None
-        controls.append(Control(name, value, choices, note))
+        controls.append(Control(name, value, tuple(each for each in offered if is_allowed(config, name, each))))
     return controls
 
 
-def refusal(config: Any, **options: Any) -> str | None:
-    """Why the config refuses these act options, None if it does not."""
+def is_allowed(config: Any, name: str, value: Any) -> bool:
+    """Whether the config takes this value of an act option."""
     try:
-        check_values(RunConfig(), dataclasses.replace(config, **options))
-    except (ValueError, UserError) as error:
-        return str(error)
-    return None
+        check_values(RunConfig(), dataclasses.replace(config, **{name: value}))
+    except (ValueError, UserError):
+        return False
+    return True
 
 
 def decode_options(values: dict[str, Any], agent_class: type, config: Any) -> dict[str, Any]:

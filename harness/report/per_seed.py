@@ -176,13 +176,6 @@ def beside(results: Results, source: Source, allow_mixed: bool = False) -> Besid
     return Beside(source, scores, tuple(part["policy"].iloc[0] for part in parts), apart)
 
 
-def protocol_of(run: RunResult, sources: Sequence[Source]) -> str:
-    """The names of the sources' protocols that a run has on its task, "own" without any."""
-    key = key_of(run.planned.task, run.identity)
-    fitting = [one.protocol for one in sources if key in set(one.scores["task"]) and not deviations(run, one, key)]
-    return ", ".join(dict.fromkeys(fitting)) or "own"
-
-
 # ---- The report's parts ----
 
 

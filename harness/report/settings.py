@@ -3,17 +3,12 @@
 import collections
 from collections.abc import Sequence
 
-import pandas as pd
-
 from harness.comparison.matrix import PlannedRun
-from harness.comparison.protocol import Mixture
+from harness.comparison.protocol import Mixture, protocol_of
 from harness.comparison.results import Results, RunResult
-from harness.config import MACHINE_OPTIONS, flat
 from harness.report.blocks import NONE, Block, joined, text_of
-from harness.report.per_seed import load_sources, protocol_of
 from harness.tuning.record import tuning_record
 
-PLACE_FIELDS = {*MACHINE_OPTIONS, "task", "seed"}  # say where a run is, not what it does
 HASH_DIGITS = 16
 NAMES_SHOWN = 8  # of the runs of a variant that are missing for the same reason
 
@@ -67,10 +62,8 @@ def policy_block(results: Results) -> Block:
     block = Block("Policies and their tuning")
     block.text = [
         "A policy's settings are those of configs/ for its algorithm and task, with the overrides. Without a record of "
-        "harness.tune nothing was searched here: the settings files' comments say where their values are from. A "
-        "protocol with a letter is that of others' seeds on the same data (harness/report/peers/sources.yaml)."
+        "harness.tune nothing was searched here: the settings files' comments say where their values are from."
     ]
-    sources = load_sources()
     for variant in results.comparison.variants():
         runs = results.runs_of(variant.label)
         parameters = joined(f"{run.environment['parameters']:,}" for run in runs if "parameters" in run.environment)
@@ -84,7 +77,6 @@ def policy_block(results: Results) -> Block:
                 "parameters": parameters,
                 "tuning trials": joined(trials),
                 "tuned on": joined(tasks),
-                "protocol": joined(protocol_of(run, sources) for run in runs if run.finished),
             }
         )
     return block
@@ -104,31 +96,19 @@ def tuning_of(planned: PlannedRun) -> tuple[str, str]:
 # ---- Protocol ----
 
 
-def fields_of(runs: Sequence[RunResult]) -> dict[str, str]:
-    """The values of every field that all the runs have, but for those that say where a run is."""
-    configs = [flat(run.run, run.config) for run in runs]
-    names = [name for name in configs[0] if name not in PLACE_FIELDS and all(name in config for config in configs)]
-    return {name: joined(text_of(config[name]) for config in configs) for name in names}
-
-
 def protocol_block(results: Results) -> Block:
-    """The fields that all runs share, and those in which each variant differs."""
-    variants = {variant.label: fields_of(results.runs_of(variant.label)) for variant in results.comparison.variants()}
-    table = pd.DataFrame(variants)  # fields by variants; NaN where a method has no such field
-    shared = table.nunique(axis="columns", dropna=False) == 1
+    """What the guard holds equal between runs on the same tasks."""
     block = Block("Protocol")
     block.text = [
         "The final score is that of the agent after its last update, evaluated on the same episodes for every row; "
         "never the best over training. The other score is the mean of the last evaluations during training, which "
         "exists only for the policy that acts as it did in training. Each run's folder holds its complete config.yaml."
     ]
-    common = dict(table[shared].iloc[:, 0]) | {"seeds": text_of(results.comparison.seeds)}
-    common["harness_version"] = joined(run.harness_version for run in begun(results))
-    rows = {"all runs": common} | {label: dict(table.loc[~shared, label].dropna()) for label in table}
-    block.rows = [
-        {"of": name, "fields": ", ".join(f"{key} {value}" for key, value in fields.items())}
-        for name, fields in rows.items()
-    ]
+    finished = [run for run in results.runs if run.finished]
+    names = dict.fromkeys(name for run in finished for name in protocol_of(run))
+    for task in dict.fromkeys(run.planned.task for run in finished):
+        own = [protocol_of(run) for run in finished if run.planned.task == task]
+        block.rows.append({"task": task} | {name: joined(each.get(name, NONE) for each in own) for name in names})
     return block
 
 
