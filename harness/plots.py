@@ -67,16 +67,13 @@ def plot_learning_curve(
 
     evaluations: rows with the columns `step`, `score_name` and, for the band, `<score_name>_std`.
     reference_lines: horizontal lines by label, such as the mean return of the data. online_from: updates after which
-    the online phase begins, marked by a vertical line. Raises ValueError without rows.
+    the online phase begins, marked by a vertical line.
     """
-    rows = [row for row in evaluations if row.get(score_name) not in (None, "")]
-    if not rows:
-        raise ValueError(f"no evaluation holds the score {score_name!r}")
-    steps, scores = _column(rows, "step"), _column(rows, score_name)
+    steps, scores = _column(evaluations, "step"), _column(evaluations, score_name)
     figure, axes = _figure("updates", score_name)
     axes.plot(steps, scores, color=COLOURS[0], marker=MARKERS[0], markersize=4, label="evaluation: mean")
-    if all(row.get(f"{score_name}_std") not in (None, "") for row in rows):
-        spread = _column(rows, f"{score_name}_std")
+    if f"{score_name}_std" in evaluations[0]:
+        spread = _column(evaluations, f"{score_name}_std")
         label = "± one standard deviation over episodes"
         axes.fill_between(steps, scores - spread, scores + spread, color=COLOURS[0], alpha=0.18, lw=0, label=label)
     if online_from is not None:

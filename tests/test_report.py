@@ -220,8 +220,7 @@ def test_aggregates_say_what_they_leave_out(tmp_path):
     )
     text = " ".join(aggregate_block(Results(comparison).scores, ()).text)
     assert "2 of 4 tasks" in text
-    assert f"no range to normalise with: {unscaled.task}" in text
-    assert f"no finished run there: {absent.task}" in text
+    assert f"no range to normalise with: {absent.task}, {unscaled.task}." in text
 
 
 def test_one_task_has_no_aggregates(tmp_path):

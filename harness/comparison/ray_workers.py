@@ -141,30 +141,25 @@ def run_on_ray(
     with connected(address) as ray, StopSignals() as signals:
         retries = {"max_retries": RETRIES, "retry_exceptions": [Interrupted]}
         remote = ray.remote(num_cpus=cpus, num_gpus=gpus, **retries)(work_on)
-        environment, log_sizes, tasks = environment_of(comparison) | {"OMP_NUM_THREADS": str(cpus)}, {}, {}
+        environment, tasks = environment_of(comparison) | {"OMP_NUM_THREADS": str(cpus)}, {}
         for run in runs:
-            log_sizes[run.name] = log_size(run)
             commands, out = run.commands(comparison.cells(run)), comparison.out.absolute()
-            tasks[run.name] = remote.options(name=run.name).remote(
-                run.name, run.folder.absolute(), commands, environment, out
-            )
+            arguments = (run.name, run.folder.absolute(), commands, environment, out)
+            tasks[remote.options(name=run.name).remote(*arguments)] = run
         cancelled = False
         try:
             while tasks:
-                before = dict(states)
                 if signals.received and not cancelled:
                     cancelled = True
-                    for task in tasks.values():
+                    for task in tasks:
                         ray.cancel(task)
-                for run in [run for run in runs if run.name in tasks]:
-                    if ray.wait([tasks[run.name]], timeout=0)[0]:
-                        states[run.name] = ended_state(ray, tasks.pop(run.name), run, cancelled)
-                    else:  # an attempt begins with a line in the log
-                        states[run.name] = RUNNING if log_size(run) > log_sizes[run.name] else WAITING
+                before = dict(states)
+                for task in ray.wait(list(tasks), timeout=POLL_SECONDS)[0]:
+                    run = tasks.pop(task)
+                    states[run.name] = ended_state(ray, task, run, cancelled)
                 announce(before, states)
-                time.sleep(POLL_SECONDS)
         except KeyboardInterrupt:
-            for task in tasks.values():
+            for task in tasks:
                 ray.cancel(task, force=True)
             raise
     return states
@@ -180,8 +175,3 @@ def ended_state(ray: Any, task: Any, run: PlannedRun, cancelled: bool) -> str:
         make_folder(run.folder, "run_dir")
         write_text(run.folder / run_files.ERROR, f"{COLOUR.sub('', str(error)).strip()}\n")
         return FAILED
-
-
-def log_size(run: PlannedRun) -> int:
-    log = run.folder / run_files.LOG
-    return log.stat().st_size if log.exists() else 0

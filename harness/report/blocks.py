@@ -50,11 +50,6 @@ def joined(values: Any) -> str:
     return " / ".join(sorted(set(values))) or NONE
 
 
-def text_of(value: Any) -> str:
-    """A config value in a cell."""
-    return "[" + ", ".join(map(str, value)) + "]" if isinstance(value, (tuple, list)) else str(value)
-
-
 def drop_empty(rows: list[dict[str, str]]) -> list[dict[str, str]]:
     """The table without the columns in which no row has a value."""
     kept = [name for name in rows[0] if any(row[name] not in ("", NONE) for row in rows)]

@@ -112,15 +112,25 @@ def hours_until(runs: Sequence[RunResult], steps: np.ndarray) -> np.ndarray:
     return np.array([statistics.mean(seconds[step] for seconds in by_run) for step in steps]) / 3600
 
 
-def plot_learning_curves(results: Results, tasks: Sequence[str], folder: Path, name: str) -> tuple[str | None, str]:
-    """(file name, what it shows): a panel for each task, a line for each variant; no file without a finished run.
+def curve_blocks(results: Results, folder: Path) -> list[Block]:
+    """A figure of learning curves for each category."""
+    categories = enumerate(categories_of(results.scores).items(), start=1)
+    blocks = [
+        learning_curves(results, category, tasks, folder / f"learning_curves_{place}.png")
+        for place, (category, tasks) in categories
+    ]
+    return [block for block in blocks if block is not None]
+
+
+def learning_curves(results: Results, category: str, tasks: Sequence[str], path: Path) -> Block | None:
+    """A panel for each task, a line for each variant; None without a finished run.
 
     One task alone has a second panel, against hours.
     """
     finished = {task: [run for run in results.runs_on(task) if run.finished] for task in tasks}
     finished = {task: runs for task, runs in finished.items() if runs}
     if not finished:
-        return None, ""
+        return None
     shown = [(task, "updates") for task in finished]
     shown += [(task, "hours") for task in finished if len(finished) == 1]
     figure, panels = new_figure(len(shown), 4.2, 3.2)
@@ -143,7 +153,8 @@ def plot_learning_curves(results: Results, tasks: Sequence[str], folder: Path, n
     bands = [f"its {CONFIDENCE:.0%} bootstrap interval"] if max(counts) >= FEWEST_SEEDS else []
     bands += ["the range of the seeds where they are few"] if min(counts) < FEWEST_SEEDS else []
     text = "Evaluations during training, with the act options of training: mean over the finished seeds. Band: "
-    return save(figure, folder / name), text + " or ".join(bands) + "."
+    text += " or ".join(bands) + "."
+    return Block(f"Learning curves: {category}", text=[text], figure=save(figure, path))
 
 
 def draw_curve(axes: Axes, runs: Sequence[RunResult], index: int, unit: str):

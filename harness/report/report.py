@@ -76,7 +76,7 @@ def report_blocks(
         tables.act_option_block(results),
         tables.online_block(results),
         *plots.blocks_over_tasks(scores, marked, figures),
-        *curve_blocks(results, figures),
+        *plots.curve_blocks(results, figures),
         *per_seed.peer_blocks(results, figures, allow_mixed),
         settings.policy_block(results),
         settings.protocol_block(results),
@@ -111,16 +111,6 @@ def score_text(scores: pd.DataFrame) -> list[str]:
             "policies of the same N. Network evaluations count each policy and each critic once."
         )
     return text
-
-
-def curve_blocks(results: Results, figures: Path) -> list[Block]:
-    """A figure of learning curves for each category."""
-    blocks = []
-    for place, (category, tasks) in enumerate(tables.categories_of(results.scores).items(), start=1):
-        name, text = plots.plot_learning_curves(results, tasks, figures, f"learning_curves_{place}.png")
-        if name is not None:
-            blocks.append(Block(f"Learning curves: {category}", text=[text], figure=name))
-    return blocks
 
 
 # ---- Markdown and HTML ----

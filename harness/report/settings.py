@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from harness.comparison.matrix import PlannedRun
 from harness.comparison.protocol import Mixture, protocol_of
 from harness.comparison.results import Results, RunResult
-from harness.report.blocks import NONE, Block, joined, text_of
+from harness.config_file import as_yaml
+from harness.report.blocks import NONE, Block, joined
 from harness.tuning.record import tuning_record
 
 HASH_DIGITS = 16
@@ -67,7 +68,7 @@ def policy_block(results: Results) -> Block:
     for variant in results.comparison.variants():
         runs = results.runs_of(variant.label)
         parameters = joined(f"{run.environment['parameters']:,}" for run in runs if "parameters" in run.environment)
-        overrides = ", ".join(f"{name} {text_of(value)}" for name, value in variant.overrides.items())
+        overrides = ", ".join(f"{name} {as_yaml(value)}" for name, value in variant.overrides.items())
         trials, tasks = zip(*{tuning_of(run.planned) for run in runs}, strict=True)
         block.rows.append(
             {
@@ -89,7 +90,7 @@ def tuning_of(planned: PlannedRun) -> tuple[str, str]:
     if record is None:
         return "not tuned", NONE
     best = record["best_values"].items()
-    changed = [name for name, value in best if text_of(getattr(planned.config, name)) != text_of(value)]
+    changed = [name for name, value in best if getattr(planned.config, name) != value]
     return str(record["trials"]), record["task"] + (f" ({', '.join(changed)} overridden since)" if changed else "")
 
 

@@ -274,13 +274,9 @@ def aggregate_remarks(scores: pd.DataFrame, tasks: Sequence[str]) -> list[str]:
         f"Normalised scores, 1 the best, of the {len(tasks)} of {len(every)} tasks on which every policy has "
         "results. IQM is the mean of the middle half of all runs; the optimality gap, how far scores fall short of 1."
     ]
-    finished = scores[scores["status"] == "finished"]
-    unscaled = [task for task, lines in finished.groupby("task", sort=False) if lines["high"].isna().all()]
-    absent = [task for task in every if task not in (*tasks, *unscaled)]
-    if unscaled:
-        text.append(f"Left out because the suite gives no range to normalise with: {', '.join(unscaled)}.")
-    if absent:
-        text.append(f"Left out because a policy has no finished run there: {', '.join(absent)}.")
+    if absent := [task for task in every if task not in tasks]:
+        reason = "because a policy has no finished run there, or the suite no range to normalise with"
+        text.append(f"Left out, {reason}: {', '.join(absent)}.")
     kept = with_results(scores)
     if empty := [title_of(lines) for policy, lines in by_policy(scores).items() if policy not in by_policy(kept)]:
         text.append(f"Policies without any result: {'; '.join(empty)}.")
