@@ -33,8 +33,9 @@ def add_episodes(folder: Path, options: dict[str, Any], result: Any, first_seed:
     write_text(path, rows.to_csv(index=False, float_format="%.9g", lineterminator="\n"))
 
 
-def scores_by_episode(episodes: pd.DataFrame, options: dict[str, Any], score_name: str) -> pd.Series:
-    """The scores at these act options by the episodes' seeds."""
+def episode_scores(folder: Path, options: dict[str, Any], score_name: str) -> pd.Series:
+    """A run's scores at these act options by the episodes' seeds; empty without any."""
+    episodes = read_episodes(folder)
     for name, value in options.items():
         episodes = episodes[episodes[name] == value] if name in episodes else episodes.iloc[:0]
     return episodes.set_index("seed")[score_name]

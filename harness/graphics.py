@@ -38,7 +38,7 @@ def choose_graphics() -> None:
     chosen = os.environ.get("MUJOCO_GL")
     if chosen in BACKENDS:
         _refuse_broken(chosen)
-    if chosen is not None or sys.platform != "linux":
+    if chosen is not None:
         return
     for backend in BACKENDS:
         if drawing_error(backend) is None:

@@ -1,7 +1,5 @@
 """The names of the files in a run's folder."""
 
-from collections.abc import Sequence
-
 CONFIG = "config.yaml"  # complete
 ENVIRONMENT = "environment.json"  # algorithm, versions, device, identity of the data
 TRAIN_LOG, EVAL_LOG = "train.csv", "eval.csv"
@@ -23,8 +21,3 @@ ALL = (
 REPLAY_FOLDER, REPLAY_PARTS = "replay", "replay/part_*.npz"
 TENSORBOARD_FOLDER = "tensorboard"
 PATTERNS = (REPLAY_PARTS, "tensorboard/events.*")  # those in folders
-
-
-def sweep_files(names: Sequence[str]) -> tuple[str, ...]:
-    """The files that sweeps of act options of these names write."""
-    return tuple(f"{name}.{kind}" for name in names for kind in ("csv", "png"))

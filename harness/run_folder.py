@@ -62,7 +62,8 @@ def remove_run(run: RunConfig) -> None:
     path = run_path(run)
     config = path / run_files.CONFIG
     fields = [line.partition(":")[0] for line in config.read_text().splitlines()] if config.exists() else []
-    names = (*run_files.ALL, *run_files.sweep_files(fields), *run_files.PATTERNS)
+    sweeps = [f"{name}.{kind}" for name in fields for kind in ("csv", "png")]
+    names = (*run_files.ALL, *sweeps, *run_files.PATTERNS)
     files = [file for name in names for file in sorted(path.glob(name)) if file.name != run_files.LOCK]
     if not files:
         print(f"restart: {path} holds no run")
@@ -119,8 +120,11 @@ def check_folder(run: RunConfig, config: Any, identity: dict, act_options: Seque
         raise UserError(f"{error}; or add --restart to begin this run anew") from error
     _check_fields(path, stored, flat(run, config), act_options)
     environment = read_environment(path)
-    advice = "restore it, choose another run_dir or label, or add --restart"
-    check_identity(environment["data"], identity, f"since this run began in {path}; {advice}")
+    if any(environment["data"].get(name) != identity.get(name) for name in DATA_HASHES):
+        raise UserError(
+            f"{identity.get('path')}: the data set has changed since this run began in {path}; restore it, choose "
+            "another run_dir or label, or add --restart"
+        )
     version, result = environment.get("harness_version"), read_result(path)
     if version != HARNESS_VERSION and (result is None or result["step"] < run.offline_steps + run.online_steps):
         raise UserError(
@@ -151,12 +155,6 @@ def _check_fields(path: Path, stored: dict, asked: dict, act_options: Sequence[s
     raise UserError(
         f"{path / run_files.CONFIG}: this run has another {shown}; choose another run_dir or label, or add --restart"
     )
-
-
-def check_identity(stored: dict, identity: dict, advice: str) -> None:
-    """Raises UserError unless both are of the same data: the hashes of one are the other's."""
-    if any(stored.get(name) != identity.get(name) for name in DATA_HASHES):
-        raise UserError(f"{identity.get('path')}: the data set has changed {advice}")
 
 
 # ---- The folder of a run in training ----

@@ -305,7 +305,7 @@ def test_the_command_prints_what_the_field_scores(tmp_path, capsys):
         ),
         (
             ["--tasks", "ogbench/antsoccer-arena-navigate", "--protocol", "B"],
-            "nobody's seeds are here for ogbench/antso",
+            "antsoccer-arena-navigate: nobody's seeds are here for it",
         ),
     ],
 )

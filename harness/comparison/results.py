@@ -15,10 +15,9 @@ from typing import Any
 import pandas as pd
 
 from harness import run_files
-from harness.comparison.matrix import CROSSED_OPTION, Cell, Comparison, PlannedRun, Row
+from harness.comparison.matrix import CROSSED_OPTION, Comparison, PlannedRun, Row
 from harness.comparison.reevaluation import find_cell, read_reevaluation
 from harness.config import RunConfig, stored_config
-from harness.episodes import read_episodes, scores_by_episode
 from harness.loggers import read_rows
 from harness.run_folder import read_json
 
@@ -91,11 +90,6 @@ class RunResult:
     @functools.cached_property
     def scale(self) -> Scale:
         return scale_of(self.result["score_name"], self.identity)
-
-    def episode_scores(self, options: Cell) -> pd.Series:
-        """The shown scores of single episodes at these act options, by the episodes' seeds; empty without any."""
-        scores = scores_by_episode(read_episodes(self.planned.folder), options, self.result["score_name"])
-        return self.scale.shown(scores)
 
 
 def read_run(planned: PlannedRun) -> RunResult:

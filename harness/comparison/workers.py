@@ -10,7 +10,6 @@ import datetime
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -28,7 +27,7 @@ ERROR_LINES = 30
 POLL_SECONDS = 0.5
 WAITING, RUNNING, FINISHED, FAILED, STOPPED = ("waiting", "running", "finished", "failed", "stopped")
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
-LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+LIBC = ctypes.CDLL(None)
 Slot = dict[str, str]  # environment variables of the processes that take a place one after another
 
 
@@ -92,8 +91,7 @@ class Attempt:
 
 def stop_with_parent() -> None:
     """In a new process: Linux sends it SIGTERM, at which a run writes a checkpoint, when its parent is gone."""
-    if LIBC is not None:
-        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def import_path() -> str:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from harness.comparison.results import FINAL, KINDS, LAST, SUCCESS, Results, RunResult, shown
+from harness.episodes import episode_scores
 from harness.report.blocks import (
     KIND_NAMES,
     MARK,
@@ -357,8 +358,9 @@ def episode_differences(results: Results, first: pd.DataFrame, second: pd.DataFr
         cells = [lines[lines["run"] == run.planned.name] for lines in (first, second)]
         if not run.finished or any(cell.empty for cell in cells):
             continue
-        scores = [run.episode_scores(cell.iloc[0][run.planned.own_cell().keys()]) for cell in cells]
-        both = pd.concat(scores, axis="columns", join="inner").dropna()
+        options = [dict(cell.iloc[0][run.planned.own_cell().keys()]) for cell in cells]
+        scores = [episode_scores(run.planned.folder, each, run.result["score_name"]) for each in options]
+        both = run.scale.shown(pd.concat(scores, axis="columns", join="inner").dropna())
         if len(both) > 1:
             found.append((both.iloc[:, 1] - both.iloc[:, 0]).to_numpy())
     return found
