@@ -29,6 +29,7 @@ from envs.task import Task
 from harness import run_files
 from harness.agent_tools import network_evaluations
 from harness.config import RunConfig, check_values, decode_flag
+from harness.config_file import named
 from harness.devices import choose_device, set_up_torch
 from harness.episodes import add_episodes
 from harness.evaluation import GRID_SEED, EvaluationResult, Evaluator
@@ -54,16 +55,12 @@ def parse_grid(assignments: Sequence[str], agent_class: type, config: Any) -> di
             raise UserError(f"{name} is not an option of this agent's act, which has: {known}")
         if not equals or name in grid:
             raise UserError(f"act option {assignment!r}: write each option once, as {name}=value,value")
-        try:
+        with named(f"act option {assignment}"):
             decoded = [decode_flag(type(config), name, text.strip()) for text in values.split(",")]
-        except UserError as error:
-            raise UserError(f"act option {assignment}: {str(error).removeprefix('command line: --')}") from error
         grid[name] = list(dict.fromkeys(decoded))
-    for cell in cells_of(grid):
-        try:
+    with named("act options"):
+        for cell in cells_of(grid):
             check_values(RunConfig(), dataclasses.replace(config, **cell))
-        except (ValueError, UserError) as error:
-            raise UserError(f"act options: {str(error).removeprefix('config: ')}") from error
     return grid
 
 

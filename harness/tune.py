@@ -31,7 +31,7 @@ from common.errors import CommandParser, UserError, exit_on_user_error
 from common.files import make_folder, readable, write_text
 from harness.algorithms import load_algorithm
 from harness.command_line import parse_command
-from harness.config import RunConfig, flat
+from harness.config import flat
 from harness.config_file import as_yaml, places_by_key, read_mapping
 from harness.evaluation import TUNING_SEED
 from harness.run_folder import load_run_task
@@ -47,14 +47,8 @@ def write_best(study, out: Path) -> None:
     number, best = study.best()
     settings, values = study.settings, best.params
     config = dataclasses.replace(settings.config, **values)
-    defaults = flat(RunConfig(), type(config)())
-    lines = [
-        f"{name}: {as_yaml(value)}"
-        for name, value in flat(settings.run, config).items()
-        if name in values
-        or name not in PLACE_FIELDS
-        and (value != defaults[name] or settings.sources[name] != "default")
-    ]
+    fields = flat(settings.run, config).items()
+    lines = [f"{name}: {as_yaml(value)}" for name, value in fields if name not in PLACE_FIELDS]
     finished, run = study.finished(), settings.run
     score = f"{study.task.score_name} {best.value:.4g}"
     header = [

@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 import harness.playground.__main__ as command
-from algorithms.dipole import DIPOLE, DIPOLEConfig
 from common.errors import UserError
 from harness.algorithms import load_algorithm
 from harness.evaluate import rows_of, sweep
@@ -24,15 +23,12 @@ from harness.playground.session import (
     Tried,
     decode_options,
     draw_curve,
-    is_allowed,
-    make_controls,
     show_change,
     show_score,
     stoppable,
     table,
 )
 from harness.video import build_for_pictures
-from tests.conftest import small_config
 from tests.test_evaluate_command import TOY_RUN, Plain, Target, Toy, ToyConfig, cell_of, toy_task
 from tests.test_video import Swing, read_mp4
 from tests.toy_run import toy_run
@@ -42,26 +38,6 @@ PATIENCE = 120  # seconds until rollouts that take one must have ended
 
 
 # ---- Fields ----
-
-
-def test_every_algorithm_has_a_field_for_each_act_option(algorithm):
-    config = small_config(algorithm)
-    controls = make_controls(algorithm.agent_class, config)
-    assert tuple(control.name for control in controls) == algorithm.agent_class.act_options
-    for control in controls:
-        assert control.value == getattr(config, control.name)
-        assert control.value in control.choices
-        for offered in control.choices:
-            assert is_allowed(config, control.name, offered)
-
-
-@pytest.mark.parametrize(
-    "changes, ends", [({}, (-1, 4)), ({"greediness": 6.0}, (-1, 6)), ({"weighting": "none"}, (0, 0))]
-)
-def test_greediness_slides_where_the_config_has_policies(changes, ends):
-    greediness, candidates, *_ = make_controls(DIPOLE, DIPOLEConfig(num_candidates=5, **changes))
-    assert (greediness.choices[0], greediness.choices[-1]) == ends
-    assert candidates.choices == (1, 2, 4, 5, 8, 16, 32, 64)
 
 
 def test_fields_are_decoded_as_the_config_types_them():
@@ -107,7 +83,7 @@ def open_session(tmp_path):
 
 def press_run(session, seed=GRID_SEED, episodes=3, **values):
     """The run's own options but for `values`."""
-    session.start({control.name: control.value for control in session.controls} | values, seed, episodes)
+    session.start(session.options | values, seed, episodes)
     wait(lambda: not session.busy)
 
 
@@ -156,7 +132,7 @@ def test_a_task_without_pictures_shows_scores_and_one_sentence(open_session):
 def test_agents_without_options_are_scored_too(open_session):
     session = open_session(agent=Plain(), make_env=Swing)
     press_run(session)
-    assert session.controls == [] and session.curve is None and session.error is None
+    assert session.options == {} and session.curve is None and session.error is None
     assert session.tried[0].picture.exists() and show_score(session.tried[0], "return")
 
 

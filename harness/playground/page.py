@@ -10,8 +10,6 @@ from nicegui import app, ui
 
 from harness.evaluation import GRID_SEED
 from harness.playground.session import (
-    STEPS_PER_UNIT,
-    Control,
     Session,
     Tried,
     show_change,
@@ -24,6 +22,8 @@ from harness.playground.session import (
 HOST = "127.0.0.1"
 MEDIA = "/media"
 EPISODES = 5  # of a press of Run, until the user changes it: seconds on the small tasks
+LOW, HIGH, STEP = -1.0, 4.0, 0.1  # of a slider; the field beside it takes any number that the config allows
+COUNTS = (1, 2, 4, 8, 16, 32, 64)  # offered for whole numbers such as num_candidates, beside the run's own
 SECONDS_BETWEEN_LOOKS = 0.2  # at the session, for new results
 SECONDS_TO_SHUT_DOWN = 2  # what open pages get at Ctrl-C
 
@@ -79,7 +79,7 @@ def build(session: Session) -> None:
 
 def _settings(session: Session) -> Callable[[], None]:
     """The fields and buttons; returns what brings buttons and texts up to date."""
-    fields = {control.name: _field(control) for control in session.controls}
+    fields = {name: _field(name, value) for name, value in session.options.items()}
     if not fields:
         ui.label(f"{session.run.algorithm.name} has no act options: other seeds are all there is to try.")
     with ui.row().classes("w-full no-wrap"):
@@ -108,19 +108,17 @@ def _settings(session: Session) -> Callable[[], None]:
     return show_state
 
 
-def _field(control: Control) -> Any:
-    """The element whose value is the option's."""
-    ui.label(control.name).classes("text-sm font-bold -mb-3")
-    if isinstance(control.value, int):
-        props = f'dense no-caps padding="2px 8px" data-testid={control.name}'
-        return ui.toggle(list(control.choices), value=control.value).props(props)
+def _field(name: str, value: Any) -> Any:
+    """The element whose value is the option's, which is the run's own at first."""
+    ui.label(name).classes("text-sm font-bold -mb-3")
+    if isinstance(value, int):
+        props = f'dense no-caps padding="2px 8px" data-testid={name}'
+        return ui.toggle(sorted({*COUNTS, value}), value=value).props(props)
     with ui.row().classes("w-full items-center no-wrap"):
-        number = ui.number(value=control.value, step=1 / STEPS_PER_UNIT).classes("w-16 shrink-0")
-        number.props(f'dense data-testid={control.name} aria-label="{control.name}"')
-        if len(control.choices) > 1:
-            low, high = control.choices[0], control.choices[-1]
-            slider = ui.slider(min=low, max=high, step=1 / STEPS_PER_UNIT).classes("grow mx-2").bind_value(number)
-            slider.props(f"label data-testid={control.name}_slider")
+        number = ui.number(value=value, step=STEP).classes("w-16 shrink-0")
+        number.props(f'dense data-testid={name} aria-label="{name}"')
+        slider = ui.slider(min=min(LOW, value), max=max(HIGH, value), step=STEP).classes("grow mx-2")
+        slider.bind_value(number).props(f"label data-testid={name}_slider")
     return number
 
 

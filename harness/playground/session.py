@@ -1,4 +1,4 @@
-"""What the page shows: one run's agent and task, a control for each act option, and everything that was tried.
+"""What the page shows: one run's agent and task, what is running now, and everything that was tried.
 
 All rollouts happen in one thread of their own: OpenGL's contexts belong to the thread that made them, and the page
 stays responsive. The page reads the attributes; only that thread changes `tried`.
@@ -19,7 +19,7 @@ import numpy as np
 from common.errors import UserError
 from envs.task import Task
 from harness.algorithms import Algorithm
-from harness.config import RunConfig, check_values
+from harness.config import RunConfig
 from harness.devices import set_up_torch
 from harness.evaluate import Cell, evaluate_cell, parse_grid, rows_of
 from harness.evaluation import Evaluator
@@ -27,41 +27,6 @@ from harness.graphics import NoPictures
 from harness.plots import plot_sweep
 from harness.score_statistics import CONFIDENCE, paired_interval
 from harness.video import record
-
-STEPS_PER_UNIT = 10  # of a slider; the field beside it takes any number
-OFFERED = [step / STEPS_PER_UNIT for step in range(-STEPS_PER_UNIT, 4 * STEPS_PER_UNIT + 1)]  # from -1 to 4
-COUNTS = (1, 2, 4, 8, 16, 32, 64)  # offered for whole numbers such as num_candidates, beside the run's own
-
-
-# ---- What can be set ----
-
-
-@dataclasses.dataclass(frozen=True)
-class Control:
-    """One act option with the run's own value and what can be chosen, in order."""
-
-    name: str
-    value: Any
-    choices: tuple
-
-
-def make_controls(agent_class: type, config: Any) -> list[Control]:
-    """The controls of a run, in the order of the agent's act options."""
-    controls = []
-    for name in agent_class.act_options:
-        value = getattr(config, name)
-        offered = sorted({*(COUNTS if isinstance(value, int) else OFFERED), value})
-        controls.append(Control(name, value, tuple(each for each in offered if is_allowed(config, name, each))))
-    return controls
-
-
-def is_allowed(config: Any, name: str, value: Any) -> bool:
-    """Whether the config takes this value of an act option."""
-    try:
-        check_values(RunConfig(), dataclasses.replace(config, **{name: value}))
-    except (ValueError, UserError):
-        return False
-    return True
 
 
 def decode_options(values: dict[str, Any], agent_class: type, config: Any) -> dict[str, Any]:
@@ -184,7 +149,7 @@ class Session:
 
     def __init__(self, run: LoadedRun, media: Path, no_pictures: str | None = None):
         self.run, self.media, self.no_pictures = run, media, no_pictures
-        self.controls = make_controls(run.algorithm.agent_class, run.config)
+        self.options = {name: getattr(run.config, name) for name in run.algorithm.agent_class.act_options}
         self.stopping = threading.Event()
         self.make_env = stoppable(run.task.make_env, self.stopping)
         self.evaluator = Evaluator(self.make_env, run.run.eval_environments)
