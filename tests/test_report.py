@@ -77,8 +77,8 @@ def line(block, *beginning):
     return found
 
 
-def task_block(results, data, marked=()):
-    return score_block(results, data.task, [data.task], marked, level=3)
+def task_block(results, data):
+    return score_block(results, data.task, [data.task], level=3)
 
 
 # ---- Scores ----
@@ -160,7 +160,7 @@ def test_a_run_without_its_re_evaluation_is_listed(tmp_path):
 def test_a_category_is_the_mean_over_its_tasks(tmp_path):
     level = {WALKER[0].task: 0.0, WALKER[1].task: 200.0}
     results = Results(made_up(tmp_path, WALKER, 5, lambda run, cell: by_seed(run, cell) + level[run.task]))
-    shown = line(score_block(results, "walker", list(level), (), 3), "DIPOLE", "32")
+    shown = line(score_block(results, "walker", list(level), 3), "DIPOLE", "32")
     assert (shown["final: mean"], shown["final: std"]) == ("220.0", f"{np.sqrt(250):.1f}")
     low, high = interval([np.arange(100.0, 150.0, 10), np.arange(300.0, 350.0, 10)])
     assert shown["final: 95% interval"] == f"{low:.1f} to {high:.1f}"
@@ -202,7 +202,7 @@ def test_interquartile_mean_and_optimality_gap_over_tasks(tmp_path):
     # Normalised: 0.1 to 0.14 on one task, 0.6 to 0.64 on the other. The middle 6 of 10 runs: .12 .13 .14 .60 .61 .62.
     level = {WALKER[0].task: 0.0, WALKER[1].task: 500.0}
     results = Results(made_up(tmp_path, WALKER, 5, lambda r, c: by_seed(r, c) + level[r.task]))
-    block = aggregate_block(results.scores, ())
+    block = aggregate_block(results.scores)
     shown = block.rows[1]
     assert shown["final: IQM"] == f"{(0.12 + 0.13 + 0.14 + 0.60 + 0.61 + 0.62) / 6:.3f}"
     assert shown["final: optimality gap"] == "0.630" and shown["runs"] == "10"
@@ -218,13 +218,13 @@ def test_aggregates_say_what_they_leave_out(tmp_path):
         2,
         lambda run, cell: None if run.variant == FQL and run.task == absent.task else by_seed(run, cell),
     )
-    text = " ".join(aggregate_block(Results(comparison).scores, ()).text)
+    text = " ".join(aggregate_block(Results(comparison).scores).text)
     assert "2 of 4 tasks" in text
     assert f"no range to normalise with: {absent.task}, {unscaled.task}." in text
 
 
 def test_one_task_has_no_aggregates(tmp_path):
-    assert aggregate_block(Results(made_up(tmp_path, [CARTPOLE], 5)).scores, ()) is None
+    assert aggregate_block(Results(made_up(tmp_path, [CARTPOLE], 5)).scores) is None
 
 
 def test_probability_of_improvement_is_that_of_all_pairs_of_seeds(tmp_path):
@@ -266,11 +266,11 @@ def test_no_published_scores_beside_local_data(tmp_path):
 def test_published_categories_need_all_five_tasks_and_foreign_protocols_are_marked(tmp_path):
     results = Results(made_up(tmp_path, CUBE, 2, lambda run, cell: 0.5))
     tasks = [data.task for data in CUBE]
-    block = score_block(results, "cube-double-play", tasks, (), 3)
+    block = score_block(results, "cube-double-play", tasks, 3)
     published = dict(list(block.rows[2].items())[-3:])
     assert published == {"published [a]": "29±2", "published [b]": "29", "published [c], not comparable": "46"}
     assert "NOT COMPARABLE: 10 critics" in block.notes[2]
-    four = score_block(results, "cube-double-play", tasks[:4], (), 3)
+    four = score_block(results, "cube-double-play", tasks[:4], 3)
     assert not any("published" in title for title in four.rows[0])
     assert line(task_block(results, CUBE[0]), "FQL", "1")["published [a]"] == "61"
 

@@ -70,11 +70,15 @@ def title_of(lines: pd.DataFrame) -> str:
     return first["name"] + first["policy"].removeprefix(first["label"])
 
 
-def policy_cells(policy: str, lines: pd.DataFrame, marked: Collection[str]) -> dict[str, str]:
+def with_marks(scores: pd.DataFrame, policies: Collection[str]) -> pd.DataFrame:
+    """The scores with these policies' names marked, wherever they are shown."""
+    return scores.assign(name=scores["name"] + np.where(scores["policy"].isin(policies), f" {MARK}", ""))
+
+
+def policy_cells(lines: pd.DataFrame) -> dict[str, str]:
     """Name, N and network evaluations per action of a policy; several values where the tasks differ."""
     columns = {"N": lines[CROSSED_OPTION].fillna(1), "network evaluations per action": lines["network_evaluations"]}
-    name = lines["name"].iloc[0] + (f" {MARK}" if policy in marked else "")
-    return {"policy": name} | {title: joined_numbers(column) for title, column in columns.items()}
+    return {"policy": lines["name"].iloc[0]} | {title: joined_numbers(column) for title, column in columns.items()}
 
 
 def joined_numbers(column: pd.Series) -> str:

@@ -8,7 +8,7 @@ import dataclasses
 import fnmatch
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from harness.comparison.protocol import USUAL
 from harness.comparison.results import D4RL, FINAL, LAST, SUCCESS, Results, RunResult
 from harness.config import flat
 from harness.report import plots, tables
-from harness.report.blocks import MARK, Block, by_policy, title_of, unit_of
+from harness.report.blocks import MARK, Block, by_policy, title_of, unit_of, with_marks
 from harness.report.published import task_key
 
 SOURCES = Path(__file__).with_name("peers") / "sources.yaml"
@@ -187,7 +187,7 @@ def peer_blocks(results: Results, figures: Path, allow_mixed: bool = False) -> l
 
 def blocks_of(found: Beside, figures: Path) -> list[Block]:
     """A source's rows, with ours where there are any: scores by category; with ours, aggregates over tasks too."""
-    source, scores = found.source, found.scores
+    source, scores = found.source, with_marks(found.scores, found.marked)
     head = Block(f"{'Beside published seeds' if found.own else 'Published seeds'}: {source.title}")
     head.text = [source.describe()]
     if found.apart:
@@ -195,7 +195,7 @@ def blocks_of(found: Beside, figures: Path) -> list[Block]:
         reasons = ". ".join(f"{title}: {reason}" for title, reason in found.apart.items())
         head.text.append(f"What is of another protocol {what}. {reasons}.")
     tasks_by_category = tables.categories_of(scores)
-    blocks = [head, *(score_block(scores, name, tasks, found.marked) for name, tasks in tasks_by_category.items())]
+    blocks = [head, *(score_block(scores, name, tasks) for name, tasks in tasks_by_category.items())]
     if found.apart and not found.own:
         return blocks
     folder = figures / source.folder
@@ -205,7 +205,7 @@ def blocks_of(found: Beside, figures: Path) -> list[Block]:
     whole = scores[complete]
     if left_out := list(scores[~complete]["policy"].unique()):
         head.text.append(f"Not in what is over all tasks, since it lacks some of them: {'; '.join(left_out)}.")
-    over_tasks = plots.blocks_over_tasks(whole, found.marked, folder, "score")
+    over_tasks = plots.blocks_over_tasks(whole, folder, "score")
     for block in over_tasks:
         for row in block.rows:  # what is not published
             row.pop("N", None)
@@ -217,10 +217,10 @@ def blocks_of(found: Beside, figures: Path) -> list[Block]:
     return blocks
 
 
-def score_block(scores: pd.DataFrame, category: str, tasks: Sequence[str], marked: Collection[str]) -> Block:
+def score_block(scores: pd.DataFrame, category: str, tasks: Sequence[str]) -> Block:
     """Mean ± standard deviation and interval of every row on each task and over them."""
     columns = {task.partition("/")[2]: [task] for task in tasks} | ({"mean": list(tasks)} if len(tasks) > 1 else {})
-    lines = [line for name, group in columns.items() for line in tables.summary_lines(scores, group, name, marked)]
+    lines = [line for name, group in columns.items() for line in tables.summary_lines(scores, group, name)]
     text = ["Mean ± standard deviation over seeds [95% interval]. Bold: within 95% of the best."]
     title = f"{category} ({unit_of(scores, tasks)})"
     return Block(title, level=3, text=text, rows=tables.summary_rows(pd.DataFrame(lines)))

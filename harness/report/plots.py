@@ -1,7 +1,7 @@
 """The figures of a comparison's report, as PNG files in the style of harness/plots.py."""
 
 import statistics
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -83,14 +83,12 @@ def plot_profiles(scores: pd.DataFrame, folder: Path, score: str = "final score"
     return save(figure, folder / "profiles.png")
 
 
-def blocks_over_tasks(
-    scores: pd.DataFrame, marked: Collection[str], folder: Path, score: str = "final score"
-) -> list[Block]:
+def blocks_over_tasks(scores: pd.DataFrame, folder: Path, score: str = "final score") -> list[Block]:
     """Aggregates, probabilities of improvement and performance profiles, as far as there are any."""
     name = plot_profiles(scores, folder, score)
     text = [f"The share of runs whose normalised {score} is above τ, averaged over tasks."]
     profiles = Block("Performance profiles", text=text, figure=name) if name else None
-    blocks = tables.aggregate_block(scores, marked), tables.improvement_block(scores, score), profiles
+    blocks = tables.aggregate_block(scores), tables.improvement_block(scores, score), profiles
     return [block for block in blocks if block is not None]
 
 

@@ -6,7 +6,7 @@ report.html is one file: it holds the figures and loads nothing. docs/statistics
 
 import base64
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import jinja2
@@ -19,7 +19,7 @@ from harness.comparison.matrix import Comparison
 from harness.comparison.protocol import Mixture, check_protocol
 from harness.comparison.results import Results, to_csv
 from harness.report import per_seed, plots, settings, tables
-from harness.report.blocks import Block, Bold, by_policy
+from harness.report.blocks import Block, Bold, by_policy, with_marks
 from harness.score_statistics import CONFIDENCE, FEWEST_SEEDS, RESAMPLES
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
@@ -39,12 +39,14 @@ def write_report(comparison: Comparison, folder: Path, allow_mixed: bool = False
     make_folder(figures, "run_dir")
     odd_runs = {name for mixture in found for name in mixture.deviating}
     marked = {name for name, lines in by_policy(results.scores).items() if not odd_runs.isdisjoint(lines["run"])}
-    summary = tables.summary(results, marked)
-    blocks = report_blocks(results, found, marked, summary, figures, allow_mixed)
+    csv_text = to_csv(results.scores)
+    results.scores = with_marks(results.scores, marked)
+    summary = tables.summary(results)
+    blocks = report_blocks(results, found, summary, figures, allow_mixed)
     texts = {
         "report.md": to_markdown(blocks),
         "report.html": to_html(comparison.name, blocks, figures),
-        "scores.csv": to_csv(results.scores),
+        "scores.csv": csv_text,
     }
     if len(summary):
         texts |= {"table.csv": to_csv(summary), "table.tex": tables.to_latex(summary)}
@@ -59,12 +61,11 @@ def write_report(comparison: Comparison, folder: Path, allow_mixed: bool = False
 def report_blocks(
     results: Results,
     found: Sequence[Mixture],
-    marked: Collection[str],
     summary: pd.DataFrame,
     figures: Path,
     allow_mixed: bool = False,
 ) -> list[Block]:
-    """The report's parts in order; their figures are written into `figures`. marked: policies with odd runs."""
+    """The report's parts in order; their figures are written into `figures`."""
     scores = results.scores
     blocks = [
         introduction(results),
@@ -72,10 +73,10 @@ def report_blocks(
         settings.mixture_block(found),
         Block("Scores", text=score_text(scores), figure=plots.plot_scores(scores, figures)),
         tables.summary_block(summary) if len(summary) else None,
-        *tables.score_blocks(results, marked),
+        *tables.score_blocks(results),
         tables.act_option_block(results),
         tables.online_block(results),
-        *plots.blocks_over_tasks(scores, marked, figures),
+        *plots.blocks_over_tasks(scores, figures),
         *plots.curve_blocks(results, figures),
         *per_seed.peer_blocks(results, figures, allow_mixed),
         settings.policy_block(results),

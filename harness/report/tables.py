@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -47,17 +47,17 @@ def categories_of(scores: pd.DataFrame) -> dict[str, list[str]]:
 # ---- One task or category ----
 
 
-def score_blocks(results: Results, marked: Collection[str]) -> list[Block]:
+def score_blocks(results: Results) -> list[Block]:
     """Each category, the mean over its tasks and each task by itself."""
     blocks = []
     for category, tasks in categories_of(results.scores).items():
         if len(tasks) > 1:
-            blocks.append(score_block(results, category, tasks, marked, level=3))
-        blocks += [score_block(results, task, [task], marked, level=4 if len(tasks) > 1 else 3) for task in tasks]
+            blocks.append(score_block(results, category, tasks, level=3))
+        blocks += [score_block(results, task, [task], level=4 if len(tasks) > 1 else 3) for task in tasks]
     return blocks
 
 
-def score_block(results: Results, name: str, tasks: Sequence[str], marked: Collection[str], level: int) -> Block:
+def score_block(results: Results, name: str, tasks: Sequence[str], level: int) -> Block:
     """The table of one task, or of a category's mean over its tasks."""
     block = Block(f"{name}: mean over {len(tasks)} tasks" if len(tasks) > 1 else name, level=level)
     scores = results.scores[results.scores["task"].isin(tasks)]
@@ -66,18 +66,18 @@ def score_block(results: Results, name: str, tasks: Sequence[str], marked: Colle
         block.text.append("Its tasks have scores of different ranges, not all of them known: there is no mean over it.")
         return block
     block.text.append(f"Score: {unit}. {data_sentence(results, tasks)}")
-    block.rows = score_table(scores, tasks, marked)
+    block.rows = score_table(scores, tasks)
     add_published(block, results, tasks)
     return block
 
 
-def score_table(scores: pd.DataFrame, tasks: Sequence[str], marked: Collection[str] = ()) -> list[dict[str, str]]:
+def score_table(scores: pd.DataFrame, tasks: Sequence[str]) -> list[dict[str, str]]:
     """Rows of the mean over the tasks of each policy, for both kinds of score."""
     titles = {FINAL: KIND_NAMES[FINAL], LAST: f"last {joined_numbers(scores['last_evaluations_averaged'])}"}
     found = {kind: estimates(scores, tasks, kind) for kind in KINDS}
     rows = []
     for policy, lines in by_policy(scores).items():
-        row = policy_cells(policy, lines, marked) | {"seeds": seeds_cell(lines)}
+        row = policy_cells(lines) | {"seeds": seeds_cell(lines)}
         for kind, ones in found.items():
             few = set(ones.loc[ones["seeds"] > 0, "few"])
             spread = "each seed" if few == {True} else "95% interval, or each seed" if True in few else "95% interval"
@@ -118,7 +118,7 @@ def data_scores(results: Results, task: str) -> dict[str, float]:
 # ---- One table of everything ----
 
 
-def summary(results: Results, marked: Collection[str] = ()) -> pd.DataFrame:
+def summary(results: Results) -> pd.DataFrame:
     """Final scores in long form: a line for each policy and column, which is a task or a category's mean.
 
     Columns: policy, column, mean, std (over seeds), low and high (95% interval; NaN with few seeds), seeds, near_best.
@@ -134,15 +134,14 @@ def summary(results: Results, marked: Collection[str] = ()) -> pd.DataFrame:
             column = f"{name.rpartition('/')[2]} ({unit})" if len(group) == 1 else f"{name}: mean ({unit})"
             own = data_scores(results, name) if len(group) == 1 else {}
             lines += [{"policy": f"data, {label}", "column": column, "mean": value} for label, value in own.items()]
-            lines += summary_lines(scores, group, column, marked)
+            lines += summary_lines(scores, group, column)
     return pd.DataFrame(lines)
 
 
-def summary_lines(scores: pd.DataFrame, tasks: Sequence[str], column: str, marked: Collection[str]) -> list[dict]:
+def summary_lines(scores: pd.DataFrame, tasks: Sequence[str], column: str) -> list[dict]:
     """The lines of `summary` for the mean over the tasks, under the name `column`."""
     found = estimates(scores[scores["task"].isin(tasks)], tasks, FINAL)
-    marks = np.where(found.index.isin(marked), f" {MARK}", "")
-    lines = found.assign(policy=found["title"] + marks, column=column)[found["seeds"] > 0]
+    lines = found.assign(policy=found["title"], column=column)[found["seeds"] > 0]
     return lines[["policy", "column", "mean", "std", "low", "high", "seeds", "near_best"]].to_dict("records")
 
 
@@ -246,7 +245,7 @@ def strata_of(lines: pd.DataFrame, tasks: Sequence[str], column: str) -> list[np
     return [values[task].to_numpy() for task in tasks]
 
 
-def aggregate_block(scores: pd.DataFrame, marked: Collection[str]) -> Block | None:
+def aggregate_block(scores: pd.DataFrame) -> Block | None:
     """Interquartile mean and optimality gap of normalised scores over the tasks that all policies have.
 
     None where that are fewer than two.
@@ -256,8 +255,8 @@ def aggregate_block(scores: pd.DataFrame, marked: Collection[str]) -> Block | No
     if len(tasks) < 2:
         return None
     rows = []
-    for policy, lines in by_policy(kept).items():
-        row = policy_cells(policy, lines, marked) | {"runs": str(sum(map(len, strata_of(lines, tasks, FINAL))))}
+    for lines in by_policy(kept).values():
+        row = policy_cells(lines) | {"runs": str(sum(map(len, strata_of(lines, tasks, FINAL))))}
         for kind, name in KIND_NAMES.items():
             strata = strata_of(lines, tasks, f"{kind}_normalised")
             for title, statistic in {"IQM": interquartile_mean, "optimality gap": optimality_gap}.items():
