@@ -123,8 +123,6 @@ class Evaluator:
     """
 
     def __init__(self, make_env: Callable[[], gymnasium.Env], environments: int = 50, workers: int = 0):
-        if environments < 1 or workers < 0:
-            raise ValueError(f"environments is {environments}, workers is {workers}; they start at 1 and at 0")
         self.make_env, self.environments, self.workers = make_env, environments, min(workers, environments)
         self.rows: Any = None
 
@@ -145,8 +143,6 @@ class Evaluator:
         Raises EnvironmentFailure where an environment fails, UserError where its process ends or memory runs out,
         FloatingPointError where an action is not finite.
         """
-        if episodes < 1:
-            raise ValueError(f"episodes is {episodes}; it starts at 1")
         started = time.perf_counter()
         num_rows = min(episodes, self.environments)
         returns, lengths, successes = np.zeros(episodes), np.zeros(episodes, dtype=np.int64), np.zeros(episodes)

@@ -237,10 +237,3 @@ def test_noise_rows_are_streams_of_their_own():
     assert set(noise.integers(3, 2, 100).flatten().tolist()) == {0, 1, 2}
     with pytest.raises(ValueError, match="one row for each of 2 rows"):
         noise.normal(6, 3)
-
-
-def test_sizes_are_checked():
-    with pytest.raises(ValueError, match="environments is 0"):
-        Evaluator(RandomWalk, environments=0)
-    with pytest.raises(ValueError, match="episodes is 0"):
-        Evaluator(RandomWalk).evaluate(Agent(), 0, SEED)

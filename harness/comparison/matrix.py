@@ -176,8 +176,6 @@ def load_comparison(path: str | Path, run_dir: str | None = None) -> Comparison:
     if missing:
         raise UserError(f"{path}: has no {', '.join(missing)}; docs/comparisons.md describes the file")
     name, entries = keys["name"], keys["algorithms"]
-    if "/" in name or name in ("", ".", ".."):
-        raise UserError(f"{path}: name is {name!r}, it names one folder, so leave out slashes")
     if not isinstance(entries, yaml.SequenceNode):
         raise UserError(f"{path}: algorithms must be a list, not {shown(entries)}")
     keys["tasks"] = read_tasks(path, keys["tasks"])
@@ -210,11 +208,7 @@ def read_tasks(path: Path, node: yaml.Node) -> dict[str, tuple[str, ...]]:
     """Tasks by category."""
     categories = places_by_key(path, node) if isinstance(node, yaml.MappingNode) else {}
     tasks = {name: decode(value, Tuple[str, ...], f"{where}: {name}") for name, (value, where) in categories.items()}
-    every = [task for group in tasks.values() for task in group]
-    distinct(path, "tasks", every)
-    for task in every:
-        if "/" not in task:
-            raise UserError(f"{path}: the task {task!r} must be written <suite>/<name>")
+    distinct(path, "tasks", [task for group in tasks.values() for task in group])
     return tasks
 
 
