@@ -21,8 +21,6 @@ from harness.config import RunConfig, algorithm_name
 from harness.devices import BATCH_STREAM, seeded_generator
 from harness.run_folder import read_checkpoint
 
-LARGEST = 5  # gradients and parameters that the report names
-
 
 class Diverged(UserError):
     """Training gave a number that is not finite."""
@@ -70,9 +68,8 @@ def find(agent: torch.nn.Module, run: RunConfig, dataset: Dataset, folder: Path,
 
     agent: any of the run's class and config, its state is not used; last_step: how many updates the run had made.
     Returns the report, which is also written to divergence.json: `update` (counted from 1), its minibatch as
-    `transitions` (numbers in the data set) and `rows`, what is `not_finite`, all `metrics`, and the largest norms of
-    gradients and of parameters before the update. None where all numbers stay finite: where a GPU rounds otherwise, or
-    the checkpoint comes from another kind of device.
+    `transitions` (numbers in the data set) and `rows`, what is `not_finite` and all `metrics`. None where all numbers
+    stay finite: where a GPU rounds otherwise, or the checkpoint comes from another kind of device.
     """
     device = dataset.observations.device
     fresh = type(agent)(agent.config, agent.observation_dim, agent.action_dim, seed=run.seed).to(device)
@@ -86,19 +83,15 @@ def find(agent: torch.nn.Module, run: RunConfig, dataset: Dataset, folder: Path,
         restore(fresh, checkpoint["agent"])
         batches.set_state(checkpoint["loop"]["batches"])
     for step in tqdm(range(first, last_step), desc="looking for the divergence", unit="update", disable=None):
-        before = _largest({name: parameter.detach() for name, parameter in fresh.named_parameters()})
         transitions = dataset.draw(run.batch_size, batches)
         metrics = fresh.update(dataset.take(transitions, fresh.batch_fields))
         bad = values_not_finite(fresh, metrics)
         if bad:
-            gradients = {name: p.grad for name, p in fresh.named_parameters() if p.grad is not None}
             report = {
                 "update": step + 1,
                 "repeated_from": first,
                 "not_finite": bad,
-                "metrics": {name: str(float(metric)) for name, metric in metrics.items()},
-                "largest_gradients": _largest(gradients),
-                "largest_parameters_before": before,
+                "metrics": {name: str(float(metric)) for name, metric in metrics.items()},  # text: JSON knows no NaN
                 "transitions": transitions.tolist(),
                 "rows": dataset.valid[transitions].tolist(),
             }
@@ -116,10 +109,3 @@ def _float_tensors(state: Any, name: str = "") -> dict[str, torch.Tensor]:
     for key, part in parts:
         found |= _float_tensors(part, f"{name}/{key}" if name else str(key))
     return found
-
-
-def _largest(tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """The norms of those with the largest; NaN counts as the largest."""
-    norms = torch.stack(torch._foreach_norm(list(tensors.values()))).tolist()
-    ordered = sorted(zip(tensors, norms, strict=True), key=lambda item: -item[1] if item[1] == item[1] else -math.inf)
-    return {name: str(norm) for name, norm in ordered[:LARGEST]}  # text, since JSON knows no NaN

@@ -162,7 +162,6 @@ def test_a_divergence_is_traced_to_its_update_and_minibatch(tmp_path, monkeypatc
     assert report["update"] == update and report["transitions"] == draws[update - 1].tolist()
     assert report["rows"] == dataset.valid[draws[update - 1]].tolist()
     assert report["not_finite"][0] == "critic/loss is inf" and report["metrics"]["critic/loss"] == "inf"
-    assert len(report["largest_gradients"]) == len(report["largest_parameters_before"]) == 5
     assert "after 30 updates; it began in update 27 with critic/loss is inf, see " in message
     state = checkpoint_of(folder)["agent"]["networks"]
     assert all(torch.isfinite(tensor).all() for tensor in state.values())

@@ -88,7 +88,8 @@ class PlannedRun:
         train = [sys.executable, "-m", self.variant.agent_class.__module__]
         train += [text for name, value in flags.items() for text in (f"--{name}", as_flag(value))]
         evaluate = [sys.executable, "-m", "harness.comparison.reevaluation", str(self.folder.absolute())]
-        evaluate += [text for cell in cells for text in ("--act", as_assignments(cell))]
+        for cell in cells:
+            evaluate += ["--act", ",".join(f"{name}={as_flag(value)}" for name, value in cell.items())]
         return [[*train, "--sweep", "[]"], evaluate]
 
 
@@ -156,10 +157,6 @@ class Comparison:
 def as_flag(value: Any) -> str:
     """A value as the command line of an algorithm takes it."""
     return value if isinstance(value, str) else as_yaml(value)
-
-
-def as_assignments(cell: Cell) -> str:
-    return ",".join(f"{name}={as_flag(value)}" for name, value in cell.items())
 
 
 # ---- The file ----

@@ -73,7 +73,10 @@ class Attempt:
         if self.asked_to_stop:
             return STOPPED
         # Summaries show the last line: what the run itself said, or which signal ended it before it could say anything.
-        parts = [f"{ended(code)}; the last lines of {run_files.LOG}:", self.last_lines()]
+        with open(self.folder / run_files.LOG, encoding="utf-8", errors="replace") as log:
+            log.seek(self.log_start)
+            last = deque((line.rstrip() for line in log), maxlen=ERROR_LINES)
+        parts = [f"{ended(code)}; the last lines of {run_files.LOG}:", "\n".join(filter(None, last))]
         write_text(error, "\n\n".join(parts if code > 0 else [*parts, ended(code)]) + "\n")
         return FAILED
 
@@ -81,12 +84,6 @@ class Attempt:
         """Asks for a checkpoint and the end; `poll` says when that has happened."""
         self.asked_to_stop = True
         self.process.terminate()
-
-    def last_lines(self) -> str:
-        with open(self.folder / run_files.LOG, encoding="utf-8", errors="replace") as log:
-            log.seek(self.log_start)
-            lines = deque((line.rstrip() for line in log), maxlen=ERROR_LINES)
-        return "\n".join(line for line in lines if line)
 
 
 def stop_with_parent() -> None:

@@ -11,7 +11,6 @@ from harness.report.blocks import NONE, Block, joined
 from harness.tuning.record import tuning_record
 
 HASH_DIGITS = 16
-NAMES_SHOWN = 8  # of the runs of a variant that are missing for the same reason
 
 
 # ---- What went wrong ----
@@ -35,8 +34,7 @@ def problem_block(results: Results) -> Block | None:
     block = Block("Missing runs")
     block.text = [f"{finished} of {len(results.runs)} runs are finished. What is missing lowers the number of seeds."]
     for (_, state, error), group in names.items():
-        more = f" and {len(group) - NAMES_SHOWN} more" if len(group) > NAMES_SHOWN else ""
-        block.rows.append({"runs": ", ".join(group[:NAMES_SHOWN]) + more, "state": state, "error": error})
+        block.rows.append({"runs": ", ".join(group), "state": state, "error": error})
     return block
 
 

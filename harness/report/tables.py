@@ -179,9 +179,8 @@ def to_latex(lines: pd.DataFrame) -> str:
     """The table for a paper, with booktabs' rules."""
     cells, bold = summary_cells(lines, plus_minus=r"$\pm$")
     escape = str.maketrans({sign: "\\" + sign for sign in "_%&#"} | LATEX_SYMBOLS)
-    cells = cells.replace(NONE, "--").rename(
-        index=lambda name: name.translate(escape), columns=lambda name: name.translate(escape)
-    )
+    cells = cells.replace(NONE, "--").rename(lambda name: name.translate(escape))
+    cells = cells.rename(lambda name: name.translate(escape), axis="columns")
     cells = cells.where(~bold.to_numpy(), r"\textbf{" + cells + "}").rename_axis(index=None, columns=None)
     return cells.style.to_latex(hrules=True, column_format="l" + "r" * cells.shape[1])
 
