@@ -78,6 +78,17 @@ MACHINE_OPTIONS = (
     *("label", "run_dir", "data_dir", "collect_episodes", "in_memory", "checkpoint_interval", "eval_workers", "sweep"),
     *("device", "threads", "compile", "cuda_graphs", "logger", "wandb_mode", "wandb_project"),
 )
+# Fields that a stored config.yaml has of an earlier version: {field: {its value (ANY_TEXT: each): today's fields}}.
+ANY_TEXT = "*"
+OLDER_FIELDS = {
+    "final_report": {ANY_TEXT: {}},
+    "composition": {"score": {}},
+    "resample_candidates": {ANY_TEXT: {}},
+    "networks": {"fql": {}},
+    "fourier_features": {ANY_TEXT: {}},
+    "wandb_mode": {"disabled": {}},
+    "target_aggregation": {"mean": {"pessimism": 0.0}, "min": {"pessimism": None}},
+}
 LOGGERS = ("csv", "tensorboard", "wandb")
 ANY = math.inf
 COUNTS = (  # at least 1
@@ -208,12 +219,21 @@ def load_settings(
 
 
 def stored_config(path: Path, config_class: type) -> tuple[RunConfig, Any]:
-    """Both configs of a run folder's config.yaml. Raises UserError."""
+    """Both configs of a run folder's config.yaml, one of an earlier version too. Raises UserError."""
     kinds, values = field_types(config_class), {}
     for name, (node, where) in places_by_key(path, read_mapping(path)).items():
-        if name not in kinds:
+        older = OLDER_FIELDS.get(name, {}) if name not in kinds or name == "wandb_mode" else {}
+        text = ANY_TEXT if ANY_TEXT in older else node.value
+        if isinstance(text, str) and text in older:
+            values |= older[text]
+        elif name in kinds:
+            values[name] = decode(node, kinds[name], f"{where}: {name}")
+        elif older:
+            raise UserError(f"{where}: {name} {shown(node)} is no longer here, use the version that made this run")
+        else:
             raise unknown_field(where, name, config_class.__name__, kinds)
-        values[name] = decode(node, kinds[name], f"{where}: {name}")
+    if values.get("label") is None:
+        values["label"] = algorithm_name(config_class)
     return _make(config_class, values, str(path))
 
 

@@ -35,7 +35,7 @@ def add_stretch(stretches: list[dict], step: int, machine: dict) -> tuple[list[d
         return kept, ""
     changes = []
     if kept:
-        before, now = ({**values, **values["versions"]} for values in (kept[-1], machine))
+        before, now = ({"compiled": False, **values, **values["versions"]} for values in (kept[-1], machine))
         differing = [name for name in ROUNDING if now[name] != before.get(name)]
         changes = [f"{name} {now[name]} instead of {before.get(name)}" for name in differing]
     return [*kept, {"from_step": step, **machine}], ", ".join(changes)

@@ -158,7 +158,7 @@ def test_a_mistake_is_named(tmp_path, old, new, message):
     ("name", "runs", "rows"),
     [
         ("ablations", 18, 6),
-        ("cube-single", 30, 22),
+        ("cube-single", 30, 32),
         ("driving", 50, 11),
         ("exorl", 576, 14),
         ("greediness", 72, 26),

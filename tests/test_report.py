@@ -3,20 +3,18 @@
 import csv
 import dataclasses
 import json
-import math
 import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from common.errors import UserError
 from harness.comparison.matrix import Row, Variant
 from harness.comparison.protocol import check_protocol
-from harness.comparison.results import RETURN, Results, scale_of, with_candidates
+from harness.comparison.results import Results, load_scores, scale_of
 from harness.episodes import add_episodes, read_episodes
 from harness.evaluation import EvaluationResult
 from harness.report import plots
@@ -422,9 +420,7 @@ def test_the_same_folders_give_the_same_report(report):
 def test_the_numbers_of_a_committed_report_follow_from_its_scores(name):
     """As they were written by an earlier version: every number of the score table, in its place."""
     folder = ROOT / "docs" / "results" / name
-    scores = pd.read_csv(folder / "scores.csv").assign(unit=RETURN, low=math.nan, high=math.nan)
-    count = scores["num_candidates"].map(lambda value: "" if math.isnan(value) else f", N = {value:g}")
-    scores = with_candidates(scores.assign(name=scores["label"], policy=scores["label"] + count))
+    scores = load_scores(folder / "scores.csv")
     (task,) = scores["task"].unique()
     rows = [list(row.items()) for row in score_table(scores, [task])]
     text = (folder / "report.md").read_text()
