@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 from tqdm import tqdm
 
 from common.errors import CommandParser, exit_on_user_error
@@ -108,11 +109,29 @@ def warm_up(updates: Updates) -> Updates:
     return updates
 
 
+class ProductFlops(TorchDispatchMode):
+    """Adds up the floating-point operations of matrix products, by torch's own formulas, without fused attention's.
+
+    torch's FlopCounterMode also tracks modules, and so refuses QSM's gradient of a network's input (torch 2.13.0).
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        formula = flop_registry.get(function._overloadpacket)
+        if formula is not None:
+            self.total += formula(*args, **(kwargs or {}), out_val=result)
+        return result
+
+
 def count_flops(agent: torch.nn.Module, batch: dict) -> int:
-    """Floating-point operations of one update's matrix products, without fused attention's."""
-    with FlopCounterMode(display=False) as counter:
+    """Floating-point operations of one update's matrix products."""
+    with ProductFlops() as flops:
         agent.update(batch)
-    return counter.get_total_flops()
+    return flops.total
 
 
 # ---- Rates ----

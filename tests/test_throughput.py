@@ -26,6 +26,19 @@ def test_operations_of_one_linear_layer():
     assert count_flops(Linear(), {"observations": torch.ones(7, 3)}) == 2 * 7 * 3 * 5
 
 
+def test_the_gradient_of_a_networks_input_counts_as_another_product():
+    class Gradient(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(3, 5)
+
+        def update(self, batch):
+            states = batch["observations"].requires_grad_()
+            torch.autograd.grad(self.layer(states).sum(), states)
+
+    assert count_flops(Gradient(), {"observations": torch.ones(7, 3)}) == 2 * (2 * 7 * 3 * 5)
+
+
 def test_quick_start_size_is_the_quick_start_config():
     agent = build_agent(load_algorithm("dipole"), SIZES["quickstart"], torch.device("cpu"))
     assert (agent.config.actor_hidden_dims, agent.config.flow_steps) == ((128, 128), 5)
