@@ -168,7 +168,8 @@ def run_at_work(raylet: int, folder: Path, name: str):
         except (FileNotFoundError, ProcessLookupError):
             continue
         if "--seed" in command and "--label" in command:
-            flags = dict(zip(command[2::2], command[3::2], strict=False))
+            first = command.index("--task")
+            flags = dict(zip(command[first::2], command[first + 1 :: 2], strict=False))
             run = Path(flags["--run_dir"], flags["--label"], flags["--task"], f"seed_{flags['--seed']}")
             if (
                 run.is_relative_to(folder / name)
