@@ -1,5 +1,6 @@
 """What is found of a task's environment before training: one reset and a few steps, and the limit of its episodes."""
 
+import contextlib
 import dataclasses
 from typing import List, Optional, Tuple
 
@@ -65,14 +66,14 @@ def _tried(task: Task) -> gymnasium.Env:
     """The task's environment, closed, after the beginnings of two episodes. Raises UserError where it does not fit."""
     try:
         seeded = SeededEnvironment(task.make_env, 0)
-        space = seeded.environment.action_space
-        if space.shape != (task.action_dim,) or not np.allclose([space.low, space.high], [[-1.0], [1.0]]):
-            raise UserError(
-                f"task {task.name}: its environment's actions are {space}, the data's have {task.action_dim} entries "
-                f"in [-1, 1]: wrap it in gymnasium.wrappers.RescaleAction(environment, -1, 1)"
-            )
-        (first, infos), (second, _) = _beginning(task, seeded), _beginning(task, seeded)
-        seeded.close()
+        with contextlib.closing(seeded):
+            space = seeded.environment.action_space
+            if space.shape != (task.action_dim,) or not np.allclose([space.low, space.high], [[-1.0], [1.0]]):
+                raise UserError(
+                    f"task {task.name}: its environment's actions are {space}, the data's have {task.action_dim} "
+                    f"entries in [-1, 1]: wrap it in gymnasium.wrappers.RescaleAction(environment, -1, 1)"
+                )
+            (first, infos), (second, _) = _beginning(task, seeded), _beginning(task, seeded)
     except UserError:
         raise
     except Exception as error:  # an environment is the user's code: any error is possible
