@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from algorithms.dipole import DIPOLEConfig
-from benchmarks import against_checkout, soak
+from benchmarks import against_checkout, soak, sweep_over_seeds
 from benchmarks.throughput import SIZES, Size, build_updates, random_dataset, warm_up
 from harness.command_line import parse_command
+from harness.config import RunConfig, config_to_yaml
 from harness.updates import UPDATES_PER_REPLAY
 from tests.golden.checker import TOLERANCE, recorded_draws, step_arrays
 from tests.golden.dipole_family import dipole_fields
@@ -166,3 +167,52 @@ def test_the_script_of_all_gpu_figures_runs_on_a_cpu(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "failed: none" in done.stdout
     assert {path.stem for path in tmp_path.glob("*.csv")} == {"throughput", "against_jax"}
+
+
+def sweep_of(folder: Path, label: str, seed: int, rows: str, name: str = "greediness.csv") -> Path:
+    """What `harness.evaluate` leaves in a run's folder, with success by greediness and noise_scale."""
+    folder = folder / label / f"seed_{seed}"
+    folder.mkdir(parents=True)
+    run = RunConfig(task="toy/point", label=label, seed=seed)
+    (folder / "config.yaml").write_text(config_to_yaml(run, DIPOLEConfig()))
+    (folder / "environment.json").write_text('{"algorithm": "dipole"}')
+    (folder / "checkpoint.pt").touch()
+    head = "greediness,num_candidates,flow_steps,noise_scale,success,success_low,success_high,episodes\n"
+    (folder / name).write_text(head + rows)
+    return folder / name
+
+
+def test_a_sweep_over_seeds_is_a_line_of_means_between_the_lowest_and_the_highest(tmp_path, monkeypatch):
+    cells = "0.0,1,10,{0},{1},0.1,0.9,50\n1.0,1,10,{0},{2},0.1,0.9,50\n"
+    sweeps = [
+        sweep_of(tmp_path, "pair", 0, cells.format("0.0", 0.5, 0.9) + cells.format("1.0", 0.2, 0.4)),
+        sweep_of(tmp_path, "pair", 1, cells.format("0.0", 0.7, 0.5) + cells.format("1.0", 0.2, 0.6)),
+        sweep_of(tmp_path, "cloning", 0, "0.0,1,10,0.0,0.3,0.1,0.9,50\n", "noise_scale.csv"),
+    ]
+    drawn = []
+    monkeypatch.setattr(sweep_over_seeds, "plot_lines", lambda *arguments: drawn.append(arguments))
+    run_command(sweep_over_seeds, monkeypatch, *sweeps, "--against", "greediness", "--out", tmp_path / "out")
+    ((x, lines, path, x_label, score, constants),) = drawn
+    assert (x, x_label, score, path.name) == ([0.0, 1.0], "greediness", "success", "greediness.png")
+    assert lines == {
+        "pair (2 seeds), noise_scale 0": [(pytest.approx(0.6), 0.5, 0.7), (pytest.approx(0.7), 0.5, 0.9)],
+        "pair (2 seeds), noise_scale 1": [(pytest.approx(0.2), 0.2, 0.2), (pytest.approx(0.5), 0.4, 0.6)],
+    }
+    assert constants == {"cloning (1 seed), noise_scale 0": 0.3}
+    rows = rows_of(tmp_path / "out" / "act_options.csv")
+    assert len(rows) == 9 and [row["label"] for row in rows].count("cloning") == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--against", "omega"), "--against omega: the sweeps' act options are greediness, num_candidates"),
+        (("none.csv", "--against", "greediness"), "none.csv: no such file, give the greediness.csv"),
+    ],
+)
+def test_a_sweep_over_seeds_of_what_is_not_there_is_one_sentence(tmp_path, monkeypatch, capsys, flags, message):
+    sweep = sweep_of(tmp_path, "pair", 0, "0.0,1,10,0.0,0.3,0.1,0.9,50\n")
+    with pytest.raises(SystemExit) as stopped:
+        run_command(sweep_over_seeds, monkeypatch, sweep, *flags, "--out", tmp_path / "out")
+    assert stopped.value.code == 2 and message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
