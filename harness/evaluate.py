@@ -20,7 +20,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from tqdm import tqdm
 
 from common.errors import CommandParser, UserError, exit_on_user_error
@@ -36,7 +35,7 @@ from harness.evaluation import GRID_SEED, EvaluationResult, Evaluator
 from harness.graphics import check_graphics, choose_graphics
 from harness.plots import plot_sweep
 from harness.run_folder import load_agent, load_run, load_trained_task
-from harness.score_statistics import interval, paired_interval
+from harness.score_statistics import CONFIDENCE, interval, paired_interval
 from harness.video import record
 
 # ---- Grids of act options ----
@@ -151,15 +150,35 @@ def _shown(options: Mapping[str, Any]) -> str:
 
 
 def format_table(cells: Sequence[Cell], task: Task, label: str) -> str:
-    """The data's own scores and the cells' rows as a table, below a line of what all cells have in common."""
-    score, options = task.score_name, list(cells[0].options)
-    table = pd.DataFrame(rows_of(cells, task)).astype(dict.fromkeys(options, str))
-    common = {name: table[name][0] for name in (*options, "episodes") if table[name].nunique() == 1}
-    digits = 3 if table[score].abs().max() < 10 else 1
-    data = pd.DataFrame({"policy": task.reference_scores().keys(), score: task.reference_scores().values()})
-    table = pd.concat([data, table.drop(columns=common).assign(policy=label)])
-    text = table.to_string(index=False, na_rep="", float_format=f"%.{digits}f")
-    return f"{_shown(common)}, first seed {cells[0].seed:,}\n{text}"
+    """The data's own scores and the cells' as an aligned table, below a line of what all cells have in common."""
+    rows, score, swept = rows_of(cells, task), task.score_name, swept_option(cells)
+    digits = 3 if max(abs(row[score]) for row in rows) < 10 else 1
+    same = {name: value for name, value in cells[0].options.items() if len({row[name] for row in rows}) == 1}
+    common = _shown(same | {"episodes": rows[0]["episodes"], "first seed": f"{cells[0].seed:,}"})
+
+    def columns(row: dict) -> dict[str, str]:
+        texts = {"policy": label} | {name: str(row[name]) for name in cells[0].options if name not in same}
+        texts[score] = f"{row[score]:.{digits}f}"
+        if "normalized_return" in row:
+            texts["normalized return"] = f"{row['normalized_return']:.1f}"
+        texts[f"{CONFIDENCE:.0%} interval"] = f"[{row[f'{score}_low']:.{digits}f}, {row[f'{score}_high']:.{digits}f}]"
+        if swept is not None:
+            low, high = (f"{row[f'difference_{end}']:.{digits}f}" for end in ("low", "high"))
+            is_first = row[swept] == cells[0].options[swept]
+            difference = "" if is_first else f"{row['difference']:+.{digits}f} [{low}, {high}]"
+            texts[f"minus {swept} {cells[0].options[swept]}"] = difference
+        return texts | {
+            "std": f"{row[f'{score}_std']:.{digits}f}",
+            "length": f"{row['length']:.0f}",
+            "network evaluations": f"{row['network_evaluations']:g}",
+        }
+
+    shown = [columns(row) for row in rows]
+    data = [{"policy": name, score: f"{value:.{digits}f}"} for name, value in task.reference_scores().items()]
+    table = [list(shown[0])] + [[line.get(title, "") for title in shown[0]] for line in data + shown]
+    widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
+    lines = ["  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)) for line in table]
+    return "\n".join([common, *lines])
 
 
 def show_and_write(cells: Sequence[Cell], task: Task, run: RunConfig, folder: Path) -> None:

@@ -202,6 +202,7 @@ def test_differences_are_paired_by_episode():
     assert low["return_high"] > high["return"] and high["return_low"] < low["return"]
     found = [high[f"difference{end}"] for end in ("", "_low", "_high")]
     assert found == pytest.approx([0.3, 0.1, 0.5], abs=0.01)
+    assert "+0.300 [0.1" in format_table(cells, toy_task(), "toy")
 
 
 def test_a_difference_is_from_the_first_value_at_the_same_other_options():
@@ -214,23 +215,26 @@ def test_a_difference_is_from_the_first_value_at_the_same_other_options():
 
 
 def test_table_is_aligned_and_begins_with_the_data():
-    cells = [cell_of(spread(3.25), 0.0), cell_of(spread(1234.5), 0.25)]
+    cells = [cell_of(spread(3.25), 0.0), cell_of(spread(1234.5), 0.5)]
     common, *lines = format_table(cells, toy_task(), "mine").splitlines()
     assert common == "num_candidates 1, flow_steps 10, episodes 50, first seed 1,000,000"
     assert len({len(line) for line in lines}) == 1
-    columns = "return_low return_high return_std length network_evaluations difference difference_low difference_high"
-    assert lines[0].split() == ["policy", "return", "greediness", *columns.split()]
-    assert [line.split() for line in lines[1:3]] == [
+    assert lines[0].split() == [
+        *("policy", "greediness", "return", "95%", "interval", "minus", "greediness", "0.0", "std", "length"),
+        *("network", "evaluations"),
+    ]
+    assert [line.split()[:4] for line in lines[1:3]] == [
         ["data:", kind, "episode", score] for kind, score in (("mean", "1.5"), ("best", "3.0"))
     ]
-    assert lines[3].split() == ["mine", "3.2", "0.0", "3.1", "3.4", "0.6", "2.0", "10.0", "0.0", "0.0", "0.0"]
-    assert lines[4].split()[:5] == ["mine", "1234.5", "0.25", "1234.3", "1234.7"]
+    assert lines[3].split() == ["mine", "0.0", "3.2", "[3.1,", "3.4]", "0.6", "2", "10"]
+    assert lines[4].split()[:6] == ["mine", "0.5", "1234.5", "[1234.3,", "1234.7]", "+1231.2"]
 
 
 def test_a_task_with_reference_returns_has_its_normalized_return():
     cells, task = [cell_of([40.0, 60.0])], toy_task(reference_returns={"min": 10.0, "max": 90.0})
     assert [row["normalized_return"] for row in rows_of(cells, task)] == [50.0]
-    assert "normalized_return" in format_table(cells, task, "toy")
+    lines = format_table(cells, task, "toy").splitlines()
+    assert "return  normalized return" in lines[1] and "50.0               50.0" in lines[-1]
     assert "normalized" not in format_table(cells, toy_task(), "toy")
 
 
@@ -238,7 +242,7 @@ def test_episodes_and_rows_of_every_sweep_are_kept(run_dir, monkeypatch, capsys)
     folder = run_dir.folder
     command(monkeypatch, folder, "--greediness", "0", "0.5", "--num_candidates", "1", "2", "--data_dir", "here")
     output = capsys.readouterr().out
-    assert "toy on toy/target" in output and "network_evaluations" in output
+    assert "toy on toy/target" in output and "network evaluations" in output
     rows = rows_in(folder / "greediness.csv")
     settings = [("0.0", "1"), ("0.0", "2"), ("0.5", "1"), ("0.5", "2")]
     assert [(row["greediness"], row["num_candidates"]) for row in rows] == settings
