@@ -37,7 +37,7 @@ def line_of(cells: pd.DataFrame, x: list[float], against: str, score: str) -> li
 
 
 def figure(cells: pd.DataFrame, options: list[str], score: str, against: str, path: Path) -> None:
-    x = sorted(cells[against].unique())
+    x = sorted(cells[against].dropna().unique())  # an agent without that option has none
     varied = [name for name in options if name != against and cells[name].nunique() > 1]
     lines, constants = {}, {}
     for (label, *values), group in cells.groupby(["label", *varied]):

@@ -88,12 +88,14 @@ def check_data(comparison: Comparison, restarted: Sequence[PlannedRun] = ()) -> 
             task = load_run_task(runs[0].run)
             if task.make_env is None:
                 raise UserError(f"{task.name}: has no environment, so that there is no score to compare by")
-            for run in runs:
-                if run not in restarted:
-                    check_folder(run.run, run.config, task.identity)
         except UserError as error:
             problems.append(str(error))
             continue
+        for run in (run for run in runs if run not in restarted):
+            try:
+                check_folder(run.run, run.config, task.identity)
+            except UserError as error:
+                problems.append(str(error))
         source, digest = task.identity["source"], task.identity["sha256"][:12]
         lines.append(f"{task.name}: {source}, {len(task.dataset):,} transitions, sha256 {digest}")
     if problems:

@@ -354,6 +354,15 @@ def read_checkpoint(path: Path, algorithm: str) -> dict:
             f"{path}: is of format {known[0]} and algorithm {known[1]!r}, not {CHECKPOINT_FORMAT} and {algorithm!r}; "
             "put the right one back, or add --restart"
         )
+    try:
+        types = {"agent": dict, "loop": dict, "config": dict, "observation_dim": int, "action_dim": int}
+        loop_types = {"step": int, "seconds": float, "device": str, "batches": torch.Tensor}
+        whole = all(isinstance(checkpoint[name], kind) for name, kind in types.items())
+        whole = whole and all(isinstance(checkpoint["loop"][name], kind) for name, kind in loop_types.items())
+    except KeyError:
+        whole = False
+    if not whole:
+        raise UserError(f"{path}: is no checkpoint that a run writes; put the right one back, or add --restart")
     return checkpoint
 
 

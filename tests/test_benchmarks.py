@@ -169,15 +169,17 @@ def test_the_script_of_all_gpu_figures_runs_on_a_cpu(tmp_path):
     assert {path.stem for path in tmp_path.glob("*.csv")} == {"throughput", "against_jax"}
 
 
-def sweep_of(folder: Path, label: str, seed: int, rows: str, name: str = "greediness.csv") -> Path:
-    """What `harness.evaluate` leaves in a run's folder, with success by greediness and noise_scale."""
+SWEEP_HEAD = "greediness,num_candidates,flow_steps,noise_scale,success,success_low,success_high,episodes\n"
+
+
+def sweep_of(folder: Path, label: str, seed: int, rows: str, name: str = "greediness.csv", head: str = SWEEP_HEAD):
+    """The path of what `harness.evaluate` leaves in a run's folder: success by greediness and noise_scale."""
     folder = folder / label / f"seed_{seed}"
     folder.mkdir(parents=True)
     run = RunConfig(task="toy/point", label=label, seed=seed)
     (folder / "config.yaml").write_text(config_to_yaml(run, DIPOLEConfig()))
     (folder / "environment.json").write_text('{"algorithm": "dipole"}')
     (folder / "checkpoint.pt").touch()
-    head = "greediness,num_candidates,flow_steps,noise_scale,success,success_low,success_high,episodes\n"
     (folder / name).write_text(head + rows)
     return folder / name
 
@@ -188,6 +190,9 @@ def test_a_sweep_over_seeds_is_a_line_of_means_between_the_lowest_and_the_highes
         sweep_of(tmp_path, "pair", 0, cells.format("0.0", 0.5, 0.9) + cells.format("1.0", 0.2, 0.4)),
         sweep_of(tmp_path, "pair", 1, cells.format("0.0", 0.7, 0.5) + cells.format("1.0", 0.2, 0.6)),
         sweep_of(tmp_path, "cloning", 0, "0.0,1,10,0.0,0.3,0.1,0.9,50\n", "noise_scale.csv"),
+        sweep_of(
+            tmp_path, "one-step", 0, "1,0.0,0.8,0.1,0.9,50\n", "a.csv", SWEEP_HEAD[11:].replace("flow_steps,", "")
+        ),
     ]
     drawn = []
     monkeypatch.setattr(sweep_over_seeds, "plot_lines", lambda *arguments: drawn.append(arguments))
@@ -198,9 +203,9 @@ def test_a_sweep_over_seeds_is_a_line_of_means_between_the_lowest_and_the_highes
         "pair (2 seeds), noise_scale 0": [(pytest.approx(0.6), 0.5, 0.7), (pytest.approx(0.7), 0.5, 0.9)],
         "pair (2 seeds), noise_scale 1": [(pytest.approx(0.2), 0.2, 0.2), (pytest.approx(0.5), 0.4, 0.6)],
     }
-    assert constants == {"cloning (1 seed), noise_scale 0": 0.3}
+    assert constants == {"cloning (1 seed), noise_scale 0": 0.3, "one-step (1 seed), noise_scale 0": 0.8}
     rows = rows_of(tmp_path / "out" / "act_options.csv")
-    assert len(rows) == 9 and [row["label"] for row in rows].count("cloning") == 1
+    assert len(rows) == 10 and [row["label"] for row in rows].count("cloning") == 1
 
 
 @pytest.mark.parametrize(

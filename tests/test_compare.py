@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -226,6 +227,15 @@ def test_a_folder_of_another_config_is_a_problem(finished, tmp_path):
         check_data(comparison)
     (line,) = check_data(comparison, comparison.runs)
     assert line.startswith("toy/point: locally generated")
+
+
+def test_the_folders_of_all_runs_are_told_together(finished, tmp_path):
+    run, _ = finished
+    shutil.copytree(run.folder, run.folder.with_name("seed_1"))
+    changed = "{algorithm: dipole, overrides: {discount: 0.5}}"
+    with pytest.raises(UserError, match="2 problems:") as error:
+        check_data(toy_comparison(tmp_path, changed, seeds="[0, 1]"))
+    assert all(f"seed_{seed}" in str(error.value) for seed in (0, 1))
 
 
 def test_a_task_without_an_environment_is_a_problem(tmp_path, monkeypatch):

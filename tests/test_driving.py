@@ -374,6 +374,14 @@ def test_identity_says_that_the_data_are_locally_generated(task):
     json.dumps(task.identity)
 
 
+def test_a_log_without_one_of_its_arrays_is_one_sentence(tmp_path):
+    with np.load(log_paths(SCENES, "train")[0]) as file:
+        arrays = {name: file[name] for name in file.files if name != "plans"}
+    np.savez(tmp_path / "log_000000.npz", **arrays)
+    with pytest.raises(UserError, match="log_000000.npz: plans.* is missing: delete the file"):
+        read_log(tmp_path / "log_000000.npz")
+
+
 def test_unknown_absent_interrupted_and_damaged_sets_are_one_sentence_each(tmp_path):
     with pytest.raises(UserError, match="driving/bandid: unknown.*bandit"):
         tasks.load("bandid")

@@ -60,6 +60,19 @@ def test_a_malicious_checkpoint_runs_nothing(tmp_path):
     assert trace.exists(), "the sample is no threat, so this test shows nothing"
 
 
+@pytest.mark.parametrize("key", ["loop", "agent", "config", "observation_dim"])
+def test_a_checkpoint_without_its_parts_is_refused(tmp_path, key):
+    loop = {"step": 1, "seconds": 1.0, "device": "cpu", "batches": torch.zeros(3)}
+    whole = {"format": 1, "algorithm": "dipole", "config": {}, "agent": {}, "loop": loop}
+    whole |= {"observation_dim": 3, "action_dim": 2}
+    path = tmp_path / "checkpoint.pt"
+    torch.save(whole, path)
+    assert read_checkpoint(path, "dipole")["loop"]["step"] == 1
+    for bad in ({name: value for name, value in whole.items() if name != key}, whole | {key: "x"}):
+        torch.save(bad, path)
+        refuses("is no checkpoint that a run writes", read_checkpoint, path, "dipole")
+
+
 def test_a_checkpoint_with_one_changed_bit_is_refused(tmp_path):
     """torch itself compares no checksums: it would load other weights."""
     path = tmp_path / "checkpoint.pt"

@@ -118,15 +118,20 @@ def write_log(
 def read_log(path: Path) -> SceneSet:
     """The scenes of a log's file. Raises UserError where it is damaged."""
     arrays = read_arrays(path)
-    exported = arrays["family"].ndim > 0  # each scene with its own road, route and limit
-    scenes, tokens = [], []
-    for index, step in enumerate(arrays["step"]):
-        one = {name: each if name in SHARED and not exported else each[index] for name, each in arrays.items()}
-        family = str(one["family"])
-        tokens.append(family if exported else f"{path.stem}_{step:03d}")
-        scenes.append(_scene(one, StoredRoad(road_path(path.parent, family))))
-    columns = (arrays[name] for name in ("plans", "scores", "logged_plan", "reference_plan"))
-    return SceneSet(scenes, tokens, *columns)
+    try:
+        exported = arrays["family"].ndim > 0  # each scene with its own road, route and limit
+        scenes, tokens = [], []
+        for index, step in enumerate(arrays["step"]):
+            one = {name: each if name in SHARED and not exported else each[index] for name, each in arrays.items()}
+            family = str(one["family"])
+            tokens.append(family if exported else f"{path.stem}_{step:03d}")
+            scenes.append(_scene(one, StoredRoad(road_path(path.parent, family))))
+        columns = (arrays[name] for name in ("plans", "scores", "logged_plan", "reference_plan"))
+        return SceneSet(scenes, tokens, *columns)
+    except KeyError as error:
+        raise UserError(
+            f"{path}: {error.args[0]} is missing: delete the file and give the command again that made the set"
+        ) from error
 
 
 def _scene(arrays: dict, road: Any) -> Scene:
