@@ -21,7 +21,13 @@ def choose_device(name: str) -> torch.device:
 
 
 def set_up_torch(run: Any) -> None:
-    """Sets this process's number of CPU threads and the precision of its float32 products as the RunConfig says."""
+    """Sets this process's number of CPU threads and the precision of its float32 products as the RunConfig says.
+
+    Numbers nearer to 0 than 1.2e-38 become 0, as in JAX: they cost an Intel CPU half its speed once many units of a
+    network are silent (docs/performance.md).
+    """
+    # Before the first parallel region: torch sets the calling thread alone, whose threads inherit it (torch 2.13.0).
+    torch.set_flush_denormal(True)
     if run.threads:
         torch.set_num_threads(run.threads)
     torch.set_float32_matmul_precision(run.matmul_precision)

@@ -14,7 +14,6 @@ table and writes to the run's folder, named by the first option with several val
 
 import argparse
 import dataclasses
-import itertools
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,46 +26,16 @@ from common.files import write_rows_csv
 from envs.task import Task
 from harness import run_files
 from harness.agent_tools import network_evaluations
-from harness.config import RunConfig, check_values, decode_flag
-from harness.config_file import named
+from harness.config import RunConfig
 from harness.devices import choose_device, set_up_torch
 from harness.episodes import add_episodes
 from harness.evaluation import GRID_SEED, EvaluationResult, Evaluator
 from harness.graphics import check_graphics, choose_graphics
+from harness.grid import cells_of, parse_grid
 from harness.plots import plot_sweep
 from harness.run_folder import load_agent, load_run, load_trained_task
 from harness.score_statistics import CONFIDENCE, interval, paired_interval
 from harness.video import record
-
-# ---- Grids of act options ----
-
-
-def parse_grid(assignments: Sequence[str], agent_class: type, config: Any) -> dict[str, list]:
-    """{option: values} of assignments such as ("greediness=0,1", "num_candidates=1,16"), typed as in the config.
-
-    Raises UserError for an option that the agent does not have, and for a value that the config refuses.
-    """
-    grid: dict[str, list] = {}
-    for assignment in assignments:
-        name, equals, values = assignment.partition("=")
-        if name not in agent_class.act_options:
-            known = ", ".join(agent_class.act_options) or "none"
-            raise UserError(f"{name} is not an option of this agent's act, which has: {known}")
-        if not equals or name in grid:
-            raise UserError(f"act option {assignment!r}: write each option once, as {name}=value,value")
-        with named(f"act option {assignment}"):
-            decoded = [decode_flag(type(config), name, text.strip()) for text in values.split(",")]
-        grid[name] = list(dict.fromkeys(decoded))
-    with named("act options"):
-        for cell in cells_of(grid):
-            check_values(RunConfig(), dataclasses.replace(config, **cell))
-    return grid
-
-
-def cells_of(grid: Mapping[str, list]) -> list[dict]:
-    """Every combination of the grid's values, {option: value}."""
-    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
-
 
 # ---- Sweeps ----
 

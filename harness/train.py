@@ -16,6 +16,7 @@ from harness.compilation import check_compiler, compile_where_it_pays
 from harness.config import RunConfig, algorithm_name, check_values
 from harness.divergence import refuse_divergence
 from harness.evaluation import EVALUATION_SEED, Evaluator
+from harness.grid import parse_grid
 from harness.loggers import check_loggers
 from harness.online import OnlinePhase
 from harness.run_folder import RunFolder, check_folder, load_agent, load_run_task, remove_run, with_chunks
@@ -32,10 +33,7 @@ def train_run(agent_class: type, run: RunConfig, config: Any, restart: bool = Fa
     check_values(run, config)
     devices.set_up_torch(run)
     device = devices.choose_device(run.device)
-    if run.sweep:
-        from harness.evaluate import parse_grid, sweep_after_training  # here: a sweep alone needs pandas and scipy
-
-        parse_grid(run.sweep, agent_class, config)  # refuses a wrong one now instead of after the training
+    parse_grid(run.sweep, agent_class, config)  # refuses a wrong one now instead of after the training
     check_loggers(run)
     check_compiler(run, device)
     task = with_chunks(task or load_run_task(run), run, config)
@@ -50,6 +48,8 @@ def train_run(agent_class: type, run: RunConfig, config: Any, restart: bool = Fa
     with RunFolder(run, config, task) as folder:
         result = folder.finished_before() or train(agent, device, run, task, folder)
     if run.sweep:
+        from harness.evaluate import sweep_after_training  # here: it loads pandas, scipy and matplotlib
+
         agent = load_agent(agent_class, folder.path, algorithm_name(type(config))).to(device)
         sweep_after_training(agent, run, config, task, folder.path)
     elif result["score"] is not None:

@@ -539,7 +539,7 @@ HELP_MAY_IMPORT |= {"pyrallis", "typing_inspect", "mypy_extensions", "yaml", "cy
     ids=["help", "training"],
 )
 def test_nothing_heavy_is_imported_before_it_is_needed(code, may_import):
-    """No wandb, matplotlib, mujoco, pandas or jax for the help, nor for a run before its first update."""
+    """No wandb, matplotlib, mujoco, pandas or jax for the help, nor for the modules of a run."""
     script = (
         f"import atexit, runpy, sys; before = set(sys.modules)\n"
         "atexit.register(lambda: print(*{name.split('.')[0] for name in set(sys.modules) - before}, file=sys.stderr))\n"
@@ -548,6 +548,25 @@ def test_nothing_heavy_is_imported_before_it_is_needed(code, may_import):
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     imported = set(done.stderr.split()) - sys.stdlib_module_names - {"harness", "common", "envs"}
     assert {name for name in imported if not name.startswith("_")} <= HELP_MAY_IMPORT | may_import
+
+
+def test_a_run_with_a_sweep_loads_nothing_of_its_end_before_its_first_update(tmp_path):
+    script = (
+        "import sys; sys.path.insert(0, 'algorithms'); import dipole\n"
+        "from harness.command_line import main\n"
+        "class Agent(dipole.DIPOLE):\n"
+        "    def update(self, batch): sys.exit('update: ' + ' '.join(name.split('.')[0] for name in sys.modules))\n"
+        "if __name__ == '__main__': main(Agent, dipole.DIPOLEConfig)\n"
+    )
+    (tmp_path / "script.py").write_text(script.replace("'algorithms'", f"{str(ROOT / 'algorithms')!r}"))
+    flags = ["--data_dir", str(tmp_path), "--run_dir", str(tmp_path / "runs"), "--collect_episodes", "1"]
+    flags += ["--task", "exorl/local_sticky_random/cartpole_swingup", "--sweep", '["greediness=0,1"]']
+    command = [sys.executable, str(tmp_path / "script.py"), *flags]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    modules = set(done.stderr.rpartition("update: ")[2].split())
+    assert "dm_control" in modules
+    assert not modules & {"wandb", "matplotlib", "pandas", "jax", "PIL", "tensorboard"}
 
 
 def test_a_path_is_named_from_the_working_directory_or_in_full(tmp_path, monkeypatch):

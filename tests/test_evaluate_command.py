@@ -19,8 +19,9 @@ from algorithms.dipole import DIPOLE, Noise
 from common.errors import UserError
 from envs.task import Task
 from harness.config import RunConfig, config_to_yaml
-from harness.evaluate import Cell, format_table, parse_grid, rows_of, show_and_write, sweep
+from harness.evaluate import Cell, format_table, rows_of, show_and_write, sweep
 from harness.evaluation import GRID_SEED, EvaluationResult, evaluate
+from harness.grid import parse_grid
 from harness.plots import plot_learning_curve, plot_sweep
 from harness.run_folder import load_policy, load_run_task, load_trained_task, run_path
 from harness.train import train_run

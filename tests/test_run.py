@@ -342,6 +342,17 @@ def test_another_config_is_refused_with_its_fields(tmp_path):
         toy_run(tmp_path, greediness=1.0)
 
 
+def test_every_thread_of_a_run_rounds_subnormal_numbers_to_zero():
+    """In a process of its own, which has made no parallel operation yet; else such numbers take half the speed."""
+    code = (
+        "import torch; from harness.devices import set_up_torch; from harness.config import RunConfig\n"
+        "set_up_torch(RunConfig(label='a', threads=2)); small = torch.full((1 << 20,), 1e-20)\n"
+        "print(torch.get_num_threads(), (small * small).view(torch.int32).count_nonzero().item())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["2", "0"]
+
+
 def test_the_precision_of_products_is_torchs_and_part_of_the_run(tmp_path):
     before = torch.get_float32_matmul_precision()
     try:

@@ -21,8 +21,9 @@ from harness import run_files
 from harness.comparison.matrix import Cell
 from harness.devices import choose_device, set_up_torch
 from harness.episodes import add_episodes
-from harness.evaluate import evaluate_cell, parse_grid
+from harness.evaluate import evaluate_cell
 from harness.evaluation import EVALUATION_SEED, Evaluator
+from harness.grid import parse_grid
 from harness.run_folder import busy, is_finished, load_agent, load_run, load_trained_task
 
 

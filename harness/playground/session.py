@@ -21,9 +21,10 @@ from envs.task import Task
 from harness.algorithms import Algorithm
 from harness.config import RunConfig
 from harness.devices import set_up_torch
-from harness.evaluate import Cell, evaluate_cell, parse_grid, rows_of
+from harness.evaluate import Cell, evaluate_cell, rows_of
 from harness.evaluation import Evaluator
 from harness.graphics import NoPictures
+from harness.grid import parse_grid
 from harness.plots import plot_sweep
 from harness.score_statistics import CONFIDENCE, paired_interval
 from harness.video import record
