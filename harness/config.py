@@ -72,6 +72,11 @@ class RunConfig:
     wandb_mode: Literal["offline", "online"] = "online"  # offline: W&B's files stay in the run's folder
     wandb_project: str = "dipole"  # Weights & Biases project
 
+    @property
+    def total_updates(self) -> int:
+        """Those of both phases: online there is one for each step."""
+        return self.offline_steps + self.online_steps
+
 
 # Where a run happens and what it prints, not what it computes: a run may continue with other values.
 MACHINE_OPTIONS = (

@@ -124,7 +124,7 @@ def check_folder(run: RunConfig, config: Any, identity: dict, act_options: Seque
     advice = "restore it, choose another run_dir or label, or add --restart"
     check_identity(environment["data"], identity, f"since this run began in {path}; {advice}")
     version, result = environment.get("harness_version", FIRST_HARNESS_VERSION), read_result(path)
-    if version != HARNESS_VERSION and (result is None or result["step"] < run.offline_steps + run.online_steps):
+    if version != HARNESS_VERSION and (result is None or result["step"] < run.total_updates):
         raise UserError(
             f"{path}: this run began under harness version {version}, and this code is version {HARNESS_VERSION}, "
             "which may give other numbers; finish it with that code, or add --restart"
@@ -197,7 +197,7 @@ class RunFolder:
     def finished_before(self) -> dict | None:
         """What result.json holds if the run has made all updates that are asked for, which is printed; else None."""
         result = read_result(self.path)
-        if result is None or result["step"] < self.run.offline_steps + self.run.online_steps:
+        if result is None or result["step"] < self.run.total_updates:
             return None
         print(f"{self.path}: finished before, not trained again (--restart would)")
         return result
@@ -274,7 +274,7 @@ class RunFolder:
         self, agent: torch.nn.Module, device: torch.device, batches: torch.Generator, online: OnlinePhase
     ) -> tuple[int, float]:
         """Brings all of them to where the checkpoint is; returns its (updates, seconds), zeros without one."""
-        last, checkpoint = self.run.offline_steps + self.run.online_steps, self.load_checkpoint()
+        last, checkpoint = self.run.total_updates, self.load_checkpoint()
         if checkpoint is None:
             print(f"{self.path}: {last:,} updates", flush=True)
             online.restore(0, None)

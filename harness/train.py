@@ -78,7 +78,7 @@ def train(agent: torch.nn.Module, device: torch.device, run: RunConfig, task: Ta
     validation = task.validation.to(device) if task.validation is not None else None
     batches = devices.seeded_generator(device, run.seed, devices.BATCH_STREAM)
     online = OnlinePhase(run, task, data, folder.path)
-    last = run.offline_steps + run.online_steps
+    last = run.total_updates
     step, seconds = folder.resume(agent, device, batches, online)  # updates of both phases, time spent on them
     compiled = compile_where_it_pays(agent, run, task, data, last - step, folder.was_compiled())
     started, evaluating = time.perf_counter() - seconds, 0.0  # seconds of this call's evaluations

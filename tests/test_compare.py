@@ -1,11 +1,13 @@
 """Comparisons: the checks before the first run, runs in processes of their own, re-evaluations, places, tables."""
 
 import dataclasses
+import io
 import json
 import shutil
 from pathlib import Path
 
 import pytest
+from tqdm import tqdm
 
 from algorithms.dipole import DIPOLE
 from common.errors import UserError
@@ -25,7 +27,9 @@ from harness.comparison.workers import (
     Attempt,
     announce,
     environment_of,
+    move,
     slots_of,
+    updates_made,
 )
 from harness.episodes import read_episodes
 from harness.evaluation import EVALUATION_SEED, evaluate
@@ -277,6 +281,27 @@ def test_there_is_a_line_per_change(capsys):
     announce({"a": WAITING, "b": RUNNING, "c": RUNNING}, {"a": RUNNING, "b": FINISHED, "c": RUNNING})
     lines = [line.split(" ", 1)[1] for line in capsys.readouterr().out.splitlines()]
     assert lines == ["[1/3] running: a", "[1/3] finished: b"]
+
+
+def test_updates_are_read_from_the_end_of_a_log(tmp_path):
+    log = tmp_path / "train.csv"
+    assert updates_made(log) == 0
+    log.write_text("step,seconds\n")
+    assert updates_made(log) == 0
+    log.write_text("step,seconds\n" + "".join(f"{step},{step / 7}\n" for step in range(1, 5_001)))
+    assert updates_made(log) == 5_000
+
+
+def test_a_terminal_shows_a_bar_of_the_updates(tmp_path, capsys):
+    comparison = toy_comparison(tmp_path, "iql")
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    bar = tqdm(total=sum(run.run.total_updates for run in comparison.runs), file=terminal, disable=None, mininterval=0)
+    log = comparison.runs[0].folder / "train.csv"
+    log.parent.mkdir(parents=True)
+    log.write_text("step,seconds\n5,1.0\n")
+    move(bar, comparison.runs)
+    assert bar.n == 5 and f"5/{bar.total}" in terminal.getvalue()
 
 
 # ---- The command ----

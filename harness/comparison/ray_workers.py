@@ -29,6 +29,8 @@ from harness.comparison.workers import (
     Attempt,
     announce,
     environment_of,
+    move,
+    updates_bar,
 )
 from harness.signals import StopSignals
 
@@ -138,7 +140,7 @@ def run_on_ray(
     cpus, gpus: what one run takes of a machine; of a GPU also a fraction, so that several runs share it.
     """
     states = {run.name: WAITING for run in runs}
-    with connected(address) as ray, StopSignals() as signals:
+    with connected(address) as ray, StopSignals() as signals, updates_bar(runs) as bar:
         retries = {"max_retries": RETRIES, "retry_exceptions": [Interrupted]}
         remote = ray.remote(num_cpus=cpus, num_gpus=gpus, **retries)(work_on)
         environment, tasks = environment_of(comparison) | {"OMP_NUM_THREADS": str(cpus)}, {}
@@ -158,6 +160,7 @@ def run_on_ray(
                     run = tasks.pop(task)
                     states[run.name] = ended_state(ray, task, run, cancelled)
                 announce(before, states)
+                move(bar, runs)
         except KeyboardInterrupt:
             for task in tasks:
                 ray.cancel(task, force=True)

@@ -5,6 +5,7 @@ prints goes to the run's log.txt; where it fails, the last lines of that stand i
 succeeds.
 """
 
+import contextlib
 import ctypes
 import datetime
 import os
@@ -16,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from common.files import make_folder, write_text
 from harness import run_files
@@ -25,6 +27,7 @@ from harness.signals import StopSignals
 
 ERROR_LINES = 30
 POLL_SECONDS = 0.5
+LONGEST_ROW = 16_384  # bytes
 WAITING, RUNNING, FINISHED, FAILED, STOPPED = ("waiting", "running", "finished", "failed", "stopped")
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 LIBC = ctypes.CDLL(None)
@@ -108,7 +111,28 @@ def announce(before: Mapping[str, str], states: Mapping[str, str]) -> None:
     ended = sum(state in (FINISHED, FAILED) for state in states.values())
     for name, state in states.items():
         if state != before[name]:
-            print(f"{time.strftime('%H:%M:%S')} [{ended}/{len(states)}] {state}: {name}", flush=True)
+            tqdm.write(f"{time.strftime('%H:%M:%S')} [{ended}/{len(states)}] {state}: {name}")  # above the bar
+
+
+def updates_bar(runs: Sequence[PlannedRun]) -> tqdm:
+    """A bar of the updates of all runs, in a terminal."""
+    total = sum(run.run.total_updates for run in runs)
+    return tqdm(total=total, unit="update", unit_scale=True, smoothing=0.05, disable=None)
+
+
+def move(bar: tqdm, runs: Sequence[PlannedRun]) -> None:
+    """Moves the bar to what the runs' logs hold."""
+    if not bar.disable:
+        bar.update(sum(updates_made(run.folder / run_files.TRAIN_LOG) for run in runs) - bar.n)
+
+
+def updates_made(log: Path) -> int:
+    """The updates of the last row of a run's train.csv, read from the file's end."""
+    with contextlib.suppress(FileNotFoundError), open(log, "rb") as file:
+        file.seek(max(0, os.path.getsize(log) - LONGEST_ROW))
+        step = file.read().splitlines()[-1].split(b",")[0]
+        return int(step) if step.isdigit() else 0  # the header, or a row that is being written
+    return 0
 
 
 def run_locally(comparison: Comparison, runs: Sequence[PlannedRun], slots: Sequence[Slot]) -> dict[str, str]:
@@ -120,7 +144,7 @@ def run_locally(comparison: Comparison, runs: Sequence[PlannedRun], slots: Seque
     states = {run.name: WAITING for run in runs}
     waiting, free, attempts = deque(runs), deque(slots), []
     try:
-        with StopSignals() as signals:
+        with StopSignals() as signals, updates_bar(runs) as bar:
             while attempts or (waiting and not signals.received):
                 before = dict(states)
                 while waiting and free and not signals.received:
@@ -136,6 +160,7 @@ def run_locally(comparison: Comparison, runs: Sequence[PlannedRun], slots: Seque
                         attempts.remove((attempt, slot))
                         free.append(slot)
                 announce(before, states)
+                move(bar, runs)
                 time.sleep(POLL_SECONDS)
     except KeyboardInterrupt:
         for attempt, _ in attempts:

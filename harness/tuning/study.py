@@ -180,7 +180,7 @@ class Study:
         try:
             for seed in range(TUNING_SEED, TUNING_SEED + self.training_seeds):
                 # A run's own evaluation, on other episodes, is never read and kept short.
-                short = {"eval_interval": own.offline_steps + own.online_steps, "eval_episodes": 1, "sweep": ()}
+                short = {"eval_interval": own.total_updates, "eval_episodes": 1, "sweep": ()}
                 place = {"run_dir": str(self.folder), "label": f"trial_{number:04d}", "seed": seed}
                 run = dataclasses.replace(own, **place, **short)
                 train_run(self.algorithm.agent_class, run, config, task=self.task)
