@@ -53,7 +53,7 @@ class DIPOLEDiffusionConfig:
     pessimism: Optional[float] = None  # rho: standard deviations of the critics taken off their mean; null: minimum
     expectile: float = 0.9  # expectile of the value regression
     value_aggregation: Literal["min", "mean"] = "min"  # in the value loss: as `pessimism` says, or their mean
-    target_pessimism: Optional[float] = 0.0  # rho of the critics' targets; 0: the mean over targets of each head
+    target_pessimism: Optional[float] = 0.0  # rho of the critics' targets; 0: each on every head's target
     inverse_temperature: float = 1.0  # beta: multiplies the advantage in the policy's weights
     advantage: Literal["critic", "group"] = "critic"  # Q - V, or reward - state_values of the data, on one-step tasks
     shift: float = 0.0  # k: moves the sigmoid's active region

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +64,11 @@ def validation_metrics(agent: nn.Module, batch: dict) -> dict[str, Tensor]:
     """The metrics of a minibatch at the present parameters: no gradient, equal noise at every call, not compiled."""
     with eager(agent), noise_of(agent, fresh_noise(agent)):
         return agent.loss(batch, agent.draw(len(batch["actions"])))[1]
+
+
+def own_options(agent_class: type, config: Any) -> dict[str, Any]:
+    """All act options with the config's values."""
+    return {name: getattr(config, name) for name in agent_class.act_options}
 
 
 def network_evaluations(agent: nn.Module, **options) -> int:

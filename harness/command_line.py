@@ -4,6 +4,7 @@ pyrallis (0.3.1) makes the flags and the help from the two config classes; harne
 """
 
 import argparse
+import itertools
 import os
 import signal
 import subprocess
@@ -88,18 +89,17 @@ def _decode_seeds(texts: list[str]) -> tuple[int, ...]:
 def train_seeds(argv: list[str], command: Command) -> int:
     """Runs the command once for each seed, as many processes at a time as fit; returns the largest exit code."""
     run = command.settings.run
-    place = argv.index("--seeds")
-    shared = argv[:place] + argv[place + 1 + len(command.seeds) :]
-    width = max(1, min(len(command.seeds), _runs_at_a_time(run)))
-    environment = os.environ | ({} if run.threads else {"OMP_NUM_THREADS": str(max(1, len(_cores()) // width))})
+    flag = argv.index("--seeds")
+    shared = argv[:flag] + argv[flag + 1 + len(command.seeds) :]
+    places = _places(run, len(command.seeds))
     stopped, processes = threading.Event(), []
 
-    def train_one(seed: int) -> int:
+    def train_one(seed: int, place: dict[str, str]) -> int:
         if stopped.is_set():
             return 0
         arguments = [sys.executable, "-u", *shared, "--seed", str(seed)]
         process = subprocess.Popen(
-            arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            arguments, env=os.environ | place, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
         processes.append(process)
         for line in process.stdout:
@@ -113,25 +113,24 @@ def train_seeds(argv: list[str], command: Command) -> int:
                 process.send_signal(number)
 
     previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    with ThreadPoolExecutor(width) as pool:
-        codes = list(pool.map(train_one, command.seeds))
+    with ThreadPoolExecutor(len(places)) as pool:
+        codes = list(pool.map(train_one, command.seeds, itertools.cycle(places)))
     for number, handler in previous.items():
         signal.signal(number, handler)
     return max(code if code >= 0 else 128 - code for code in codes)
 
 
-def _cores() -> set[int]:
-    return os.sched_getaffinity(0)
+def _places(run: RunConfig, seeds: int) -> list[dict[str, str]]:
+    """Environment variables of the runs at a time: as many as have cores, on GPUs as many as their memory holds."""
+    import torch  # here and below: flags and help need no torch
 
+    from harness.comparison import workers
 
-def _runs_at_a_time(run: RunConfig) -> int:
-    """As many as have cores; on a GPU as many of those as its free memory holds."""
-    import torch  # here: flags and help need no torch
-
-    runs = max(1, len(_cores()) // max(1, run.threads))
-    if run.device != "cpu" and torch.cuda.is_available():
-        runs = min(runs, max(1, int(torch.cuda.mem_get_info()[0] / 1e9 / GIGABYTES_PER_RUN)))
-    return runs
+    gpus = workers.visible_gpus() if run.device != "cpu" else []
+    places = max(1, workers.cores() // max(1, run.threads))
+    if gpus:
+        places = min(places, len(gpus) * max(1, int(torch.cuda.mem_get_info()[0] / 1e9 / GIGABYTES_PER_RUN)))
+    return workers.slots_of(min(seeds, places), gpus)
 
 
 # ---- Flags ----

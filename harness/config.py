@@ -80,8 +80,8 @@ class RunConfig:
 
 # Where a run happens and what it prints, not what it computes: a run may continue with other values.
 MACHINE_OPTIONS = (
-    *("label", "run_dir", "data_dir", "collect_episodes", "in_memory", "checkpoint_interval", "eval_workers", "sweep"),
-    *("device", "threads", "compile", "cuda_graphs", "logger", "wandb_mode", "wandb_project"),
+    *("label", "run_dir", "data_dir", "collect_episodes", "in_memory", "checkpoint_interval", "eval_environments"),
+    *("eval_workers", "sweep", "device", "threads", "compile", "cuda_graphs", "logger", "wandb_mode", "wandb_project"),
 )
 # Fields that a stored config.yaml has of an earlier version: {field: {its value (ANY_TEXT: each): today's fields}}.
 ANY_TEXT = "*"

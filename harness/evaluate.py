@@ -25,7 +25,7 @@ from common.errors import CommandParser, UserError, exit_on_user_error
 from common.files import write_rows_csv
 from envs.task import Task
 from harness import run_files
-from harness.agent_tools import network_evaluations
+from harness.agent_tools import network_evaluations, own_options
 from harness.config import RunConfig
 from harness.devices import choose_device, set_up_torch
 from harness.episodes import add_episodes
@@ -64,7 +64,7 @@ def sweep(
     episodes = task.episodes(run.eval_episodes) if episodes is None else episodes
     if episodes > task.episodes(episodes):
         print(f"{run.task} has {task.different_episodes} different episodes: intervals of {episodes} are too narrow")
-    own = {name: getattr(agent.config, name) for name in agent.act_options}
+    own = own_options(type(agent), agent.config)
     with Evaluator(task.make_env, min(run.eval_environments, episodes), run.eval_workers) as evaluator:
         return [
             evaluate_cell(agent, evaluator, own | cell, episodes)

@@ -8,14 +8,17 @@ from pathlib import Path
 import torch
 
 PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "dm_control", "ogbench", "pyrallis")
-ROUNDING = ("threads", "device", "compiled", "python", *PACKAGES)  # with others of these, sums may round differently
+# With others of these, sums may round differently.
+ROUNDING = ("threads", "device", "compiled", "subnormals", "python", *PACKAGES)
+EARLIER = {"compiled": False, "subnormals": "kept"}  # of versions that did not record them
 
 
 def describe_machine(device: torch.device, compiled: bool) -> dict:
-    """JSON-able: threads in force, device, compiled or eager, platform, versions, the repository's commit and state."""
+    """JSON-able: threads in force, compiled or eager, subnormals, device, platform, versions, commit and its state."""
     return {
         "threads": torch.get_num_threads(),
         "compiled": compiled,
+        "subnormals": "rounded to 0",  # by devices.set_up_torch
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
         "platform": platform.platform(),
         "versions": {"python": platform.python_version()} | {package: _version(package) for package in PACKAGES},
@@ -35,7 +38,7 @@ def add_stretch(stretches: list[dict], step: int, machine: dict) -> tuple[list[d
         return kept, ""
     changes = []
     if kept:
-        before, now = ({"compiled": False, **values, **values["versions"]} for values in (kept[-1], machine))
+        before, now = ({**EARLIER, **values, **values["versions"]} for values in (kept[-1], machine))
         differing = [name for name in ROUNDING if now[name] != before.get(name)]
         changes = [f"{name} {now[name]} instead of {before.get(name)}" for name in differing]
     return [*kept, {"from_step": step, **machine}], ", ".join(changes)

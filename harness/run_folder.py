@@ -171,22 +171,25 @@ def check_identity(stored: dict, identity: dict, advice: str) -> None:
 class RunFolder:
     """The files of one run, opened for training: a context manager that keeps other processes from it.
 
-    Entering raises UserError where another process has the run; a process that ended, however it did, has none.
+    Entering raises UserError where another process has the run, and for a damaged log; a process that ended, however it
+    did, has none.
     """
 
     def __init__(self, run: RunConfig, config: Any, task: Task):
-        """Opens the folder, new or checked by `check_folder`. Raises UserError for a damaged log."""
+        """A folder that is new or checked by `check_folder`."""
         self.run, self.config, self.task = run, config, task
         self.path = run_path(run)
         make_folder(self.path, "run_dir")
-        self.train_log = CsvLog(self.path / run_files.TRAIN_LOG)
-        self.eval_log = CsvLog(self.path / run_files.EVAL_LOG)
-        self.loggers: list = []  # beside those two
+        self.loggers: list = []  # beside the two CSV logs
         self.lock = locked(self.path / run_files.LOCK, busy(self.path))
 
     def __enter__(self) -> "RunFolder":
-        self.lock.__enter__()
-        remove_abandoned(self.path)
+        with contextlib.ExitStack() as held:
+            held.enter_context(self.lock)
+            remove_abandoned(self.path)
+            self.train_log = CsvLog(self.path / run_files.TRAIN_LOG)
+            self.eval_log = CsvLog(self.path / run_files.EVAL_LOG)
+            held.pop_all()  # the lock is kept
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -261,24 +264,21 @@ class RunFolder:
                 "and the same command continues from there"
             ) from error
 
-    def load_checkpoint(self) -> dict | None:
-        """The checkpoint with its tensors on the CPU, or None; logged rows after its step are dropped."""
-        path = self.path / run_files.CHECKPOINT
-        checkpoint = read_checkpoint(path, algorithm_name(type(self.config))) if path.exists() else None
-        step = checkpoint["loop"]["step"] if checkpoint else 0
-        self.train_log.keep_until(step)
-        self.eval_log.keep_until(step)
-        return checkpoint
-
     def resume(
         self, agent: torch.nn.Module, device: torch.device, batches: torch.Generator, online: OnlinePhase
     ) -> tuple[int, float]:
-        """Brings all of them to where the checkpoint is; returns its (updates, seconds), zeros without one."""
-        last, checkpoint = self.run.total_updates, self.load_checkpoint()
-        if checkpoint is None:
+        """Brings all of them to where the checkpoint is; returns its (updates, seconds), zeros without one.
+
+        Logged rows after its update are dropped.
+        """
+        path, last = self.path / run_files.CHECKPOINT, self.run.total_updates
+        if not path.exists():
+            self.keep_logs_until(0)
             print(f"{self.path}: {last:,} updates", flush=True)
             online.restore(0, None)
             return 0, 0.0
+        checkpoint = read_checkpoint(path, algorithm_name(type(self.config)))
+        self.keep_logs_until(checkpoint["loop"]["step"])
         state, loop, step = checkpoint["agent"], checkpoint["loop"], checkpoint["loop"]["step"]
         print(f"{self.path}: continuing after {step} of {last} updates", flush=True)
         if loop["device"] != device.type:
@@ -290,10 +290,14 @@ class RunFolder:
         if unfinished > self.eval_log.last_step:
             print(f"the evaluation after {unfinished} updates had not ended; it is left out")
         batches.set_state(loop["batches"])
-        with networks_must_fit(self.path / run_files.CHECKPOINT):
+        with networks_must_fit(path):
             restore(agent, state)
         online.restore(step, loop.get("online"))
         return step, loop["seconds"]
+
+    def keep_logs_until(self, step: int) -> None:
+        self.train_log.keep_until(step)
+        self.eval_log.keep_until(step)
 
     def log_training(self, row: dict) -> None:
         self.train_log.append(row)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from algorithms.dipole import DIPOLEConfig
-from benchmarks import against_checkout, soak, sweep_over_seeds
+from benchmarks import against_checkout, omega_gain, soak, sweep_over_seeds
 from benchmarks.throughput import SIZES, Size, build_updates, random_dataset, warm_up
 from harness.command_line import parse_command
 from harness.config import RunConfig, config_to_yaml
@@ -221,3 +221,19 @@ def test_a_sweep_over_seeds_of_what_is_not_there_is_one_sentence(tmp_path, monke
         run_command(sweep_over_seeds, monkeypatch, sweep, *flags, "--out", tmp_path / "out")
     assert stopped.value.code == 2 and message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_the_gain_of_omega_is_by_seed_and_of_the_best_omega(tmp_path):
+    text = "label,greediness,noise_scale,split,seed,pdms\n"
+    scores = {("two", 1.0): {0.0: (50, 60), 0.5: (55, 63), 1.0: (40, 70)}, ("two", 0.0): {0.0: (80, 80), 0.5: (79, 80)}}
+    scores |= {("one", 1.0): {"": (30, 50)}, ("planner", ""): {"": (90,)}}
+    for (label, noise), by_omega in scores.items():
+        for omega, values in by_omega.items():
+            for seed, value in enumerate(values):
+                text += f"{label},{omega},{noise},test,{seed},{value}\n{label},{omega},{noise},validation,{seed},0\n"
+    (tmp_path / "scores.csv").write_text(text)
+    table = omega_gain.gains(omega_gain.read_scores(tmp_path)).set_index(["label", "noise_scale"])
+    assert table.loc["two", 1.0].tolist() == [2, 55, 0.5, 4, 3, 5]
+    assert table.loc["two", 0.0].tolist() == [2, 80, 0.5, -0.5, -1, 0]
+    assert table.loc["one", 1.0].tolist()[:2] == [2, 40] and table.loc["one", 1.0].isna().sum() == 4
+    assert len(table) == 3

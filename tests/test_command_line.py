@@ -21,6 +21,7 @@ from common.files import readable
 from harness import command_line
 from harness import config as settings_module
 from harness.command_line import parse_command
+from harness.comparison import workers
 from harness.config import RunConfig, config_to_yaml, field_types, load_settings, stored_config
 
 SOURCE_OF = functools.cache(inspect.getsource)
@@ -485,10 +486,19 @@ def test_a_signal_reaches_every_seed_and_starts_no_further_one(tmp_path):
 
 
 def test_at_a_time_are_as_many_runs_as_have_cores(monkeypatch):
-    monkeypatch.setattr(command_line, "_cores", lambda: set(range(8)))
-    assert command_line._runs_at_a_time(RunConfig(device="cpu")) == 8
-    assert command_line._runs_at_a_time(RunConfig(device="cpu", threads=3)) == 2
-    assert command_line._runs_at_a_time(RunConfig(device="cpu", threads=16)) == 1
+    monkeypatch.setattr(workers, "cores", lambda: 8)
+    assert command_line._places(RunConfig(device="cpu"), 10) == [{"OMP_NUM_THREADS": "1"}] * 8
+    assert command_line._places(RunConfig(device="cpu", threads=3), 10) == [{"OMP_NUM_THREADS": "4"}] * 2
+    assert len(command_line._places(RunConfig(device="cpu", threads=16), 10)) == 1
+    assert len(command_line._places(RunConfig(device="cpu"), 3)) == 3
+
+
+def test_seeds_are_dealt_to_gpus_by_their_memory(monkeypatch):
+    monkeypatch.setattr(workers, "cores", lambda: 8)
+    monkeypatch.setattr(workers, "visible_gpus", lambda: ["0", "1"])
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (7e9, 8e9))
+    places = command_line._places(RunConfig(), 10)
+    assert [place["CUDA_VISIBLE_DEVICES"] for place in places] == ["0", "1", "0", "1"]
 
 
 @pytest.mark.parametrize(

@@ -157,15 +157,17 @@ def test_a_mistake_is_named(tmp_path, old, new, message):
 @pytest.mark.parametrize(
     ("name", "runs", "rows"),
     [
-        ("ablations", 18, 6),
+        ("ablations", 24, 8),
         ("cube-single", 30, 32),
-        ("driving", 50, 11),
+        ("driving", 40, 9),
         ("exorl", 576, 14),
         ("greediness", 72, 26),
+        ("lora", 15, 5),
         ("ogbench", 1680, 12),
+        ("online", 6, 2),
         ("protocol_b", 3000, 5),
         ("quickstart", 33, 22),
-        ("walker-local", 24, 16),
+        ("walker", 15, 18),
     ],
 )
 def test_the_repositorys_matrices_are_right_in_every_field(name, runs, rows, monkeypatch):

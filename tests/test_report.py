@@ -9,12 +9,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from common.errors import UserError
 from harness.comparison.matrix import Row, Variant
 from harness.comparison.protocol import check_protocol
-from harness.comparison.results import Results, load_scores, scale_of
+from harness.comparison.results import CROSSED_OPTION, RETURN, SUCCESS, Results, scale_of, with_candidates
 from harness.episodes import add_episodes, read_episodes
 from harness.evaluation import EvaluationResult
 from harness.report import plots
@@ -414,6 +415,20 @@ def test_the_same_folders_give_the_same_report(report):
 
 
 # ---- Committed reports ----
+
+
+def load_scores(path: Path) -> pd.DataFrame:
+    """The table of a scores.csv, of older ones too, which name no unit."""
+    scores = pd.read_csv(path)
+    if "unit" not in scores:
+        scores["unit"] = scores["score_name"].map({"success": SUCCESS}).fillna(RETURN)
+        scores["low"] = scores["high"] = np.nan
+    scores = with_candidates(scores)
+    if "policy" not in scores:
+        scores["name"] = scores["label"]
+        count = scores[CROSSED_OPTION].map(lambda value: "" if np.isnan(value) else f", N = {value:g}")
+        scores["policy"] = scores["label"] + count
+    return scores
 
 
 @pytest.mark.parametrize("name", ["compare-quickstart", "compare-walker-local"])

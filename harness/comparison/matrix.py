@@ -14,6 +14,7 @@ import yaml
 
 from common.errors import UserError
 from common.names import nearest_names
+from harness.agent_tools import own_options
 from harness.algorithms import load_algorithm
 from harness.config import RunConfig, check_values, field_types, load_settings
 from harness.config_file import as_yaml, decode, named, places_by_key, read_keys, read_mapping, shown
@@ -70,7 +71,7 @@ class PlannedRun:
 
     def own_cell(self) -> Cell:
         """All act options with the values of the run's config: what the evaluations during training use."""
-        return {name: getattr(self.config, name) for name in self.variant.agent_class.act_options}
+        return own_options(self.variant.agent_class, self.config)
 
     def commands(self, cells: Sequence[Cell]) -> list[list[str]]:
         """The two command lines that the run is: its training, then its evaluation at `cells` of act options.

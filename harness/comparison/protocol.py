@@ -10,7 +10,7 @@ from harness.comparison.results import Results, RunResult
 from harness.config import RunConfig, flat
 
 GUARDED_FIELDS = ("offline_steps", "online_steps", "online_start", "eval_episodes", "action_chunk", "first_action_only")
-GUARDED_FIELDS += ("sparse", "num_critics")
+GUARDED_FIELDS += ("sparse", "max_episode_steps", "num_critics")
 USUAL = {"num_critics": 2, "pessimism": None}  # of methods without these fields
 
 

@@ -18,6 +18,7 @@ from common.errors import CommandParser, exit_on_user_error
 from common.files import locked, write_rows_csv
 from envs.task import Task
 from harness import run_files
+from harness.agent_tools import own_options
 from harness.comparison.matrix import Cell
 from harness.devices import choose_device, set_up_torch
 from harness.episodes import add_episodes
@@ -91,7 +92,7 @@ def main() -> None:
     with exit_on_user_error():
         options = parser.parse_args(sys.argv[1:])
         algorithm, _, config = load_run(options.run_dir)
-        own = {name: getattr(config, name) for name in algorithm.agent_class.act_options}
+        own = own_options(algorithm.agent_class, config)
         cells = []
         for text in options.act:
             grid = parse_grid([part for part in text.split(",") if part], algorithm.agent_class, config)

@@ -1,7 +1,7 @@
 """The results of a comparison's runs, read from their folders: one table of scores that the whole report is made of.
 
-`Results.scores` has a line for each policy (a row of the report), task and seed; it is what scores.csv holds, and
-`load_scores` reads it back. A run that failed or is not finished has no score: its status and error are kept instead.
+`Results.scores` has a line for each policy (a row of the report), task and seed; it is what scores.csv holds.
+A run that failed or is not finished has no score: its status and error are kept instead.
 """
 
 import dataclasses
@@ -10,7 +10,6 @@ import itertools
 import json
 import math
 import statistics
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -189,20 +188,6 @@ class Results:
     def identity(self, task: str) -> dict:
         """The identity of the task's data set, empty before its first run has begun."""
         return next((run.identity for run in self.runs_on(task) if run.identity), {})
-
-
-def load_scores(path: Path) -> pd.DataFrame:
-    """The table of a scores.csv, of older ones too, which name no unit."""
-    scores = pd.read_csv(path)
-    if "unit" not in scores:
-        scores["unit"] = scores["score_name"].map({"success": SUCCESS}).fillna(RETURN)
-        scores["low"] = scores["high"] = math.nan
-    scores = with_candidates(scores)
-    if "policy" not in scores:
-        scores["name"] = scores["label"]
-        count = scores[CROSSED_OPTION].map(lambda value: "" if math.isnan(value) else f", N = {value:g}")
-        scores["policy"] = scores["label"] + count
-    return scores
 
 
 def with_candidates(scores: pd.DataFrame) -> pd.DataFrame:

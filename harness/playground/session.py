@@ -18,6 +18,7 @@ import numpy as np
 
 from common.errors import UserError
 from envs.task import Task
+from harness.agent_tools import own_options
 from harness.algorithms import Algorithm
 from harness.config import RunConfig
 from harness.devices import set_up_torch
@@ -150,7 +151,7 @@ class Session:
 
     def __init__(self, run: LoadedRun, media: Path, no_pictures: str | None = None):
         self.run, self.media, self.no_pictures = run, media, no_pictures
-        self.options = {name: getattr(run.config, name) for name in run.algorithm.agent_class.act_options}
+        self.options = own_options(run.algorithm.agent_class, run.config)
         self.stopping = threading.Event()
         self.make_env = stoppable(run.task.make_env, self.stopping)
         self.evaluator = Evaluator(self.make_env, run.run.eval_environments)

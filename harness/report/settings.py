@@ -132,7 +132,7 @@ def data_block(results: Results) -> Block:
     if any(cells[1] != "official" for cells in sets):
         block.text = [
             "Data that are not marked official were made here or are of unknown origin: published numbers were "
-            "measured on other data, so none stand beside these scores."
+            "measured on other data and are not comparable with these scores."
         ]
     return block
 

@@ -199,7 +199,7 @@ def add_published(block: Block, results: Results, tasks: Sequence[str]) -> None:
     runs = [run for task in tasks for run in results.runs_on(task)]
     every = [run.identity for run in runs if run.identity]
     fitting = [table for table in tables if key in table.scores and every and all(map(table.is_on, every))]
-    ours = sorted({run.result["step"] - run.result.get("online_steps", 0) for run in runs if run.finished})
+    ours = sorted({run.result["step"] for run in runs if run.finished})
     on_task = by_policy(results.scores[results.scores["task"] == tasks[0]])
     named = [published_names(results, lines.iloc[0], methods) for lines in on_task.values()]
     for letter, table in zip("abcdefgh", fitting, strict=False):

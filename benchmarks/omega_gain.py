@@ -1,0 +1,101 @@
+"""What greediness adds to each row of a driving comparison, beside the spread of beta A that its weights are made from.
+
+    python -m harness.driving.results --comparison FILE --out FOLDER --greediness 0 0.5 1 --noise_scale 1 0 ...
+    python -m benchmarks.omega_gain --comparison FILE --out FOLDER
+
+The second command reads the first one's scores.csv in FOLDER (the test scenes) and the runs' logs, and writes
+
+    omega.png    the score against omega, a line for each row with two policies, a panel for each start noise
+    omega.csv    by row and noise scale: mean score at omega 0; the most that another omega adds to it, that omega, and
+                 its least and largest gain over the seeds; over the last half of the log the standard deviation of
+                 beta A, the share of |beta A + k| above 4, where the sigmoid is flat, and the largest over the median
+                 positive loss
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from common.errors import CommandParser, UserError, exit_on_user_error
+from common.files import write_text
+from harness import run_files
+from harness.comparison.matrix import load_comparison
+from harness.comparison.results import Results, RunResult
+from harness.loggers import read_rows
+from harness.plots import line_style, new_figure, save
+
+LOGGED = ("value/advantage_std", "actor/logit_saturated", "actor/positive_loss")
+
+
+def logged(run: RunResult) -> dict[str, float]:
+    """Of the last half of a run's log: its row's name, and the three measures."""
+    log = pd.DataFrame(read_rows(run.planned.folder / run_files.TRAIN_LOG))[["step", *LOGGED]].apply(pd.to_numeric)
+    last = log[2 * log["step"] > run.run.total_updates]
+    deviation, saturated, loss = (last[name] for name in LOGGED)
+    return {
+        "label": run.planned.variant.name,
+        "beta_advantage_std": run.config.inverse_temperature * deviation.mean(),
+        "saturated": saturated.mean(),
+        "loss_spike": loss.max() / loss.median(),
+    }
+
+
+def gains(scores: pd.DataFrame) -> pd.DataFrame:
+    """A line for each row and noise scale. scores: PDMS by label, noise_scale, greediness and seed."""
+    lines = []
+    for (label, noise), group in scores.groupby(["label", "noise_scale"], sort=False):
+        by_omega = group.pivot(index="seed", columns="greediness", values="pdms")
+        added = by_omega.drop(columns=0.0).sub(by_omega[0.0], axis="index")
+        line = {"label": label, "noise_scale": noise, "seeds": len(by_omega), "omega_0": by_omega[0.0].mean()}
+        if added.size:
+            best = added.mean().idxmax()
+            line |= {"omega": best, "gain": added[best].mean(), "least": added[best].min(), "most": added[best].max()}
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def draw(scores: pd.DataFrame, path: Path) -> None:
+    """A panel for each noise scale; bars from the lowest to the highest seed."""
+    scales, omegas = scores["noise_scale"].unique(), sorted(scores["greediness"].unique())
+    figure, panels = new_figure(len(scales), 4.2, 3.6, len(scales))
+    for scale, axes in zip(scales, panels, strict=True):
+        for index, (label, group) in enumerate(scores[scores["noise_scale"] == scale].groupby("label", sort=False)):
+            mean, low, high = group.groupby("greediness")["pdms"].agg(["mean", "min", "max"]).to_numpy().T
+            bars = np.maximum([mean - low, high - mean], 0.0)  # a mean is at most a rounding error outside
+            axes.errorbar(omegas, mean, bars, label=label, markersize=5, capsize=2.5, lw=1.3, **line_style(index))
+        axes.set_title(f"start noise x {scale:g}", fontsize=9)
+        axes.set_xlabel("greediness ω", fontsize=8)
+    panels[0].set_ylabel("PDMS x 100, test", fontsize=8)
+    panels[-1].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8, frameon=False)
+    save(figure, path)
+
+
+def read_scores(folder: Path) -> pd.DataFrame:
+    """The lines of scores.csv in the test scenes that have a noise scale; one policy has greediness 0."""
+    path = folder / "scores.csv"
+    if not path.is_file():
+        raise UserError(f"{path}: no such file, write it with harness.driving.results --out {folder}")
+    scores = pd.read_csv(path)
+    return scores[(scores["split"] == "test") & scores["noise_scale"].notna()].fillna({"greediness": 0.0})
+
+
+def main() -> None:
+    parser = CommandParser("python -m benchmarks.omega_gain", __doc__)
+    parser.add_argument("--comparison", required=True, metavar="FILE", help="the file that harness.compare ran")
+    parser.add_argument("--run_dir", metavar="FOLDER", help="in place of the file's, as harness.compare's")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="has scores.csv, takes the files")
+    with exit_on_user_error():
+        asked = parser.parse_args()
+        runs = [run for run in Results(load_comparison(asked.comparison, asked.run_dir)).runs if run.finished]
+        scores = read_scores(asked.out)
+        table = gains(scores).merge(pd.DataFrame(map(logged, runs)).groupby("label").mean(), on="label", how="left")
+        write_text(asked.out / "omega.csv", table.round(4).to_csv(index=False, lineterminator="\n"))
+        several = scores.groupby("label")["greediness"].transform("nunique") > 1
+        draw(scores[several], asked.out / "omega.png")
+        print(table.round(2).to_string(index=False))
+        print(f"written: {asked.out / 'omega.csv'}, {asked.out / 'omega.png'}")
+
+
+if __name__ == "__main__":
+    main()
