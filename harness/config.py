@@ -58,6 +58,7 @@ class RunConfig:
     keep_offline: bool = True  # false: one shared ring, old data is overwritten first (FQL)
     log_interval: int = 5_000  # updates between rows of train.csv
     checkpoint_interval: int = 50_000  # updates between checkpoints
+    keep_checkpoints: bool = False  # keep each in checkpoints/<step>/ too, which harness.evaluate takes as a run
     eval_interval: int = 100_000  # updates between evaluations
     eval_episodes: int = 50  # episodes in an evaluation
     eval_environments: int = 50  # episodes that advance together as one batch
@@ -80,8 +81,9 @@ class RunConfig:
 
 # Where a run happens and what it prints, not what it computes: a run may continue with other values.
 MACHINE_OPTIONS = (
-    *("label", "run_dir", "data_dir", "collect_episodes", "in_memory", "checkpoint_interval", "eval_environments"),
-    *("eval_workers", "sweep", "device", "threads", "compile", "cuda_graphs", "logger", "wandb_mode", "wandb_project"),
+    *("label", "run_dir", "data_dir", "collect_episodes", "in_memory", "checkpoint_interval", "keep_checkpoints"),
+    *("eval_environments", "eval_workers", "sweep", "device", "threads", "compile", "cuda_graphs"),
+    *("logger", "wandb_mode", "wandb_project"),
 )
 # Fields that a stored config.yaml has of an earlier version: {field: {its value (ANY_TEXT: each): today's fields}}.
 ANY_TEXT = "*"

@@ -20,4 +20,7 @@ ALL = (
 # Of an online phase: part_<step>.npz holds the transitions up to that step's checkpoint since the one before.
 REPLAY_FOLDER, REPLAY_PARTS = "replay", "replay/part_*.npz"
 TENSORBOARD_FOLDER = "tensorboard"
-PATTERNS = (REPLAY_PARTS, "tensorboard/events.*")  # those in folders
+KEPT_CHECKPOINTS = "checkpoints"  # <step>/ holds what loading a run needs
+NEEDED_TO_LOAD = (CONFIG, ENVIRONMENT, CHECKPOINT)
+# Those in folders.
+PATTERNS = (REPLAY_PARTS, "tensorboard/events.*", *(f"{KEPT_CHECKPOINTS}/*/{name}" for name in NEEDED_TO_LOAD))

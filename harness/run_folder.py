@@ -9,6 +9,7 @@ import json
 import math
 import os
 import secrets
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -73,9 +74,9 @@ def remove_run(run: RunConfig) -> None:
         print(f"restart: deleting {', '.join(file.name for file in files)} in {path}")
         for file in files:
             file.unlink()
-    for folder in {file.parent for file in files} - {path}:
-        if not any(folder.iterdir()):
-            folder.rmdir()
+    for folder in sorted({folder for file in files for folder in file.relative_to(path).parents}, reverse=True)[:-1]:
+        if not any((path / folder).iterdir()):
+            (path / folder).rmdir()
 
 
 def busy(path: Path) -> str:
@@ -258,11 +259,20 @@ class RunFolder:
         try:
             with replacing(path) as temporary:
                 torch.save(checkpoint, temporary)
+            if self.run.keep_checkpoints:
+                self.keep_checkpoint(loop["step"])
         except (OSError, RuntimeError) as error:  # RuntimeError: torch's writer, for a full disk
             raise UserError(
                 f"{path}: cannot be written ({one_line(error, 120)}); the last one is kept: make room, "
                 "and the same command continues from there"
             ) from error
+
+    def keep_checkpoint(self, step: int) -> None:
+        kept = self.path / run_files.KEPT_CHECKPOINTS / str(step)
+        make_folder(kept, "run_dir")
+        for name in run_files.NEEDED_TO_LOAD:
+            with replacing(kept / name) as temporary:
+                shutil.copyfile(self.path / name, temporary)
 
     def resume(
         self, agent: torch.nn.Module, device: torch.device, batches: torch.Generator, online: OnlinePhase
@@ -395,7 +405,7 @@ def load_run(run_dir: Path) -> tuple[Algorithm, RunConfig, Any]:
         raise UserError(
             f"{run_dir}: there is no such folder; give the folder of a run, <run_dir>/<label>/<task>/seed_<n>"
         )
-    for name in (run_files.ENVIRONMENT, run_files.CONFIG, run_files.CHECKPOINT):
+    for name in run_files.NEEDED_TO_LOAD:
         if not (run_dir / name).is_file():
             raise UserError(f"{run_dir}: holds no {name}; give the folder of a run that has written a checkpoint")
     algorithm = load_algorithm(read_json(run_dir / run_files.ENVIRONMENT, needed=("algorithm",))["algorithm"])

@@ -447,7 +447,7 @@ def test_a_second_process_on_a_run_is_refused(tmp_path):
 
 def test_restart_deletes_the_run_and_nothing_else(tmp_path, capsys):
     """Its sweep, its replay and what a comparison adds go too; the user's own files stay."""
-    folder = toy_run(tmp_path, offline_steps=20, online_steps=5, sweep=("greediness=0,1",))
+    folder = toy_run(tmp_path, offline_steps=20, online_steps=5, sweep=("greediness=0,1",), keep_checkpoints=True)
     assert (folder / "greediness.csv").exists() and list((folder / "replay").iterdir())
     for name in ("notes.txt", "notes.csv", "log.txt", "error.txt", "reevaluation.csv", "divergence.json"):
         (folder / name).write_text("x")
@@ -457,6 +457,18 @@ def test_restart_deletes_the_run_and_nothing_else(tmp_path, capsys):
     toy_run(tmp_path, offline_steps=20, discount=0.5)
     toy_run(tmp_path, offline_steps=20, restart=True)
     assert yaml.safe_load((folder / "config.yaml").read_text())["discount"] == 0.995
+
+
+def test_every_checkpoint_is_kept_as_a_run_of_its_own(tmp_path, straight):
+    folder = toy_run(tmp_path, checkpoint_interval=10, keep_checkpoints=True)
+    kept = {int(path.name): path for path in (folder / "checkpoints").iterdir()}
+    assert sorted(kept) == list(range(10, RUN.offline_steps + 1, 10))
+    assert_same_end(kept[RUN.offline_steps], straight)
+    shorter = toy_run(tmp_path / "shorter", offline_steps=10)
+    for name, tensor in DIPOLE.load(shorter).state_dict().items():
+        torch.testing.assert_close(DIPOLE.load(kept[10]).state_dict()[name], tensor, rtol=0, atol=0)
+    _, run, _ = load_run(kept[10])
+    assert run.keep_checkpoints
 
 
 # ---- Files ----
