@@ -407,9 +407,9 @@ def kill_and_check(run_dir, process, straight) -> None:
         step = checkpoint["loop"]["step"]
         (run, config), task, cpu = toy_settings(run_dir, **with_defaults({})), toy_task(), torch.device("cpu")
         online = OnlinePhase(run, task, task.dataset, folder)
-        opened = RunFolder(run, config, task)
-        assert opened.train_log.last_step - step <= INTERVAL
-        assert opened.resume(DIPOLE(config, 3, 2), cpu, torch.Generator(), online)[0] == step
+        with RunFolder(run, config, task) as opened:
+            assert opened.train_log.last_step - step <= INTERVAL
+            assert opened.resume(DIPOLE(config, 3, 2), cpu, torch.Generator(), online)[0] == step
         assert online.replay.added == max(0, step - OFFLINE)
     train(run_dir)
     assert_same_online_run(straight, folder)
