@@ -164,10 +164,9 @@ def test_a_mistake_is_named(tmp_path, old, new, message):
         ("greediness", 72, 26),
         ("lora", 15, 5),
         ("ogbench", 1680, 12),
-        ("online", 6, 2),
         ("protocol_b", 3000, 5),
         ("quickstart", 33, 22),
-        ("walker", 15, 18),
+        ("walker-local", 24, 16),
     ],
 )
 def test_the_repositorys_matrices_are_right_in_every_field(name, runs, rows, monkeypatch):
