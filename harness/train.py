@@ -83,7 +83,7 @@ def train(agent: torch.nn.Module, device: torch.device, run: RunConfig, task: Ta
     compiled = compile_where_it_pays(agent, run, task, data, last - step, folder.was_compiled())
     started, evaluating = time.perf_counter() - seconds, 0.0  # seconds of this call's evaluations
     logged_step, logged_at = step, seconds
-    folder.describe(agent, device, compiled, step)
+    folder.begin_stretch(agent, device, compiled, step)
 
     def elapsed() -> float:
         return time.perf_counter() - started
