@@ -215,8 +215,8 @@ class RunFolder:
     def begin_stretch(self, agent: torch.nn.Module, device: torch.device, compiled: bool, step: int) -> None:
         """Begins a stretch of updates: deletes results of the agent as it was, writes the configs, opens the loggers.
 
-        environment.json holds the machine of every stretch. Prints what has changed since the last, if numbers may depend
-        on it.
+        environment.json holds the machine of every stretch. Prints what has changed since the last, where numbers may
+        depend on it.
         """
         begun = (self.path / run_files.ENVIRONMENT).exists()
         before = read_environment(self.path) if begun else {"run_id": secrets.token_hex(8)}
