@@ -96,17 +96,22 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         raise UserError(
             f"{path}: is truncated or no file of plain arrays ({one_line(error)}): save it again"
         ) from error
-    arrays = {SYNONYMS.get(name, name): array for name, array in arrays.items()}
-    missing = [name for name in NEEDED if name not in arrays]
-    if missing:
-        raise UserError(
-            f"{path}: has no array {' and no '.join(missing)} (it has {', '.join(names) or 'none'}): name the arrays "
-            f"{', '.join(NEEDED + OPTIONAL[:2])}; terminals are true ends, timeouts ends at a time limit"
-        )
-    return arrays
+    return known_arrays(str(path), dict.fromkeys(names) | arrays)
 
 
 # ---- Arrays ----
+
+
+def known_arrays(source: str, arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """The arrays that NEEDED and OPTIONAL name, by these names, without others. Raises UserError for a missing one."""
+    found = {SYNONYMS.get(name, name): array for name, array in arrays.items()}
+    missing = [name for name in NEEDED if found.get(name) is None]
+    if missing:
+        raise UserError(
+            f"{source}: has no array {' and no '.join(missing)} (it has {', '.join(arrays) or 'none'}): name the "
+            f"arrays {', '.join(NEEDED + OPTIONAL[:2])}; terminals are true ends, timeouts ends at a time limit"
+        )
+    return {name: found[name] for name in (*NEEDED, *OPTIONAL) if name in found}
 
 
 def task_from_arrays(
@@ -126,6 +131,7 @@ def task_from_arrays(
     arrays' file; without it a hash of their content tells them from others.
     Raises UserError where arrays and environment do not fit together.
     """
+    arrays = known_arrays(name, arrays)
     bounds = {"action_low": -1.0, "action_high": 1.0}
     if make_env is not None:
         make_env = Wrapped(make_env, UnitEnvironment, (f"task {name}",))
@@ -146,7 +152,9 @@ def task_from_arrays(
     return Task(
         name=name,
         dataset=dataset,
-        validation=None if validation is None else _dataset(f"{name}, validation", scaling | validation),
+        validation=None
+        if validation is None
+        else _dataset(f"{name}, validation", scaling | known_arrays(f"{name}, validation", validation)),
         make_env=make_env,
         observation_dim=dataset.observations.shape[1],
         action_dim=dataset.actions.shape[1],

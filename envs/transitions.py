@@ -4,7 +4,7 @@ from typing import Any, Optional, Sequence
 
 import numpy as np
 
-from common.errors import UserError
+from common.errors import UserError, one_line
 
 # A squashed policy cannot reach ±1, and its density there is infinite (FQL's released code, envs/env_utils.py).
 ACTION_LIMIT = 1.0 - 1e-5
@@ -41,6 +41,11 @@ def rows_of_transitions(arrays: Sequence[Any], source: str) -> dict[str, np.ndar
             f"{source}: next_observations and timeouts are both missing: give one of them, or an episode that a time "
             f"limit cut off would go on in the next one"
         )
+    if not known.any():
+        raise UserError(
+            f"{source}: no transition is left, as the last row of each episode has no next observation: give longer "
+            f"episodes, or next_observations"
+        )
     try:
         unit = to_unit(actions, *(np.broadcast_to(bound, actions.shape[1]) for bound in (action_low, action_high)))
     except ValueError as error:  # also of bounds that do not broadcast
@@ -73,7 +78,10 @@ def to_unit(actions: np.ndarray, low: Any, high: Any) -> np.ndarray:
 
 def _numbers(source: str, name: str, array: Any, *shape: Optional[int]) -> np.ndarray:
     """The array as finite numbers of that shape, [rows, 1] as [rows]; None is any length. Raises UserError."""
-    array = np.asarray(array)
+    try:
+        array = np.asarray(array)
+    except ValueError as error:  # rows of different lengths
+        raise UserError(f"{source}: {name} are no array ({one_line(error)}): give every row the same shape") from error
     if len(shape) == 1 and array.shape == (*shape, 1):
         array = array[:, 0]
     fits = array.ndim == len(shape) and all(
@@ -99,10 +107,13 @@ def _flags(source: str, name: str, array: Any, rows: int) -> np.ndarray:
 def refuse_non_finite(source: str, field: str, array: np.ndarray) -> None:
     """Raises UserError that names `source`, `field` and the row of the first NaN or infinity in `array` [R, ...]."""
     for start in range(0, len(array) if array.ndim else 0, ROWS_AT_ONCE):
-        finite = np.isfinite(array[start : start + ROWS_AT_ONCE])
+        block = array[start : start + ROWS_AT_ONCE]
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(block.astype(np.float32))  # as networks get it
         if not finite.all():
             row = start + int(np.argwhere(~finite)[0, 0])
-            raise UserError(f"{source}: {field} holds a NaN or infinity at row {row}: mend the data or fetch it again")
+            what = "a NaN or infinity" if not np.isfinite(block).all() else "a number too large for float32"
+            raise UserError(f"{source}: {field} holds {what} at row {row}: mend the data or fetch it again")
 
 
 def refuse_out_of_range(source: str, actions: np.ndarray, fix: str, bounds: str = "-1 to 1") -> None:

@@ -89,8 +89,10 @@ def _decode_seeds(texts: list[str]) -> tuple[int, ...]:
 def train_seeds(argv: list[str], command: Command) -> int:
     """Runs the command once for each seed, as many processes at a time as fit; returns the largest exit code."""
     run = command.settings.run
-    flag = argv.index("--seeds")
-    shared = argv[:flag] + argv[flag + 1 + len(command.seeds) :]
+    flag = next(index for index, text in enumerate(argv) if text.partition("=")[0] == "--seeds")
+    shared = argv[:flag] + argv[flag + 1 + len(command.seeds) * (argv[flag] == "--seeds") :]
+    from harness.comparison.workers import stop_with_parent  # here: it imports torch
+
     places = _places(run, len(command.seeds))
     stopped, processes = threading.Event(), []
 
@@ -99,7 +101,13 @@ def train_seeds(argv: list[str], command: Command) -> int:
             return 0
         arguments = [sys.executable, "-u", *shared, "--seed", str(seed)]
         process = subprocess.Popen(
-            arguments, env=os.environ | place, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            arguments,
+            env=os.environ | place,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,  # the terminal's Ctrl-C reaches this process alone, which then stops each run once
+            preexec_fn=stop_with_parent,
         )
         processes.append(process)
         for line in process.stdout:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from tqdm import tqdm
 
-from common.errors import CommandParser, UserError, exit_on_user_error
+from common.errors import CommandParser, UserError, exit_on_user_error, one_line
 from common.files import locked, make_folder
 from harness import run_files
 from harness.comparison.matrix import Comparison, PlannedRun, load_comparison
@@ -23,7 +23,8 @@ from harness.comparison.ray_workers import check_cluster, run_on_ray
 from harness.comparison.reevaluation import is_complete
 from harness.comparison.workers import FAILED, Slot, cores, run_locally, slots_of, visible_gpus
 from harness.devices import choose_device
-from harness.run_folder import check_folder, load_run_task, remove_run
+from harness.run_folder import check_folder, load_run_task, remove_run, with_chunks
+from harness.train import check_task
 
 
 def parser() -> argparse.ArgumentParser:
@@ -96,6 +97,13 @@ def check_data(comparison: Comparison, restarted: Sequence[PlannedRun] = ()) -> 
                 check_folder(run.run, run.config, task.identity)
             except UserError as error:
                 problems.append(str(error))
+        for run in (run for run in runs if run.seed == comparison.seeds[0]):
+            try:
+                usable = with_chunks(task, run.run, run.config)
+                agent = run.variant.agent_class(run.config, usable.observation_dim, usable.action_dim)
+                check_task(agent, run.run, usable)
+            except (UserError, ValueError) as error:
+                problems.append(f"{run.name}: {one_line(error, None)}")
         source, digest = task.identity["source"], task.identity["sha256"][:12]
         lines.append(f"{task.name}: {source}, {len(task.dataset):,} transitions, sha256 {digest}")
     if problems:

@@ -190,7 +190,7 @@ def load_settings(
     """
     overrides, algorithm = overrides or {}, algorithm_name(config_class)
     method_file = _SettingsFile(path) if path is not None else None
-    task = overrides.get("task") or (method_file and method_file.task()) or RunConfig().task
+    task = overrides.get("task", (method_file and method_file.task()) or RunConfig().task)
     suite, _, name = task.partition("/")
     if method_file is None and (CONFIGS / algorithm / f"{suite}.yaml").exists():
         method_file = _SettingsFile(CONFIGS / algorithm / f"{suite}.yaml")
@@ -263,7 +263,7 @@ def check_values(run: RunConfig, config: Any) -> None:
     if unknown:
         raise UserError(f"config: logger is {unknown[0]!r}, choose of {', '.join(LOGGERS)}")
     if run.label is not None and (run.label in ("", ".", "..") or {"/", os.sep} & set(run.label)):
-        raise UserError(f"config: label is {run.label!r}, it names one folder, so leave out slashes")
+        raise UserError(f"config: label is {run.label!r}, it must name one folder, without slashes")
 
 
 def _make(config_class: type, values: dict[str, Any], where: str) -> tuple[RunConfig, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from common.errors import UserError, one_line
 from common.files import write_text
 from harness import run_files
 
@@ -17,9 +18,16 @@ SCORES = ("return", "success", "length")
 
 
 def read_episodes(folder: Path) -> pd.DataFrame:
-    """The rows of a run's episodes.csv, none where there is no file."""
+    """The rows of a run's episodes.csv, none where there is no file. Raises UserError for a damaged one."""
     path = folder / run_files.EPISODES
-    return pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["seed", *SCORES])
+    if not path.exists():
+        return pd.DataFrame(columns=["seed", *SCORES])
+    try:
+        episodes = pd.read_csv(path)
+        episodes[["seed", *SCORES]]
+    except (ValueError, KeyError) as error:  # pandas' own errors are of these types
+        raise UserError(f"{path}: is damaged ({one_line(error)}); delete it, and evaluations write it again") from error
+    return episodes
 
 
 def add_episodes(folder: Path, options: dict[str, Any], result: Any, first_seed: int) -> None:

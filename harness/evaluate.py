@@ -14,6 +14,7 @@ table and writes to the run's folder, named by the first option with several val
 
 import argparse
 import dataclasses
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,14 +22,14 @@ from typing import Any
 
 from tqdm import tqdm
 
-from common.errors import CommandParser, UserError, exit_on_user_error
+from common.errors import CommandParser, UserError, exit_on_user_error, one_line
 from common.files import write_rows_csv
 from envs.task import Task
 from harness import run_files
 from harness.agent_tools import network_evaluations, own_options
 from harness.config import RunConfig
 from harness.devices import choose_device, set_up_torch
-from harness.episodes import add_episodes
+from harness.episodes import add_episodes, read_episodes
 from harness.evaluation import GRID_SEED, EvaluationResult, Evaluator
 from harness.graphics import check_graphics, choose_graphics
 from harness.grid import cells_of, parse_grid
@@ -211,6 +212,9 @@ def evaluate_command(argv: Sequence[str]) -> None:
     assignments = [f"{name}={','.join(values)}" for name, values in given.items() if values]
     grid = parse_grid(assignments, algorithm.agent_class, config)
 
+    if not os.access(run_dir, os.W_OK):
+        raise UserError(f"{run_dir}: cannot be written to, where the results go; copy the folder and evaluate the copy")
+    read_episodes(run_dir)  # refuses a damaged file now instead of after the evaluation
     set_up_torch(run)
     agent = load_agent(algorithm.agent_class, run_dir, algorithm.name).to(choose_device(arguments.device))
     draws = arguments.video_episodes > 0
@@ -221,7 +225,10 @@ def evaluate_command(argv: Sequence[str]) -> None:
         raise UserError(f"{run.task}: has no environment to evaluate in")
     if draws:
         check_graphics()  # before the sweep, which may take long
-    cells = sweep(agent, task, run, grid, arguments.episodes)
+    try:
+        cells = sweep(agent, task, run, grid, arguments.episodes)
+    except FloatingPointError as error:  # an act option that is too large, of an agent whose training was checked
+        raise UserError(f"{run_dir}: {one_line(error)}") from error
     print(f"{algorithm.name} on {run.task}, {run_dir}")
     show_and_write(cells, task, run, run_dir)
     if draws:

@@ -7,6 +7,7 @@ import csv
 import importlib.util
 import io
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,20 @@ def whole_rows(text: str) -> tuple[list[str], list[dict[str, str]]]:
 
 def read_rows(path: Path) -> list[dict[str, str]]:
     """The whole rows of a run's log, which may be growing; empty if there is no file."""
-    return whole_rows(path.read_text(encoding="utf-8-sig"))[1] if path.exists() else []
+    try:
+        return whole_rows(path.read_text(encoding="utf-8-sig"))[1] if path.exists() else []
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(
+            f"{path}: is damaged ({error}); put the run's own file back, or train anew with --restart"
+        ) from error
 
 
 class CsvLog:
     """Rows by step. The header grows with new keys; a row that a crash cut short is dropped when the log is opened."""
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, numbers: Sequence[str] = ("step",)):
+        """numbers: columns that every row has a number in. Raises UserError for a damaged file."""
+        self.path, self.numbers = path, numbers
         self.rows: list[dict[str, str]] = []
         self.header: list[str] = []
         if path.exists():
@@ -46,10 +53,11 @@ class CsvLog:
     def _read(self, text: str) -> None:
         """Raises ValueError where a whole line is no row."""
         self.header, self.rows = whole_rows(text)
-        if "step" not in self.header:
-            raise ValueError("it has no column `step`")
-        for row in self.rows:
-            int(row["step"])
+        for name in self.numbers:
+            if name not in self.header:
+                raise ValueError(f"it has no column `{name}`")
+            for row in self.rows:
+                (int if name == "step" else float)(row[name])
 
     @property
     def last_step(self) -> int:

@@ -11,7 +11,7 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from common.errors import UserError, one_line
 from common.files import locked, make_folder, remove_abandoned, replacing, write_text
 from common.untrusted import check_stored_zip
 from envs import load_environment, load_task
+from envs.checks import checked_task
 from envs.chunks import chunked
 from envs.task import DATA_HASHES, Task, normalize_observations, sparse
 from envs.wrappers import NORMALIZATION
@@ -63,9 +64,8 @@ def remove_run(run: RunConfig) -> None:
     """
     path = run_path(run)
     config = path / run_files.CONFIG
-    fields = [line.partition(":")[0] for line in config.read_text().splitlines()] if config.exists() else []
-    sweeps = [f"{name}.{kind}" for name in fields for kind in ("csv", "png")]
-    names = (*run_files.ALL, *sweeps, *run_files.PATTERNS)
+    lines = config.read_text(encoding="utf-8", errors="replace").splitlines() if config.exists() else []
+    names = (*run_files.ALL, *sweep_files(line.partition(":")[0] for line in lines), *run_files.PATTERNS)
     files = [file for name in names for file in sorted(path.glob(name)) if file.name != run_files.LOCK]
     if not files:
         print(f"restart: {path} holds no run")
@@ -79,13 +79,24 @@ def remove_run(run: RunConfig) -> None:
             (path / folder).rmdir()
 
 
+def sweep_files(fields: Iterable[str]) -> list[str]:
+    """Names of what sweeps of these act options have written."""
+    return [run_files.SWEEP, *(f"{name}.{kind}" for name in fields for kind in ("csv", "png"))]
+
+
 def busy(path: Path) -> str:
     return f"{path}: another process is running this; wait for it or stop it"
 
 
-def load_run_task(run: RunConfig) -> Task:
-    """The run's data, which may be made or fetched first, and its environment. Raises UserError as envs.load_task."""
-    task = load_task(run.task, run.data_dir, run.collect_episodes, run.in_memory, run.max_episode_steps)
+def load_run_task(run: RunConfig, task: Task | None = None) -> Task:
+    """The run's data, which may be made or fetched first, and its environment, as the run's config wants them.
+
+    task: one that is loaded already, such as of arrays in memory. Raises UserError as envs.load_task.
+    """
+    if task is None:
+        task = load_task(run.task, run.data_dir, run.collect_episodes, run.in_memory, run.max_episode_steps)
+    elif run.max_episode_steps is not None:
+        task = checked_task(task, run.max_episode_steps)
     task = normalize_observations(task) if run.normalize_observations else task
     return sparse(task) if run.sparse else task
 
@@ -120,7 +131,7 @@ def check_folder(run: RunConfig, config: Any, identity: dict, act_options: Seque
         stored = flat(*stored_config(path / run_files.CONFIG, type(config)))
     except UserError as error:
         raise UserError(f"{error}; or add --restart to begin this run anew") from error
-    _check_fields(path, stored, flat(run, config), act_options)
+    check_fields(path, stored, flat(run, config), act_options)
     environment = read_environment(path)
     advice = "restore it, choose another run_dir or label, or add --restart"
     check_identity(environment["data"], identity, f"since this run began in {path}; {advice}")
@@ -132,7 +143,7 @@ def check_folder(run: RunConfig, config: Any, identity: dict, act_options: Seque
         )
 
 
-def _check_fields(path: Path, stored: dict, asked: dict, act_options: Sequence[str]) -> None:
+def check_fields(path: Path, stored: dict, asked: dict, act_options: Sequence[str] = ()) -> None:
     """Raises UserError for fields that must agree and do not. More updates may be asked, of the run's last phase."""
     grows = ("online_steps",) if stored["online_steps"] else ("offline_steps", "online_steps")
     differing = [
@@ -189,7 +200,7 @@ class RunFolder:
             held.enter_context(self.lock)
             remove_abandoned(self.path)
             self.train_log = CsvLog(self.path / run_files.TRAIN_LOG)
-            self.eval_log = CsvLog(self.path / run_files.EVAL_LOG)
+            self.eval_log = CsvLog(self.path / run_files.EVAL_LOG, ("step", self.task.score_name))
             held.pop_all()  # the lock is kept
         return self
 
@@ -239,8 +250,8 @@ class RunFolder:
         # environment.json first: a folder with a config has everything that a resume compares. A result goes before a
         # config of more updates comes, so that there never is one of fewer beside it.
         write_text(self.path / run_files.ENVIRONMENT, json.dumps(environment, indent=2) + "\n")
-        for name in (run_files.RESULT, run_files.REEVALUATION, run_files.EPISODES):  # of the agent as it was
-            (self.path / name).unlink(missing_ok=True)
+        for name in (run_files.RESULT, run_files.REEVALUATION, run_files.EPISODES, *sweep_files(agent.act_options)):
+            (self.path / name).unlink(missing_ok=True)  # of the agent as it was
         write_text(self.path / run_files.CONFIG, config_to_yaml(self.run, self.config))
         shown = flat(self.run, self.config) | environment
         self.loggers = open_loggers(self.run, shown, environment["run_id"], self.path, step)
@@ -465,4 +476,6 @@ def read_json(path: Path, needed: Sequence[str]) -> dict:
         raise UserError(f"{path}: cannot be read ({error}); put a good one back, or add --restart") from error
     if missing or not isinstance(content, dict):
         raise UserError(f"{path}: has no {', '.join(missing)}; put a good one back, or add --restart")
+    if not isinstance(content.get("step", 0), int):
+        raise UserError(f"{path}: step is {content['step']!r}, no number; put a good one back, or add --restart")
     return content

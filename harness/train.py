@@ -36,12 +36,13 @@ def train_run(agent_class: type, run: RunConfig, config: Any, restart: bool = Fa
     parse_grid(run.sweep, agent_class, config)  # refuses a wrong one now instead of after the training
     check_loggers(run)
     check_compiler(run, device)
-    task = with_chunks(task or load_run_task(run), run, config)
+    task = with_chunks(load_run_task(run, task), run, config)
     try:
         agent = agent_class(config, task.observation_dim, task.action_dim, seed=run.seed).to(device)
     except ValueError as error:  # an agent that cannot be built for this task, as one on a base that is not there
         raise UserError(f"config: {one_line(error, None)}") from error
     check_task(agent, run, task)
+    announce(task, run)
     if restart:
         remove_run(run)
     check_folder(run, config, task.identity, agent_class.act_options)
@@ -59,13 +60,23 @@ def train_run(agent_class: type, run: RunConfig, config: Any, restart: bool = Fa
 
 
 def check_task(agent: torch.nn.Module, run: RunConfig, task: Task) -> None:
-    """Raises UserError where the task lacks what the run asks for: a column of the data, or an environment."""
+    """Raises UserError where the task lacks what the run asks for: a column, an environment, like validation data."""
     for name in agent.batch_fields:
         if name not in ("next_actions", *task.dataset.columns):
             raise UserError(f"config: these options need the column {name}, which the data of {task.name} lack")
     for name in ("online_steps", "sweep"):
         if task.make_env is None and getattr(run, name):
             raise UserError(f"config: {name} needs an environment, and {task.name} has none; leave it out")
+    for name in ("observations", "actions"):
+        width, found = (getattr(data, name).shape[1] for data in (task.dataset, task.validation or task.dataset))
+        if width != found:
+            raise UserError(
+                f"{task.name}: {name} have {found} numbers in the validation data and {width} in the others"
+            )
+
+
+def announce(task: Task, run: RunConfig) -> None:
+    """Says what a score of the task will lack."""
     if task.make_env is None:
         print(f"{task.name} has no environment: its runs have losses, on validation data too if it has some, no score")
     elif task.episodes(run.eval_episodes) < run.eval_episodes:

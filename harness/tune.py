@@ -94,8 +94,9 @@ def tune(argv: Sequence[str]) -> Path:
     parser.add_argument("--folder", type=Path, help="of the study (default: runs/tuning/<algorithm>/<task>)")
     parser.add_argument("--out", type=Path, help="the YAML file to write (default: best.yaml in the folder)")
     arguments, others = parser.parse_known_args(argv)
-    if arguments.training_seeds < 1:
-        raise UserError(f"command line: --training_seeds is {arguments.training_seeds}; it must be at least 1")
+    for name in ("trials", "training_seeds"):
+        if getattr(arguments, name) < 1:
+            raise UserError(f"command line: --{name} is {getattr(arguments, name)}; it must be at least 1")
     for flag in ("--restart", "--seeds", "--show"):
         if flag in others:
             raise UserError(f"command line: {flag} is not for studies; choose another --folder for another study")
@@ -116,10 +117,10 @@ def tune(argv: Sequence[str]) -> Path:
     out = arguments.out or folder / "best.yaml"
     if out.suffix != ".yaml" or out.resolve() in [path.resolve() for path in settings.files]:
         raise UserError(f"--out {out}: must end in .yaml and be none of the files that the trials begin from")
-    make_folder(folder, "--folder")
     task = load_run_task(run)
     if task.make_env is None:
         raise UserError(f"{task.name}: has no environment, so that there is no score to tune by")
+    make_folder(folder, "--folder")
     study = Study(algorithm, settings, space, task, folder, arguments.sampler_seed, arguments.training_seeds)
     if len(study.finished()) > arguments.trials:
         count = len(study.finished())

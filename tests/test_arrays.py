@@ -88,6 +88,9 @@ def test_without_next_observations_they_are_the_next_rows_and_a_step_at_a_time_l
     [
         ({"observations": (4, np.nan)}, "observations holds a NaN or infinity at row 4"),
         ({"next_observations": (4, np.inf)}, "next_observations holds a NaN or infinity at row 4"),
+        ({"rewards": (20, 1e39)}, "rewards holds a number too large for float32 at row 20"),
+        ({"observations": [[0.0, 1.0], [2.0]]}, "observations are no array .*: give every row the same shape"),
+        ({"next_observations": None, "timeouts": np.ones(21), "terminals": np.zeros(21)}, "no transition is left"),
         ({"rewards": (20, np.nan)}, "rewards holds a NaN or infinity at row 20"),
         ({"actions": (3, -2.1)}, "actions of 1 of 21 rows are outside -2 to 2, the first in row 3"),
         ({"terminals": (3, 2)}, "terminals must be 0 or 1, row 3"),
@@ -112,6 +115,17 @@ def test_arrays_that_are_not_right_are_named(changes, message):
     with pytest.raises(UserError, match=f"^mine: .*{message}") as caught:
         Dataset.from_transitions(**arrays, source="mine")
     assert "\n" not in str(caught.value)
+
+
+def test_arrays_in_memory_may_have_gymnasiums_names_and_others_besides():
+    arrays = pendulum() | {"action_low": -2, "action_high": 2}
+    renamed = {"terminals": "terminations", "timeouts": "truncations"}
+    theirs = {renamed.get(name, name): array for name, array in arrays.items()} | {"infos/goal": np.zeros(3)}
+    task = task_from_arrays("own/a", theirs, validation=theirs)
+    assert len(task.dataset) == len(task.validation) == len(task_from_arrays("own/a", arrays).dataset)
+    del theirs["rewards"]
+    with pytest.raises(UserError, match="^own/a: has no array rewards .it has .*terminations"):
+        task_from_arrays("own/a", theirs)
 
 
 # ---- arrays/<path> ----

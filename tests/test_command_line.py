@@ -465,6 +465,8 @@ def test_each_seed_is_a_process_and_the_worst_exit_code_counts(tmp_path):
     done = command("--task", "own/reach", "--seeds", "0", "1", "2")
     assert done.returncode == 3
     assert {f"seed {seed}: trained own/reach" for seed in (0, 1, 2)} < set(done.stdout.splitlines())
+    done = command("--seeds=2", "--task", "own/reach")
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "seed 2: trained own/reach")
 
 
 def test_a_signal_reaches_every_seed_and_starts_no_further_one(tmp_path):

@@ -283,6 +283,16 @@ def test_there_is_a_line_per_change(capsys):
     assert lines == ["[1/3] running: a", "[1/3] finished: b"]
 
 
+def test_what_a_run_would_stumble_over_is_found_before_any_begins(tmp_path, monkeypatch):
+    monkeypatch.setattr(compare_module, "load_run_task", lambda run: toy_task())
+    chunks = "{algorithm: iql, label: chunks, overrides: {action_chunk: 5000}}"
+    comparison = toy_comparison(tmp_path, "{algorithm: dipole, overrides: {advantage: group}}", chunks)
+    with pytest.raises(UserError, match="2 problems") as caught:
+        check_data(comparison)
+    assert "dipole/toy/point/seed_0: config: these options need the column state_values" in str(caught.value)
+    assert "chunks/toy/point/seed_0: " in str(caught.value)
+
+
 def test_updates_are_read_from_the_end_of_a_log(tmp_path):
     log = tmp_path / "train.csv"
     assert updates_made(log) == 0

@@ -315,6 +315,8 @@ def test_wrong_arguments_end_in_one_line(run_dir, monkeypatch, capsys, arguments
         (lambda folder: (folder / "environment.json").write_text("{"), "environment.json: cannot be read"),
         (lambda folder: (folder / "environment.json").write_text("[]"), "environment.json: has no algorithm"),
         (lambda folder: (folder / "checkpoint.pt").write_text("x"), "checkpoint.pt: is damaged"),
+        (lambda folder: (folder / "episodes.csv").write_text(""), "episodes.csv: is damaged"),
+        (lambda folder: (folder / "episodes.csv").write_text("hello,world\n1,2\n"), "episodes.csv: is damaged"),
         (lambda folder: folder.rename(folder.parent / "moved"), "there is no such folder"),
     ],
 )
@@ -322,6 +324,13 @@ def test_broken_run_folders_are_explained(run_dir, damage, message):
     damage(run_dir.folder)
     with pytest.raises(UserError, match=message):
         harness.evaluate.evaluate_command([str(run_dir.folder)])
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused_before_the_evaluation(run_dir, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(UserError, match="cannot be written to, where the results go"):
+        harness.evaluate.evaluate_command([str(run_dir.folder)])
+    assert run_dir.loaded == []
 
 
 def test_a_task_without_an_environment_is_refused(run_dir):

@@ -82,6 +82,21 @@ def test_a_planned_run_is_two_command_lines(tmp_path):
         assert evaluate.count("--act") == len(cells)
 
 
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (("name: toy", "name: ../evil"), "name is '../evil', it must name one folder"),
+        (
+            ("tasks: {first: [toy/point], second: [toy/point2, toy/point3]}", "tasks: [toy/point]"),
+            "tasks must be lines such as",
+        ),
+    ],
+)
+def test_a_folder_and_categories_are_named(tmp_path, change, message):
+    with pytest.raises(UserError, match=message):
+        load_comparison(write_matrix(tmp_path, change))
+
+
 def test_rows_cross_every_method_that_samples_candidates(tmp_path):
     rows = load_comparison(write_matrix(tmp_path)).rows
     assert [(row.label, row.variant.label, row.act) for row in rows] == [
@@ -122,7 +137,7 @@ def test_find_cell_wants_all_options_equal():
         ("seeds: [3, 5]", "seeds: [-1]", "config: seed is -1, it must be at least 0"),
         ("- iql", "- iqll", "there is no algorithm 'iqll', did you mean iql?"),
         ("- iql", "- dipole", "line 12: the label dipole is taken by an entry above it"),
-        ("- iql", "- {algorithm: iql, label: a/b}", "label is 'a/b', it names one folder"),
+        ("- iql", "- {algorithm: iql, label: a/b}", "label is 'a/b', it must name one folder"),
         ("- iql", "- {label: b}", "an entry has either `algorithm` or `evaluation_of`"),
         (
             "- iql",
@@ -157,7 +172,7 @@ def test_a_mistake_is_named(tmp_path, old, new, message):
 @pytest.mark.parametrize(
     ("name", "runs", "rows"),
     [
-        ("ablations", 24, 8),
+        ("ablations", 27, 9),
         ("cube-single", 30, 32),
         ("driving", 40, 9),
         ("exorl", 576, 14),

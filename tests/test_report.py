@@ -102,6 +102,30 @@ def test_bold_is_within_five_percent_of_the_best_of_its_own_column(tmp_path):
     assert means == [("115.0", True), ("120.0", True), ("113.9", False)]
 
 
+def test_a_comparison_without_a_finished_run_has_a_report(tmp_path):
+    comparison = made_up(tmp_path, [CARTPOLE], 2, lambda run, cell: None)
+    write_report(comparison, comparison.out)
+    assert "not begun" in (comparison.out / "report.md").read_text()
+
+
+def test_settings_that_a_run_never_had_are_refused(tmp_path):
+    comparison = made_up(tmp_path, [CARTPOLE], 1)
+    run = comparison.runs[0]
+    changed = dataclasses.replace(run, config=dataclasses.replace(run.config, learning_rate=0.5))
+    with pytest.raises(UserError, match="config.yaml: this run has another learning_rate"):
+        Results(dataclasses.replace(comparison, runs=(changed, *comparison.runs[1:])))
+
+
+@pytest.mark.parametrize(
+    "name, content", [("reevaluation.csv", b"hello\n1\n"), ("eval.csv", b"step,\xff\n"), ("train.csv", b"\xff\n")]
+)
+def test_damaged_files_of_a_run_are_named(tmp_path, name, content):
+    comparison = made_up(tmp_path, [CARTPOLE], 1)
+    (comparison.runs[0].folder / name).write_bytes(content)
+    with pytest.raises(UserError, match=f"{name}: is damaged"):
+        Results(comparison)
+
+
 def test_the_mean_of_the_last_evaluations_exists_for_the_acting_of_training_only(tmp_path):
     block = task_block(Results(made_up(tmp_path, [CARTPOLE], 5)), CARTPOLE)
     assert line(block, "DIPOLE", "1")["last 3: mean"] == "–"

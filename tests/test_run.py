@@ -258,6 +258,36 @@ def test_the_offline_phase_of_an_online_run_does_not_grow(tmp_path):
         toy_run(tmp_path, online_steps=20, offline_steps=80)
 
 
+def test_what_sweeps_of_a_shorter_training_wrote_goes_with_it(tmp_path):
+    folder = toy_run(tmp_path, offline_steps=20, sweep=("greediness=0,1",))
+    assert {"greediness.csv", "greediness.png", "episodes.csv"} <= {path.name for path in folder.iterdir()}
+    toy_run(tmp_path, offline_steps=40)
+    assert not [path.name for path in folder.iterdir() if "greediness" in path.name or path.name == "episodes.csv"]
+
+
+def test_a_task_that_is_given_is_changed_as_the_config_says(tmp_path):
+    folder = toy_run(tmp_path, task=toy_task(), offline_steps=20, normalize_observations=True, max_episode_steps=3)
+    assert rows_of(folder / "eval.csv")[-1]["length"] == "3"
+    record = environment_of(folder)["environment"]
+    assert record["max_episode_steps"] == 3 and len(record["observation_mean"]) == 3
+
+
+def test_validation_data_of_another_width_are_refused_before_anything_is_written(tmp_path):
+    task = toy_task(validation=True)
+    wide = task.validation
+    wide.observations = torch.cat([wide.observations, wide.observations[:, :1]], dim=1)
+    with pytest.raises(UserError, match="observations have 4 numbers in the validation data and 3 in the others"):
+        toy_run(tmp_path, task=task, offline_steps=20)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_restart_mends_a_config_that_is_no_text(tmp_path):
+    folder = toy_run(tmp_path, offline_steps=20)
+    (folder / "config.yaml").write_bytes(b"\xff\xfe")
+    toy_run(tmp_path, offline_steps=20, restart=True)
+    assert load_run(folder)[1].offline_steps == 20
+
+
 def test_a_run_that_is_being_trained_longer_is_not_finished(tmp_path):
     folder = toy_run(tmp_path)
     with pytest.raises(SystemExit):
@@ -387,6 +417,9 @@ def test_a_broken_checkpoint_is_refused_and_kept(tmp_path, content):
     [
         *((name, text) for name in ("environment.json", "result.json", "config.yaml") for text in (b"", b"{}", b"[1]")),
         ("eval.csv", b"x,y\n1,2\n"),
+        ("eval.csv", b"step,length\n20,1\n"),
+        ("eval.csv", b"step,return\n20,high\n"),
+        ("result.json", b'{"step": "40", "score": 1}'),
         ("train.csv", b"step,return\nmany,1\n"),
         ("train.csv", b"step,\xff\n1,2\n"),
     ],

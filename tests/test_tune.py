@@ -257,6 +257,7 @@ def test_a_wrong_search_space_is_one_sentence(line, message, tmp_path):
         (["--algorithm", "fql", "--task", "exorl/rnd/walker_walk"], "required: --trials"),
         (["--algorithm", "fql", "--trials", "2", "--task", "own/reach"], "there is no `search` table for own/reach"),
         (["--algorithm", "fql", "--trials", "1", "--training_seeds", "0"], "it must be at least 1"),
+        (["--algorithm", "fql", "--trials", "0"], "--trials is 0; it must be at least 1"),
         (["--algorithm", "fql", "--trials", "1", "--restart"], "--restart"),
         (["--algorithm", "fql", "--trials", "1", "--seeds", "1"], "--seeds"),
         (["--algorithm", "fql", "--trials", "1", "--out", "configs/fql/exorl.yaml"], "none of the files"),

@@ -174,6 +174,8 @@ def load_comparison(path: str | Path, run_dir: str | None = None) -> Comparison:
     if missing:
         raise UserError(f"{path}: has no {', '.join(missing)}; docs/comparisons.md describes the file")
     name, entries = keys["name"], keys["algorithms"]
+    if name in ("", ".", "..") or "/" in name:
+        raise UserError(f"{path}: name is {name!r}, it must name one folder, without slashes")
     if not isinstance(entries, yaml.SequenceNode):
         raise UserError(f"{path}: algorithms must be a list, not {shown(entries)}")
     keys["tasks"] = read_tasks(path, keys["tasks"])
@@ -204,7 +206,9 @@ def distinct(path: Path, name: str, values: Sequence) -> None:
 
 def read_tasks(path: Path, node: yaml.Node) -> dict[str, tuple[str, ...]]:
     """Tasks by category."""
-    categories = places_by_key(path, node) if isinstance(node, yaml.MappingNode) else {}
+    if not isinstance(node, yaml.MappingNode):
+        raise UserError(f"{path}: tasks must be lines such as `cube: [ogbench/...]`, not {shown(node)}")
+    categories = places_by_key(path, node)
     tasks = {name: decode(value, Tuple[str, ...], f"{where}: {name}") for name, (value, where) in categories.items()}
     distinct(path, "tasks", [task for group in tasks.values() for task in group])
     return tasks

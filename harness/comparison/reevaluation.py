@@ -14,7 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from common.errors import CommandParser, exit_on_user_error
+from common.errors import CommandParser, UserError, exit_on_user_error, one_line
 from common.files import locked, write_rows_csv
 from envs.task import Task
 from harness import run_files
@@ -31,10 +31,15 @@ from harness.run_folder import busy, is_finished, load_agent, load_run, load_tra
 def read_reevaluation(folder: Path) -> list[dict[str, str]]:
     """The lines of a run's reevaluation.csv as text by column; empty where there is none yet."""
     path = folder / run_files.REEVALUATION
-    if not path.exists():
-        return []
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        return list(csv.DictReader(file))
+    try:
+        lines = list(csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines())) if path.exists() else []
+        for line in lines:
+            float(line["score"]), int(line["episodes"])
+    except (UnicodeDecodeError, csv.Error, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path}: is damaged ({one_line(error)}); delete it, and the comparison writes it again"
+        ) from error
+    return lines
 
 
 def find_cell(lines: Iterable[dict[str, str]], cell: Cell) -> dict[str, str] | None:

@@ -17,9 +17,9 @@ import pandas as pd
 from harness import run_files
 from harness.comparison.matrix import CROSSED_OPTION, Comparison, PlannedRun, Row
 from harness.comparison.reevaluation import find_cell, read_reevaluation
-from harness.config import RunConfig, stored_config
+from harness.config import RunConfig, flat, stored_config
 from harness.loggers import read_rows
-from harness.run_folder import FIRST_HARNESS_VERSION, read_json
+from harness.run_folder import FIRST_HARNESS_VERSION, check_fields, read_json
 
 FINAL, LAST = KINDS = ("final", "last_evaluations")  # columns: of the finished policy; mean of training's last ones
 SUCCESS, D4RL, RETURN = "success, %", "D4RL score", "return"  # units in which scores are shown
@@ -104,6 +104,8 @@ def read_run(planned: PlannedRun) -> RunResult:
     run, config = planned.run, planned.config
     if begun:
         run, config = stored_config(config_path, type(planned.config))
+        # Else the report would name settings that the run never had; what all runs must share is the protocol's matter.
+        check_fields(folder, flat(planned.run, config), flat(planned.run, planned.config))
     return RunResult(
         planned=planned,
         status="finished" if finished else "failed" if error else "not finished" if begun else "not begun",

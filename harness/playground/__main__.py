@@ -41,6 +41,8 @@ def open_run(run_dir: Path, device: str, data_dir: str | None) -> tuple[LoadedRu
     agent = load_agent(algorithm.agent_class, run_dir, algorithm.name).to(choose_device(device))
     choose_graphics()  # before the task imports MuJoCo, which reads the choice then
     task = load_trained_task(run_dir, run, data_dir, draws=True)
+    if task.make_env is None:
+        raise UserError(f"{run.task}: has no environment to act in")
     no_pictures = None
     try:
         check_graphics()

@@ -38,6 +38,8 @@ def rows_of_names(axes: Axes, names: Sequence[str]) -> None:
 def plot_scores(scores: pd.DataFrame, folder: Path, score: str = "final score") -> str | None:
     """Final scores: a panel for each category, a line for each policy with its seeds, mean and interval."""
     kept = with_results(scores)
+    if kept.empty:
+        return None
     found = {name: estimates(kept, tasks, FINAL) for name, tasks in categories_of(scores).items()}
     found = {name: ones for name, ones in found.items() if ones["seeds"].any()}
     if not found:
