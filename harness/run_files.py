@@ -21,6 +21,6 @@ ALL = (
 REPLAY_FOLDER, REPLAY_PARTS = "replay", "replay/part_*.npz"
 TENSORBOARD_FOLDER = "tensorboard"
 KEPT_CHECKPOINTS = "checkpoints"  # <step>/ holds what loading a run needs
-NEEDED_TO_LOAD = (CONFIG, ENVIRONMENT, CHECKPOINT)
+NEEDED_TO_LOAD = (ENVIRONMENT, CONFIG, CHECKPOINT)
 # Those in folders.
 PATTERNS = (REPLAY_PARTS, "tensorboard/events.*", *(f"{KEPT_CHECKPOINTS}/*/{name}" for name in NEEDED_TO_LOAD))

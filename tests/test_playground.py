@@ -254,10 +254,14 @@ def run_dir(tmp_path_factory):
 
 
 def test_opening_a_run_gives_its_trained_agent_and_says_what_cannot_be_drawn(run_dir, monkeypatch):
-    monkeypatch.setattr(command, "load_trained_task", lambda folder, run, *_, **__: SimpleNamespace(name=run.task))
+    task = SimpleNamespace(name="toy/point", make_env=None)
+    monkeypatch.setattr(command, "load_trained_task", lambda *_, **__: task)
     monkeypatch.setattr(command, "choose_graphics", lambda: None)
     monkeypatch.setitem(sys.modules, "mujoco", SimpleNamespace())
     monkeypatch.setattr("harness.graphics.drawing_error", lambda backend: "no device")
+    with pytest.raises(UserError, match="toy/point: has no environment to act in"):
+        command.open_run(run_dir, "cpu", None)
+    task.make_env = object
     run, no_pictures = command.open_run(run_dir, "cpu", None)
     stored = torch.load(run_dir / "checkpoint.pt", weights_only=True)["agent"]["networks"]
     assert all(torch.equal(value, stored[name]) for name, value in nn.Module.state_dict(run.agent).items())
