@@ -12,6 +12,7 @@ The second command reads the first one's scores.csv in FOLDER (the test scenes) 
                  positive loss
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -28,13 +29,13 @@ from harness.plots import line_style, new_figure, save
 LOGGED = ("value/advantage_std", "actor/logit_saturated", "actor/positive_loss")
 
 
-def logged(run: RunResult) -> dict[str, float]:
-    """Of the last half of a run's log: its row's name, and the three measures."""
+def logged(run: RunResult, titles: Mapping[str, str]) -> dict[str, float]:
+    """Of the last half of a run's log the three measures, beside its row's title, by the labels of the runs."""
     log = pd.DataFrame(read_rows(run.planned.folder / run_files.TRAIN_LOG))[["step", *LOGGED]].apply(pd.to_numeric)
     last = log[2 * log["step"] > run.run.total_updates]
     deviation, saturated, loss = (last[name] for name in LOGGED)
     return {
-        "label": run.planned.variant.name,
+        "label": titles[run.planned.variant.label],
         "beta_advantage_std": run.config.inverse_temperature * deviation.mean(),
         "saturated": saturated.mean(),
         "loss_spike": loss.max() / loss.median(),
@@ -87,9 +88,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="has scores.csv, takes the files")
     with exit_on_user_error():
         asked = parser.parse_args()
-        runs = [run for run in Results(load_comparison(asked.comparison, asked.run_dir)).runs if run.finished]
+        comparison = load_comparison(asked.comparison, asked.run_dir)
+        titles = {row.variant.label: row.title for row in comparison.rows}
         scores = read_scores(asked.out)
-        table = gains(scores).merge(pd.DataFrame(map(logged, runs)).groupby("label").mean(), on="label", how="left")
+        measures = pd.DataFrame(logged(run, titles) for run in Results(comparison).runs if run.finished)
+        table = gains(scores).merge(measures.groupby("label").mean(), on="label", how="left")
         write_text(asked.out / "omega.csv", table.round(4).to_csv(index=False, lineterminator="\n"))
         several = scores.groupby("label")["greediness"].transform("nunique") > 1
         draw(scores[several], asked.out / "omega.png")

@@ -15,8 +15,11 @@ from algorithms.dipole import DIPOLEConfig
 from benchmarks import against_checkout, omega_gain, soak, sweep_over_seeds
 from benchmarks.throughput import SIZES, Size, build_updates, random_dataset, warm_up
 from harness.command_line import parse_command
+from harness.comparison.matrix import Row, Variant
+from harness.comparison.results import Results
 from harness.config import RunConfig, config_to_yaml
 from harness.updates import UPDATES_PER_REPLAY
+from tests.comparison_folders import LOCAL, Data, comparison_of, fill
 from tests.golden.checker import TOLERANCE, recorded_draws, step_arrays
 from tests.golden.dipole_family import dipole_fields
 
@@ -237,3 +240,22 @@ def test_the_gain_of_omega_is_by_seed_and_of_the_best_omega(tmp_path):
     assert table.loc["two", 0.0].tolist() == [2, 80, 0.5, -0.5, -1, 0]
     assert table.loc["one", 1.0].tolist()[:2] == [2, 40] and table.loc["one", 1.0].isna().sum() == 4
     assert len(table) == 3
+
+
+def test_measures_of_the_log_are_of_its_last_half_and_of_the_rows_title(tmp_path):
+    variant = Variant("beta-8", "dipole", {"inverse_temperature": 8.0})
+    data = Data("exorl/local_x/cartpole_swingup", "cartpole", "return", LOCAL)
+    comparison = comparison_of(tmp_path, [variant], [Row("beta-8", variant, {})], [data], [0])
+    fill(comparison, [data], lambda run, cell: 1.0)
+    log = "step,value/advantage_std,actor/logit_saturated,actor/positive_loss\n"
+    log += "250,9,9,9\n500,9,9,9\n750,0.5,0.2,1\n1000,0.7,0.4,3\n"
+    (comparison.runs[0].folder / "train.csv").write_text(
+        log.replace("\n", ",1\n").replace("loss,1", "loss,updates_per_second")
+    )
+    found = omega_gain.logged(Results(comparison).runs[0], {"beta-8": "beta 8"})
+    assert found == {
+        "label": "beta 8",
+        "beta_advantage_std": 8 * 0.6,
+        "saturated": pytest.approx(0.3),
+        "loss_spike": 1.5,
+    }

@@ -172,7 +172,7 @@ def test_a_mistake_is_named(tmp_path, old, new, message):
 @pytest.mark.parametrize(
     ("name", "runs", "rows"),
     [
-        ("ablations", 27, 9),
+        ("ablations", 45, 9),
         ("cube-single", 30, 32),
         ("driving", 40, 9),
         ("exorl", 576, 14),
