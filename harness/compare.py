@@ -7,10 +7,12 @@ finished runs alone. docs/comparisons.md describes the file and what is written 
 """
 
 import argparse
+import dataclasses
 import shlex
 import shutil
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from tqdm import tqdm
 
@@ -100,7 +102,7 @@ def check_data(comparison: Comparison, restarted: Sequence[PlannedRun] = ()) -> 
         for run in (run for run in runs if run.seed == comparison.seeds[0]):
             try:
                 usable = with_chunks(task, run.run, run.config)
-                agent = run.variant.agent_class(run.config, usable.observation_dim, usable.action_dim)
+                agent = run.variant.agent_class(smallest(run.config), usable.observation_dim, usable.action_dim)
                 check_task(agent, run.run, usable)
             except (UserError, ValueError) as error:
                 problems.append(f"{run.name}: {one_line(error, None)}")
@@ -110,6 +112,12 @@ def check_data(comparison: Comparison, restarted: Sequence[PlannedRun] = ()) -> 
         problems = list(dict.fromkeys(problems))
         raise UserError("\n  ".join([f"{comparison.path}: {len(problems)} problems:", *problems][len(problems) == 1 :]))
     return lines
+
+
+def smallest(config: Any) -> Any:
+    """The config with networks that are built at once: what an agent asks of its task does not depend on them."""
+    sizes = [each.name for each in dataclasses.fields(config) if each.name.endswith("hidden_dims")]
+    return dataclasses.replace(config, **dict.fromkeys(sizes, (1,)))
 
 
 def places(comparison: Comparison, workers: int | None) -> list[Slot]:

@@ -217,7 +217,7 @@ WRONG = {
     "tasks: {'*': 3}": "line 1: must hold lines such as `seed: 0`, not 3",
     "tasks: {'*': {sed: 3}}": r"line 1: sed is not a field of DIPOLEConfig, did you mean seed\?",
     "logger: [csv, mlflow]": "logger is 'mlflow', choose of csv, tensorboard, wandb",
-    "label: a/b": "label is 'a/b', it names one folder",
+    "label: a/b": "label is 'a/b', it must name one folder",
     "weighting: none\ngreediness: 1.0": "greediness is 1, but weighting none trains one policy",
     "value_hidden_dims: [512, 0]": "value_hidden_dims is 0, it must be at least 1",
 }
