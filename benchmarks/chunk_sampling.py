@@ -1,25 +1,22 @@
 """What a minibatch of chunks costs beside one of single transitions: CPU time of 256 of a million rows, by turns.
 
-taskset -c 1 python -m benchmarks.chunk_sampling
+    taskset -c 1 python -m benchmarks.chunk_sampling
+
+Prints the median over the rounds of the ratio of the two.
 """
 
+import functools
 import statistics
 import time
 
 import torch
 
+from benchmarks.throughput import SIZES, random_dataset, rate, waiting_for
 from common.errors import CommandParser, exit_on_user_error
 from envs.chunks import ChunkedDataset
-from envs.dataset import Chunk, Dataset
+from envs.dataset import Chunk
 
-ROWS, BATCH, CALLS = 1_000_000, 256, 50
-
-
-def seconds(dataset: Dataset, generator: torch.Generator) -> float:
-    started = time.process_time()
-    for _ in range(CALLS):
-        dataset.sample(BATCH, generator)
-    return time.process_time() - started
+ROWS, SECONDS = 1_000_000, 0.01
 
 
 def main() -> None:
@@ -28,12 +25,14 @@ def main() -> None:
     with exit_on_user_error():
         rounds = parser.parse_args().rounds
         torch.set_num_threads(1)
-        generator = torch.Generator().manual_seed(0)
-        observations = torch.rand(ROWS, 28, generator=generator)
-        parts = observations, observations[:, :5], observations[:, 0], torch.ones(ROWS), torch.arange(ROWS - 1)
-        single = Dataset(*parts)
-        chunks = ChunkedDataset(single, Chunk(5, 0.99))
-        ratios = [seconds(chunks, generator) / seconds(single, generator) for _ in range(rounds)]
+        cpu, size, generator = torch.device("cpu"), SIZES["published"], torch.Generator().manual_seed(0)
+        single = random_dataset(size, cpu, ROWS)
+        sets = single, ChunkedDataset(single, Chunk(5, 0.99))
+        ratios = []
+        for _ in range(rounds):
+            samples = (functools.partial(data.sample, size.batch_size, generator) for data in sets)
+            speeds = [rate(sample, SECONDS, waiting_for(cpu), time.process_time) for sample in samples]
+            ratios.append(speeds[0] / speeds[1])
         print(f"chunks of 5 / single transitions: {statistics.median(ratios):.2f} (median of {rounds} rounds)")
 
 

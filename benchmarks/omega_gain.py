@@ -15,7 +15,6 @@ The second command reads the first one's scores.csv in FOLDER (the test scenes) 
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from common.errors import CommandParser, UserError, exit_on_user_error
@@ -24,7 +23,7 @@ from harness import run_files
 from harness.comparison.matrix import load_comparison
 from harness.comparison.results import Results, RunResult
 from harness.loggers import read_rows
-from harness.plots import line_style, new_figure, save
+from harness.plots import new_figure, plot_line, save
 
 LOGGED = ("value/advantage_std", "actor/logit_saturated", "actor/positive_loss")
 
@@ -62,9 +61,8 @@ def draw(scores: pd.DataFrame, path: Path) -> None:
     figure, panels = new_figure(len(scales), 4.2, 3.6, len(scales))
     for scale, axes in zip(scales, panels, strict=True):
         for index, (label, group) in enumerate(scores[scores["noise_scale"] == scale].groupby("label", sort=False)):
-            mean, low, high = group.groupby("greediness")["pdms"].agg(["mean", "min", "max"]).to_numpy().T
-            bars = np.maximum([mean - low, high - mean], 0.0)  # a mean is at most a rounding error outside
-            axes.errorbar(omegas, mean, bars, label=label, markersize=5, capsize=2.5, lw=1.3, **line_style(index))
+            points = group.groupby("greediness")["pdms"].agg(["mean", "min", "max"])
+            plot_line(axes, index, label, omegas, *points.to_numpy().T)
         axes.set_title(f"start noise x {scale:g}", fontsize=9)
         axes.set_xlabel("greediness ω", fontsize=8)
     panels[0].set_ylabel("PDMS x 100, test", fontsize=8)

@@ -109,7 +109,7 @@ def refuse_non_finite(source: str, field: str, array: np.ndarray) -> None:
     for start in range(0, len(array) if array.ndim else 0, ROWS_AT_ONCE):
         block = array[start : start + ROWS_AT_ONCE]
         with np.errstate(over="ignore"):
-            finite = np.isfinite(block.astype(np.float32))  # as networks get it
+            finite = np.isfinite(block.astype(np.float32, copy=False))  # as networks get it
         if not finite.all():
             row = start + int(np.argwhere(~finite)[0, 0])
             what = "a NaN or infinity" if not np.isfinite(block).all() else "a number too large for float32"

@@ -133,8 +133,9 @@ def _places(run: RunConfig, seeds: int) -> list[dict[str, str]]:
     import torch  # here and below: flags and help need no torch
 
     from harness.comparison import workers
+    from harness.devices import choose_device
 
-    gpus = workers.visible_gpus() if run.device != "cpu" else []
+    gpus = workers.visible_gpus() if choose_device(run.device).type == "cuda" else []
     places = max(1, workers.cores() // max(1, run.threads))
     if gpus:
         places = min(places, len(gpus) * max(1, int(torch.cuda.mem_get_info()[0] / 1e9 / GIGABYTES_PER_RUN)))

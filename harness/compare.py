@@ -16,7 +16,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from common.errors import CommandParser, UserError, exit_on_user_error, one_line
+from common.errors import CommandParser, UserError, exit_on_user_error
 from common.files import locked, make_folder
 from harness import run_files
 from harness.comparison.matrix import Comparison, PlannedRun, load_comparison
@@ -26,7 +26,7 @@ from harness.comparison.reevaluation import is_complete
 from harness.comparison.workers import FAILED, Slot, cores, run_locally, slots_of, visible_gpus
 from harness.devices import choose_device
 from harness.run_folder import check_folder, load_run_task, remove_run, with_chunks
-from harness.train import check_task
+from harness.train import build_agent
 
 
 def parser() -> argparse.ArgumentParser:
@@ -102,10 +102,9 @@ def check_data(comparison: Comparison, restarted: Sequence[PlannedRun] = ()) -> 
         for run in (run for run in runs if run.seed == comparison.seeds[0]):
             try:
                 usable = with_chunks(task, run.run, run.config)
-                agent = run.variant.agent_class(smallest(run.config), usable.observation_dim, usable.action_dim)
-                check_task(agent, run.run, usable)
-            except (UserError, ValueError) as error:
-                problems.append(f"{run.name}: {one_line(error, None)}")
+                build_agent(run.variant.agent_class, run.run, smallest(run.config), usable)
+            except UserError as error:
+                problems.append(f"{run.name}: {error}")
         source, digest = task.identity["source"], task.identity["sha256"][:12]
         lines.append(f"{task.name}: {source}, {len(task.dataset):,} transitions, sha256 {digest}")
     if problems:

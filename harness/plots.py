@@ -107,7 +107,7 @@ def plot_sweep(
         line.sort(key=lambda row: float(row[option]))
         x = _column(line, option) + gap * (index - (len(settings) - 1) / 2)
         label = ", ".join(f"{name} {value}" for name, value in zip(varying, setting, strict=True)) or "agent"
-        _plot_line(axes, index, label, x, *(_column(line, f"{score_name}{part}") for part in ("", "_low", "_high")))
+        plot_line(axes, index, label, x, *(_column(line, f"{score_name}{part}") for part in ("", "_low", "_high")))
     axes.set_xticks(values, [f"{value:g}" for value in values])
     about = f"mean of {rows[0]['episodes']} episodes, bars: 95% bootstrap intervals"
     axes.set_title(f"{title}\n{about}" if title else about, fontsize=9)
@@ -125,12 +125,12 @@ def plot_lines(
     """Plots lines by label, at each x a mean with the ends of its interval, drawn as bars where they are finite."""
     figure, axes = _figure(x_label, y_label)
     for index, (label, points) in enumerate(lines.items()):
-        _plot_line(axes, index, label, x, *np.array(points, dtype=np.float64).T)
+        plot_line(axes, index, label, x, *np.array(points, dtype=np.float64).T)
     axes.set_xticks(x, [f"{value:g}" for value in x])
     _finish(figure, axes, png_path, reference_lines)
 
 
-def _plot_line(
+def plot_line(
     axes: Axes, index: int, label: str, x: Sequence[float], means: np.ndarray, low: np.ndarray, high: np.ndarray
 ) -> None:
     """The line of that number through `means`, with bars from `low` to `high` where these are finite, [n] each."""

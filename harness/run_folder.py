@@ -52,9 +52,15 @@ def is_finished(folder: Path) -> bool:
     return (folder / run_files.RESULT).exists()
 
 
-def read_result(folder: Path) -> dict | None:
+def read_result(folder: Path, needed: Sequence[str] = ("score", "step")) -> dict | None:
     """What result.json holds, None while the run is not finished. Raises UserError for a damaged one."""
-    return read_json(folder / run_files.RESULT, needed=("score", "step")) if is_finished(folder) else None
+    if not is_finished(folder):
+        return None
+    path = folder / run_files.RESULT
+    result = read_json(path, needed)
+    if not isinstance(result["step"], int):
+        raise UserError(f"{path}: step is {result['step']!r}, no number; put a good one back, or add --restart")
+    return result
 
 
 def remove_run(run: RunConfig) -> None:
@@ -80,8 +86,8 @@ def remove_run(run: RunConfig) -> None:
 
 
 def sweep_files(fields: Iterable[str]) -> list[str]:
-    """Names of what sweeps of these act options have written."""
-    return [run_files.SWEEP, *(f"{name}.{kind}" for name in fields for kind in ("csv", "png"))]
+    """Names of what sweeps of several values of these act options have written."""
+    return [f"{name}.{kind}" for name in fields for kind in ("csv", "png")]
 
 
 def busy(path: Path) -> str:
@@ -250,8 +256,9 @@ class RunFolder:
         # environment.json first: a folder with a config has everything that a resume compares. A result goes before a
         # config of more updates comes, so that there never is one of fewer beside it.
         write_text(self.path / run_files.ENVIRONMENT, json.dumps(environment, indent=2) + "\n")
-        for name in (run_files.RESULT, run_files.REEVALUATION, run_files.EPISODES, *sweep_files(agent.act_options)):
-            (self.path / name).unlink(missing_ok=True)  # of the agent as it was
+        scores = (run_files.RESULT, run_files.REEVALUATION, run_files.EPISODES, run_files.SWEEP)
+        for name in (*scores, *sweep_files(agent.act_options)):  # of the agent as it was
+            (self.path / name).unlink(missing_ok=True)
         write_text(self.path / run_files.CONFIG, config_to_yaml(self.run, self.config))
         shown = flat(self.run, self.config) | environment
         self.loggers = open_loggers(self.run, shown, environment["run_id"], self.path, step)
@@ -300,8 +307,8 @@ class RunFolder:
             online.restore(0, None)
             return 0, 0.0
         checkpoint = read_checkpoint(path, algorithm_name(type(self.config)))
-        self.keep_logs_until(checkpoint["loop"]["step"])
         state, loop, step = checkpoint["agent"], checkpoint["loop"], checkpoint["loop"]["step"]
+        self.keep_logs_until(step)
         print(f"{self.path}: continuing after {step} of {last} updates", flush=True)
         if loop["device"] != device.type:
             print(f"now on {device.type} instead of {loop['device']}: random streams start anew from (seed, step)")
@@ -476,6 +483,4 @@ def read_json(path: Path, needed: Sequence[str]) -> dict:
         raise UserError(f"{path}: cannot be read ({error}); put a good one back, or add --restart") from error
     if missing or not isinstance(content, dict):
         raise UserError(f"{path}: has no {', '.join(missing)}; put a good one back, or add --restart")
-    if not isinstance(content.get("step", 0), int):
-        raise UserError(f"{path}: step is {content['step']!r}, no number; put a good one back, or add --restart")
     return content

@@ -37,11 +37,7 @@ def train_run(agent_class: type, run: RunConfig, config: Any, restart: bool = Fa
     check_loggers(run)
     check_compiler(run, device)
     task = with_chunks(load_run_task(run, task), run, config)
-    try:
-        agent = agent_class(config, task.observation_dim, task.action_dim, seed=run.seed).to(device)
-    except ValueError as error:  # an agent that cannot be built for this task, as one on a base that is not there
-        raise UserError(f"config: {one_line(error, None)}") from error
-    check_task(agent, run, task)
+    agent = build_agent(agent_class, run, config, task).to(device)
     announce(task, run)
     if restart:
         remove_run(run)
@@ -59,8 +55,15 @@ def train_run(agent_class: type, run: RunConfig, config: Any, restart: bool = Fa
     return result
 
 
-def check_task(agent: torch.nn.Module, run: RunConfig, task: Task) -> None:
-    """Raises UserError where the task lacks what the run asks for: a column, an environment, like validation data."""
+def build_agent(agent_class: type, run: RunConfig, config: Any, task: Task) -> torch.nn.Module:
+    """The run's new agent, on the CPU.
+
+    Raises UserError where the task lacks what the run asks for: a column, an environment, like validation data.
+    """
+    try:
+        agent = agent_class(config, task.observation_dim, task.action_dim, seed=run.seed)
+    except ValueError as error:  # an agent that cannot be built for this task, as one on a base that is not there
+        raise UserError(f"config: {one_line(error, None)}") from error
     for name in agent.batch_fields:
         if name not in ("next_actions", *task.dataset.columns):
             raise UserError(f"config: these options need the column {name}, which the data of {task.name} lack")
@@ -73,6 +76,7 @@ def check_task(agent: torch.nn.Module, run: RunConfig, task: Task) -> None:
             raise UserError(
                 f"{task.name}: {name} have {found} numbers in the validation data and {width} in the others"
             )
+    return agent
 
 
 def announce(task: Task, run: RunConfig) -> None:

@@ -29,12 +29,12 @@ import torch
 
 from common.errors import CommandParser, UserError, exit_on_user_error
 from common.files import make_folder, readable, write_text
+from envs import load_task
 from harness.algorithms import load_algorithm
 from harness.command_line import parse_command
 from harness.config import flat
 from harness.config_file import as_yaml, places_by_key, read_mapping
 from harness.evaluation import TUNING_SEED
-from harness.run_folder import load_run_task
 from harness.tuning.record import record_path
 
 
@@ -117,7 +117,7 @@ def tune(argv: Sequence[str]) -> Path:
     out = arguments.out or folder / "best.yaml"
     if out.suffix != ".yaml" or out.resolve() in [path.resolve() for path in settings.files]:
         raise UserError(f"--out {out}: must end in .yaml and be none of the files that the trials begin from")
-    task = load_run_task(run)
+    task = load_task(run.task, run.data_dir, run.collect_episodes, run.in_memory, run.max_episode_steps)
     if task.make_env is None:
         raise UserError(f"{task.name}: has no environment, so that there is no score to tune by")
     make_folder(folder, "--folder")

@@ -499,6 +499,8 @@ def test_seeds_are_dealt_to_gpus_by_their_memory(monkeypatch):
     monkeypatch.setattr(workers, "cores", lambda: 8)
     monkeypatch.setattr(workers, "visible_gpus", lambda: ["0", "1"])
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (7e9, 8e9))
+    assert len(command_line._places(RunConfig(), 10)) == 8  # named by CUDA_VISIBLE_DEVICES, but torch finds none
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     places = command_line._places(RunConfig(), 10)
     assert [place["CUDA_VISIBLE_DEVICES"] for place in places] == ["0", "1", "0", "1"]
 

@@ -482,7 +482,8 @@ def test_restart_deletes_the_run_and_nothing_else(tmp_path, capsys):
     """Its sweep, its replay and what a comparison adds go too; the user's own files stay."""
     folder = toy_run(tmp_path, offline_steps=20, online_steps=5, sweep=("greediness=0,1",), keep_checkpoints=True)
     assert (folder / "greediness.csv").exists() and list((folder / "replay").iterdir())
-    for name in ("notes.txt", "notes.csv", "log.txt", "error.txt", "reevaluation.csv", "divergence.json"):
+    theirs, ours = ("notes.txt", "notes.csv"), ("log.txt", "error.txt", "reevaluation.csv", "divergence.json")
+    for name in (*theirs, *ours, "evaluation.csv"):
         (folder / name).write_text("x")
     remove_run(toy_settings(tmp_path)[0])
     assert "deleting config.yaml" in capsys.readouterr().out

@@ -53,7 +53,7 @@ search:
 def toy(tmp_path, monkeypatch):
     """A settings file in tmp_path, DIPOLE on the toy task; returns the function that runs the command."""
     tmp_path.joinpath("small.yaml").write_text(SETTINGS)
-    monkeypatch.setattr(tune_module, "load_run_task", lambda run: toy_task())
+    monkeypatch.setattr(tune_module, "load_task", lambda *_: toy_task())
 
     def run(folder: str, trials: int, *flags: str) -> Path:
         arguments = ["--algorithm", "dipole", "--config", str(tmp_path / "small.yaml"), "--trials", str(trials)]
@@ -84,6 +84,14 @@ def interrupt_update(monkeypatch, number: int) -> None:
         return update(self, batch)
 
     monkeypatch.setattr(DIPOLE, "update", counted)
+
+
+def test_trials_normalise_observations_once(toy, tmp_path):
+    """The task that the command has loaded is changed by each run, as train_run changes one that is given."""
+    toy("study", 1, "--normalize_observations", "true")
+    record = tmp_path / "study" / "trial_0000" / "toy" / "point" / "seed_2000000" / "environment.json"
+    expected = toy_task().dataset.observations.mean(dim=0).tolist()
+    assert json.loads(record.read_text())["environment"]["observation_mean"] == pytest.approx(expected, abs=1e-6)
 
 
 def test_an_interrupted_study_equals_an_uninterrupted_one(toy, tmp_path, monkeypatch, capsys):

@@ -19,7 +19,7 @@ from harness.comparison.matrix import CROSSED_OPTION, Comparison, PlannedRun, Ro
 from harness.comparison.reevaluation import find_cell, read_reevaluation
 from harness.config import RunConfig, flat, stored_config
 from harness.loggers import read_rows
-from harness.run_folder import FIRST_HARNESS_VERSION, check_fields, read_json
+from harness.run_folder import FIRST_HARNESS_VERSION, check_fields, read_json, read_result
 
 FINAL, LAST = KINDS = ("final", "last_evaluations")  # columns: of the finished policy; mean of training's last ones
 SUCCESS, D4RL, RETURN = "success, %", "D4RL score", "return"  # units in which scores are shown
@@ -113,7 +113,7 @@ def read_run(planned: PlannedRun) -> RunResult:
         run=run,
         config=config,
         environment=read_json(environment_path, needed=("data", "versions")) if begun else {},
-        result=read_json(folder / run_files.RESULT, needed=("score", "score_name", "step")) if finished else {},
+        result=(finished and read_result(folder, ("score", "score_name", "step"))) or {},
         evaluations=read_rows(folder / run_files.EVAL_LOG),
         updates_per_second=statistics.median(speeds) if speeds else math.nan,
         cells=read_reevaluation(folder),

@@ -11,6 +11,7 @@ import datetime
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -112,6 +113,7 @@ def announce(before: Mapping[str, str], states: Mapping[str, str]) -> None:
     for name, state in states.items():
         if state != before[name]:
             tqdm.write(f"{time.strftime('%H:%M:%S')} [{ended}/{len(states)}] {state}: {name}")  # above the bar
+            sys.stdout.flush()
 
 
 def updates_bar(runs: Sequence[PlannedRun]) -> tqdm:
@@ -130,7 +132,7 @@ def updates_made(log: Path) -> int:
     """The updates of the last row of a run's train.csv, read from the file's end."""
     with contextlib.suppress(FileNotFoundError), open(log, "rb") as file:
         file.seek(max(0, os.path.getsize(log) - LONGEST_ROW))
-        step = file.read().splitlines()[-1].split(b",")[0]
+        step = file.read().rstrip(b"\n").rpartition(b"\n")[2].partition(b",")[0]
         return int(step) if step.isdigit() else 0  # the header, or a row that is being written
     return 0
 

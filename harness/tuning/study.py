@@ -38,7 +38,7 @@ from harness.config_file import decode, form_of, named, read_keys, shown, unknow
 from harness.devices import choose_device
 from harness.divergence import Diverged
 from harness.evaluation import TUNING_SEED, evaluate
-from harness.run_folder import load_agent, run_path
+from harness.run_folder import load_agent, load_run_task, run_path
 from harness.train import train_run
 
 JOURNAL = "journal.log"
@@ -121,6 +121,9 @@ class Study:
         self.study.set_user_attr("settings", asked)
         if not self.study.trials:
             self.study.enqueue_trial({name: getattr(self.settings.config, name) for name in self.space})
+        self.scored = load_run_task(
+            self.settings.run, self.task
+        )  # as each trial's run changes the task that it is given
 
     def must_agree(self) -> dict:
         """What must be equal for a study to be continued, as JSON."""
@@ -187,7 +190,7 @@ class Study:
                 agent = load_agent(self.algorithm.agent_class, run_path(run), self.algorithm.name)
                 agent = agent.to(choose_device(own.device))
                 episodes = (self.task.episodes(own.eval_episodes), TUNING_SEED, own.eval_environments, own.eval_workers)
-                scores.append(evaluate(agent, self.task.make_env, *episodes).scores(self.task.score_name).mean())
+                scores.append(evaluate(agent, self.scored.make_env, *episodes).scores(self.task.score_name).mean())
         except (Diverged, FloatingPointError) as error:
             print(f"trial {number}: {error}", file=sys.stderr)
             return None
