@@ -357,6 +357,13 @@ def test_online_runs_have_a_table_from_before_to_after(tmp_path):
     assert online_block(Results(made_up(tmp_path / "offline", CUBE[1:2], 1))) is None
 
 
+def test_curves_mark_where_the_online_phase_begins(tmp_path):
+    made = {count: Results(made_up(tmp_path / str(count), CUBE[1:2], 2, online_steps=count)) for count in (0, 10)}
+    texts = {count: plots.curve_blocks(results, tmp_path)[0].text[0] for count, results in made.items()}
+    assert "Dotted: the first steps in the environment." in texts[10] and "Dotted" not in texts[0]
+    assert plots.online_starts(made[10].runs) == {1000} and plots.online_starts(made[0].runs) == set()
+
+
 def test_tuning_record_beside_the_config_is_shown(tmp_path):
     path = tmp_path / "fql.yaml"
     path.write_text("distillation_weight: 3.0\n")

@@ -15,6 +15,7 @@ from optuna.trial import TrialState
 
 from algorithms.dipole import DIPOLE, DIPOLEConfig
 from common.errors import UserError
+from envs.chunks import chunked
 from harness import tune as tune_module
 from harness.algorithms import ROOT, algorithm_names, load_algorithm
 from harness.config import load_settings
@@ -92,6 +93,14 @@ def test_trials_normalise_observations_once(toy, tmp_path):
     record = tmp_path / "study" / "trial_0000" / "toy" / "point" / "seed_2000000" / "environment.json"
     expected = toy_task().dataset.observations.mean(dim=0).tolist()
     assert json.loads(record.read_text())["environment"]["observation_mean"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_trial_with_chunks_is_scored_with_chunks(toy, tmp_path):
+    """By hand: an environment step for each action of a chunk, not a chunk for each step."""
+    toy("study", 1, "--action_chunk", "2")
+    agent = DIPOLE.load(tmp_path / "study" / "trial_0000" / "toy" / "point" / "seed_2000000")
+    expected = evaluate(agent, chunked(toy_task(), 2, 0.99).make_env, 3, TUNING_SEED).returns.mean()
+    assert trials_of(tmp_path / "study")[0].value == pytest.approx(expected)
 
 
 def test_an_interrupted_study_equals_an_uninterrupted_one(toy, tmp_path, monkeypatch, capsys):

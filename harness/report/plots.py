@@ -148,13 +148,22 @@ def learning_curves(results: Results, category: str, tasks: Sequence[str], path:
         axes.set_ylabel(runs[0].scale.unit, fontsize=8)
         if unit == "updates":
             axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+            for update in online_starts(runs):
+                axes.axvline(update, color="grey", lw=0.8, ls=":")
         axes.set_xlim(left=0.0)
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=3, fontsize=7, frameon=False)
     bands = [f"its {CONFIDENCE:.0%} bootstrap interval"] if max(counts) >= FEWEST_SEEDS else []
     bands += ["the range of the seeds where they are few"] if min(counts) < FEWEST_SEEDS else []
     text = "Evaluations during training, with the act options of training: mean over the finished seeds. Band: "
     text += " or ".join(bands) + "."
+    if any(online_starts(runs) for runs in finished.values()):
+        text += " Dotted: the first steps in the environment."
     return Block(f"Learning curves: {category}", text=[text], figure=save(figure, path))
+
+
+def online_starts(runs: Sequence[RunResult]) -> set[int]:
+    """Numbers of updates after which the runs go on in the environment."""
+    return {run.planned.run.offline_steps for run in runs if run.planned.run.online_steps}
 
 
 def draw_curve(axes: Axes, runs: Sequence[RunResult], index: int, unit: str):

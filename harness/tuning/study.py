@@ -38,7 +38,7 @@ from harness.config_file import decode, form_of, named, read_keys, shown, unknow
 from harness.devices import choose_device
 from harness.divergence import Diverged
 from harness.evaluation import TUNING_SEED, evaluate
-from harness.run_folder import load_agent, load_run_task, run_path
+from harness.run_folder import load_agent, load_run_task, run_path, with_chunks
 from harness.train import train_run
 
 JOURNAL = "journal.log"
@@ -121,9 +121,8 @@ class Study:
         self.study.set_user_attr("settings", asked)
         if not self.study.trials:
             self.study.enqueue_trial({name: getattr(self.settings.config, name) for name in self.space})
-        self.scored = load_run_task(
-            self.settings.run, self.task
-        )  # as each trial's run changes the task that it is given
+        run = self.settings.run  # each trial's run changes the task that it is given in the same way
+        self.scored = with_chunks(load_run_task(run, self.task), run, self.settings.config)
 
     def must_agree(self) -> dict:
         """What must be equal for a study to be continued, as JSON."""
