@@ -17,6 +17,7 @@ from envs.driving.bandit import load_data
 from envs.driving.planner import along_route, constant_velocity
 from envs.driving.scene_files import SCORE_NAMES, read_split
 from envs.driving.vehicle import simulate
+from harness.average import average
 from harness.comparison.matrix import load_comparison
 from harness.driving import closed_loop as closed_loop_table
 from harness.driving import navsim_policy, results, show, table
@@ -169,8 +170,10 @@ overrides:
   data_dir: {data_dir}
   device: cpu
   offline_steps: 2
+  learning_rate: 0.1
   log_interval: 2
-  checkpoint_interval: 2
+  checkpoint_interval: 1
+  keep_checkpoints: true
   eval_interval: 2
   eval_episodes: 2
   batch_size: 8
@@ -213,6 +216,20 @@ def test_the_results_of_a_comparison_are_its_runs_scores(folder, comparison, tmp
         expected = 100 * table.scores_of(scenes, plans, "").mean(axis=(0, 1))
         found = [float(learned["DIPOLE", "2.0", str(scale), "validation", "1"][name]) for name in SCORE_NAMES]
         assert found == pytest.approx(expected, abs=1e-4)
+
+
+def test_results_of_a_kept_checkpoint_are_those_of_its_agent(folder, comparison, tmp_path):
+    for planned in load_comparison(comparison).runs:
+        average(planned.folder, 2)
+    options = ["--samples", "2", "--greediness", "2", "--checkpoint", "average_1_2", "--out", str(tmp_path)]
+    results.main(["--comparison", str(comparison), *options])
+    assert "2 updates, checkpoint average_1_2." in (tmp_path / "table.md").read_text()
+    scores = pd.read_csv(tmp_path / "scores.csv").set_index(["label", "split", "seed"])
+    policy = Policy(folder.parent / RUNS / "dipole/driving/bandit/seed_1/checkpoints/average_1_2")
+    scenes = read_split(folder, "test")
+    plans = policy.sample(scenes, policy.data.observations["test"], 2, greediness=2.0)
+    expected = 100 * table.scores_of(scenes, plans, "").mean(axis=(0, 1))
+    assert list(scores.loc["DIPOLE", "test", 1.0][list(SCORE_NAMES)]) == pytest.approx(expected, abs=1e-4)
 
 
 def lines(label, test, validation=None, **setting):

@@ -17,7 +17,7 @@ import yaml
 from algorithms.dipole import DIPOLE, DIPOLEConfig
 from common.errors import UserError
 from common.files import remove_abandoned, replacing, write_text
-from harness import run_files
+from harness import average, run_files
 from harness.config import RunConfig, stored_config
 from harness.loggers import CsvLog
 from harness.run_folder import RunFolder, load_agent, load_run, remove_run, run_path
@@ -503,6 +503,22 @@ def test_every_checkpoint_is_kept_as_a_run_of_its_own(tmp_path, straight):
         torch.testing.assert_close(DIPOLE.load(kept[10]).state_dict()[name], tensor, rtol=0, atol=0)
     _, run, _ = load_run(kept[10])
     assert run.keep_checkpoints
+
+
+def test_the_average_of_kept_checkpoints_is_one_more_checkpoint(tmp_path, capsys):
+    folder = toy_run(tmp_path, checkpoint_interval=10, keep_checkpoints=True)
+    steps = [RUN.offline_steps - 20, RUN.offline_steps - 10, RUN.offline_steps]
+    average.main([str(folder), "--last", "3"])
+    out = folder / "checkpoints" / f"average_{steps[0]}_{steps[-1]}"
+    assert f"written: {out}" in capsys.readouterr().out
+    states = [DIPOLE.load(folder / "checkpoints" / str(step)).state_dict() for step in steps]
+    for name, tensor in DIPOLE.load(out).state_dict().items():
+        torch.testing.assert_close(tensor, sum(state[name] for state in states) / 3, rtol=1e-6, atol=1e-8)
+        assert not name.startswith("positive") or not torch.equal(tensor, states[-1][name])
+    assert load_run(out) == load_run(folder / "checkpoints" / str(steps[-1]))
+    with pytest.raises(SystemExit) as raised:
+        average.main([str(folder), "--last", "30"])
+    assert raised.value.code == 2 and "keeps 6 checkpoints, and --last is 30" in capsys.readouterr().err
 
 
 # ---- Files ----

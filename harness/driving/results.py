@@ -20,6 +20,7 @@ import pandas as pd
 from common.errors import CommandParser, UserError, exit_on_user_error
 from common.files import format_rows, make_folder, write_text
 from envs.driving.scene_files import SCORE_NAMES, SceneSet, read_split
+from harness import run_files
 from harness.comparison.matrix import Comparison, Row, load_comparison
 from harness.comparison.protocol import check_protocol
 from harness.comparison.results import Results, RunResult
@@ -88,15 +89,19 @@ def settings_of(agent: Any, row: Row, asked: Mapping[str, Sequence[float]]) -> l
 
 
 def lines_of(
-    results: Results, scenes: dict[str, SceneSet], samples: int, asked: Mapping[str, Sequence[float]]
+    results: Results, scenes: dict[str, SceneSet], samples: int, asked: Mapping[str, Sequence[float]], checkpoint: str
 ) -> Iterator[dict]:
-    """First what needs no learning; every policy begins at its checkpoint's noise, so that rows are compared alike."""
+    """First what needs no learning; every policy begins at its checkpoint's noise, so that rows are compared alike.
+
+    checkpoint: which of each run's kept ones acts; empty: the last.
+    """
     for split, part in scenes.items():
         for label, scores in planner_scores(part).items():
             yield line(scores, label=label, split=split)
     for row in results.comparison.rows:
         for run in finished_of(results, row):
-            policy = Policy(run.planned.folder)
+            kept = run_files.KEPT_CHECKPOINTS if checkpoint else ""
+            policy = Policy(run.planned.folder / kept / checkpoint)
             start = policy.agent.noise.generator.get_state()
             for setting, (split, part) in itertools.product(settings_of(policy.agent, row, asked), scenes.items()):
                 policy.agent.noise.generator.set_state(start)
@@ -222,6 +227,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--samples", type=int, default=8, help="plans per scene of each run")
     parser.add_argument("--greediness", type=float, nargs="+", default=[], help="values to choose among")
     parser.add_argument("--noise_scale", type=float, nargs="+", default=[], help="values to choose among")
+    parser.add_argument(
+        "--checkpoint",
+        default="",
+        metavar="NAME",
+        help="of each run's checkpoints/, as of harness.average; else its last",
+    )
     parser.add_argument("--reference", default="DIPOLE", help="row whose lead is shown; default DIPOLE")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the files are written")
     with exit_on_user_error():
@@ -232,11 +243,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         make_folder(options.out, "--out")
         scenes = {split: read_split(first.folder, split) for split in (CHOOSES, REPORTED)}
         asked = {name: getattr(options, name) for name in SETTINGS if getattr(options, name)}
-        scores = pd.DataFrame(lines_of(results, scenes, options.samples, asked))
+        scores = pd.DataFrame(lines_of(results, scenes, options.samples, asked, options.checkpoint))
         counts = " and ".join(f"{len(part.scenes)} {split} scenes" for split, part in scenes.items())
+        named = f", checkpoint {options.checkpoint}" if options.checkpoint else ""
         heading = (
             f"Scores times 100, {counts} (set {first.data.sha256[:12]}), {options.samples} plans per scene, "
-            f"{results.runs[0].planned.run.offline_steps:,} updates."
+            f"{results.runs[0].planned.run.offline_steps:,} updates{named}."
         )
         paths = write(scores, options.out, heading, options.reference)
         print((options.out / "table.md").read_text(encoding="utf-8"), *(f"written: {path}" for path in paths), sep="\n")
