@@ -9,13 +9,14 @@ The second command reads the first one's scores.csv in FOLDER (the test scenes) 
     omega.csv    by row and noise scale: mean score at omega 0; the most that another omega adds to it, that omega, and
                  its least and largest gain over the seeds; over the last half of the log the standard deviation of
                  beta A, the share of |beta A + k| above 4, where the sigmoid is flat, and the largest over the median
-                 positive loss
+                 positive loss; of several seeds with two policies how their velocities differ by seed (`by_seed`)
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
+import torch
 
 from common.errors import CommandParser, UserError, exit_on_user_error
 from common.files import write_text
@@ -24,8 +25,11 @@ from harness.comparison.matrix import load_comparison
 from harness.comparison.results import Results, RunResult
 from harness.loggers import read_rows
 from harness.plots import new_figure, plot_line, save
+from harness.run_folder import load_agent, load_run_task
 
 LOGGED = ("value/advantage_std", "actor/logit_saturated", "actor/positive_loss")
+ERRORS = ("error_correlation", "error_share")
+POINTS = 4096  # validation transitions, each with a noise and a time of its own
 
 
 def logged(run: RunResult, titles: Mapping[str, str]) -> dict[str, float]:
@@ -38,6 +42,32 @@ def logged(run: RunResult, titles: Mapping[str, str]) -> dict[str, float]:
         "beta_advantage_std": run.config.inverse_temperature * deviation.mean(),
         "saturated": saturated.mean(),
         "loss_spike": loss.max() / loss.median(),
+    }
+
+
+@torch.no_grad()
+def by_seed(runs: Sequence[RunResult], titles: Mapping[str, str]) -> dict[str, float]:
+    """What omega multiplies, v+ - v-, against its error: the deviation from the mean over runs that differ by seed.
+
+    error_correlation: of the deviations of v+ and of v-, which cancel in the difference as far as they are equal;
+    error_share: of the mean square of the difference, what differs by seed (unbiased).
+    """
+    data, generator = load_run_task(runs[0].run).validation, torch.Generator().manual_seed(0)
+    batch = data.sample(POINTS, generator)
+    x0 = torch.randn(batch["actions"].shape, generator=generator)
+    t = torch.rand(POINTS, 1, generator=generator)
+    x_t = (1 - t) * x0 + t * batch["actions"]
+    variant = runs[0].planned.variant
+    agents = [load_agent(variant.agent_class, run.planned.folder, variant.algorithm) for run in runs]
+    velocities = torch.stack([agent.flow(batch["observations"], x_t, t) for agent in agents])  # [seeds, 2, B, A]
+    positive, negative = (velocities - velocities.mean(dim=0)).unbind(dim=1)
+    difference = velocities[:, 0] - velocities[:, 1]
+    error = difference.var(dim=0).mean()
+    signal = difference.mean(dim=0).square().mean() - error / len(runs)
+    return {
+        "label": titles[variant.label],
+        "error_correlation": float((positive * negative).sum() / (positive.norm() * negative.norm())),
+        "error_share": float(error / (error + signal)),
     }
 
 
@@ -89,8 +119,12 @@ def main() -> None:
         comparison = load_comparison(asked.comparison, asked.run_dir)
         titles = {row.variant.label: row.title for row in comparison.rows}
         scores = read_scores(asked.out)
-        measures = pd.DataFrame(logged(run, titles) for run in Results(comparison).runs if run.finished)
-        table = gains(scores).merge(measures.groupby("label").mean(), on="label", how="left")
+        runs = [run for run in Results(comparison).runs if run.finished and hasattr(run.config, "weighting")]
+        measures = pd.DataFrame(logged(run, titles) for run in runs).groupby("label").mean()
+        seeds = {label: [run for run in runs if titles[run.planned.variant.label] == label] for label in measures.index}
+        pairs = [own for own in seeds.values() if len(own) > 1 and own[0].config.num_policies == 2]
+        errors = pd.DataFrame((by_seed(own, titles) for own in pairs), columns=["label", *ERRORS])
+        table = gains(scores).merge(measures, on="label", how="left").merge(errors, on="label", how="left")
         write_text(asked.out / "omega.csv", table.round(4).to_csv(index=False, lineterminator="\n"))
         several = scores.groupby("label")["greediness"].transform("nunique") > 1
         draw(scores[several], asked.out / "omega.png")

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from harness.updates import UPDATES_PER_REPLAY
 from tests.comparison_folders import LOCAL, Data, comparison_of, fill
 from tests.golden.checker import TOLERANCE, recorded_draws, step_arrays
 from tests.golden.dipole_family import dipole_fields
+from tests.toy import toy_task
 
 ROOT = Path(__file__).resolve().parents[1]
 CASE = ROOT / "tests" / "golden" / "dipole.npz"
@@ -258,4 +260,29 @@ def test_measures_of_the_log_are_of_its_last_half_and_of_the_rows_title(tmp_path
         "beta_advantage_std": 8 * 0.6,
         "saturated": pytest.approx(0.3),
         "loss_spike": 1.5,
+    }
+
+
+DUO = SimpleNamespace(label="duo", agent_class=None, algorithm="duo")
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_errors_of_both_policies_cancel_or_add_up(sign, tmp_path, monkeypatch):
+    """Velocities 2 and 1 with the errors e and sign e of seeds 0 and 1: in the difference they cancel, or are 2 e."""
+    errors = {0: 0.3, 1: -0.3}
+    runs = [SimpleNamespace(run=seed, planned=SimpleNamespace(variant=DUO, folder=seed)) for seed in errors]
+
+    def load(agent_class, seed, algorithm):
+        velocities = torch.tensor([2.0 + errors[seed], 1.0 + sign * errors[seed]])
+        return SimpleNamespace(flow=lambda observations, x, t: velocities[:, None, None].expand(2, *x.shape))
+
+    monkeypatch.setattr(omega_gain, "load_agent", load)
+    monkeypatch.setattr(omega_gain, "load_run_task", lambda run: SimpleNamespace(validation=toy_task().dataset))
+    found = omega_gain.by_seed(runs, {"duo": "Duo"})
+    variance = 2 * 0.6**2  # of 2 e over two seeds, with the divisor 1
+    share = 0.0 if sign == 1 else variance / (variance + 1.0 - variance / 2)
+    assert found == {
+        "label": "Duo",
+        "error_correlation": pytest.approx(sign, rel=1e-4),
+        "error_share": pytest.approx(share, rel=1e-4, abs=1e-6),
     }
