@@ -25,7 +25,7 @@ from harness.comparison.matrix import load_comparison
 from harness.comparison.results import Results, RunResult
 from harness.loggers import read_rows
 from harness.plots import new_figure, plot_line, save
-from harness.run_folder import load_agent, load_run_task
+from harness.run_folder import checkpoint_folder, load_agent, load_run_task
 
 LOGGED = ("value/advantage_std", "actor/logit_saturated", "actor/positive_loss")
 ERRORS = ("error_correlation", "error_share")
@@ -46,7 +46,7 @@ def logged(run: RunResult, titles: Mapping[str, str]) -> dict[str, float]:
 
 
 @torch.no_grad()
-def by_seed(runs: Sequence[RunResult], titles: Mapping[str, str]) -> dict[str, float]:
+def by_seed(runs: Sequence[RunResult], titles: Mapping[str, str], checkpoint: str = "") -> dict[str, float]:
     """What omega multiplies, v+ - v-, against its error: the deviation from the mean over runs that differ by seed.
 
     error_correlation: of the deviations of v+ and of v-, which cancel in the difference as far as they are equal;
@@ -58,7 +58,8 @@ def by_seed(runs: Sequence[RunResult], titles: Mapping[str, str]) -> dict[str, f
     t = torch.rand(POINTS, 1, generator=generator)
     x_t = (1 - t) * x0 + t * batch["actions"]
     variant = runs[0].planned.variant
-    agents = [load_agent(variant.agent_class, run.planned.folder, variant.algorithm) for run in runs]
+    folders = [checkpoint_folder(run.planned.folder, checkpoint) for run in runs]
+    agents = [load_agent(variant.agent_class, folder, variant.algorithm) for folder in folders]
     velocities = torch.stack([agent.flow(batch["observations"], x_t, t) for agent in agents])  # [seeds, 2, B, A]
     positive, negative = (velocities - velocities.mean(dim=0)).unbind(dim=1)
     difference = velocities[:, 0] - velocities[:, 1]
@@ -113,6 +114,7 @@ def main() -> None:
     parser = CommandParser("python -m benchmarks.omega_gain", __doc__)
     parser.add_argument("--comparison", required=True, metavar="FILE", help="the file that harness.compare ran")
     parser.add_argument("--run_dir", metavar="FOLDER", help="in place of the file's, as harness.compare's")
+    parser.add_argument("--checkpoint", default="", metavar="NAME", help="as harness.driving.results'")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="has scores.csv, takes the files")
     with exit_on_user_error():
         asked = parser.parse_args()
@@ -123,7 +125,7 @@ def main() -> None:
         measures = pd.DataFrame(logged(run, titles) for run in runs).groupby("label").mean()
         seeds = {label: [run for run in runs if titles[run.planned.variant.label] == label] for label in measures.index}
         pairs = [own for own in seeds.values() if len(own) > 1 and own[0].config.num_policies == 2]
-        errors = pd.DataFrame((by_seed(own, titles) for own in pairs), columns=["label", *ERRORS])
+        errors = pd.DataFrame((by_seed(own, titles, asked.checkpoint) for own in pairs), columns=["label", *ERRORS])
         table = gains(scores).merge(measures, on="label", how="left").merge(errors, on="label", how="left")
         write_text(asked.out / "omega.csv", table.round(4).to_csv(index=False, lineterminator="\n"))
         several = scores.groupby("label")["greediness"].transform("nunique") > 1

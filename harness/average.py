@@ -18,7 +18,7 @@ import torch
 from common.errors import CommandParser, UserError, exit_on_user_error
 from common.files import make_folder, replacing
 from harness import run_files
-from harness.run_folder import load_run, read_checkpoint
+from harness.run_folder import checkpoint_folder, load_run, read_checkpoint
 
 
 def kept_steps(run_dir: Path) -> list[int]:
@@ -37,14 +37,14 @@ def average(run_dir: Path, last: int) -> Path:
             "--keep_checkpoints true and a smaller --checkpoint_interval"
         )
     steps = steps[-last:]
-    folders = [run_dir / run_files.KEPT_CHECKPOINTS / str(step) for step in steps]
+    folders = [checkpoint_folder(run_dir, str(step)) for step in steps]
     checkpoints = [read_checkpoint(folder / run_files.CHECKPOINT, algorithm.name) for folder in folders]
     networks = checkpoints[-1]["agent"]["networks"]
     for name, own in networks.items():
         if own.is_floating_point():
             parts = [checkpoint["agent"]["networks"][name].double() for checkpoint in checkpoints]
             networks[name] = torch.stack(parts).mean(dim=0).to(own.dtype)
-    out = run_dir / run_files.KEPT_CHECKPOINTS / f"average_{steps[0]}_{steps[-1]}"
+    out = checkpoint_folder(run_dir, f"average_{steps[0]}_{steps[-1]}")
     make_folder(out, "RUN_DIR")
     for name in run_files.NEEDED_TO_LOAD:
         with replacing(out / name) as temporary:

@@ -47,6 +47,11 @@ def run_path(run: RunConfig) -> Path:
     return Path(run.run_dir).expanduser() / run.label / run.task / f"seed_{run.seed}"
 
 
+def checkpoint_folder(run_dir: Path, name: str) -> Path:
+    """Where the run keeps its checkpoint of that name, such as a step's or an average's; empty: the run itself."""
+    return run_dir / run_files.KEPT_CHECKPOINTS / name if name else run_dir
+
+
 def is_finished(folder: Path) -> bool:
     """Whether the run in that folder has its result."""
     return (folder / run_files.RESULT).exists()
@@ -287,7 +292,7 @@ class RunFolder:
             ) from error
 
     def keep_checkpoint(self, step: int) -> None:
-        kept = self.path / run_files.KEPT_CHECKPOINTS / str(step)
+        kept = checkpoint_folder(self.path, str(step))
         make_folder(kept, "run_dir")
         for name in run_files.NEEDED_TO_LOAD:
             with replacing(kept / name) as temporary:

@@ -270,9 +270,10 @@ DUO = SimpleNamespace(label="duo", agent_class=None, algorithm="duo")
 def test_errors_of_both_policies_cancel_or_add_up(sign, tmp_path, monkeypatch):
     """Velocities 2 and 1 with the errors e and sign e of seeds 0 and 1: in the difference they cancel, or are 2 e."""
     errors = {0: 0.3, 1: -0.3}
-    runs = [SimpleNamespace(run=seed, planned=SimpleNamespace(variant=DUO, folder=seed)) for seed in errors]
+    runs = [SimpleNamespace(run=seed, planned=SimpleNamespace(variant=DUO, folder=Path(str(seed)))) for seed in errors]
 
-    def load(agent_class, seed, algorithm):
+    def load(agent_class, folder, algorithm):
+        seed = int(folder.name)
         velocities = torch.tensor([2.0 + errors[seed], 1.0 + sign * errors[seed]])
         return SimpleNamespace(flow=lambda observations, x, t: velocities[:, None, None].expand(2, *x.shape))
 

@@ -20,13 +20,13 @@ import pandas as pd
 from common.errors import CommandParser, UserError, exit_on_user_error
 from common.files import format_rows, make_folder, write_text
 from envs.driving.scene_files import SCORE_NAMES, SceneSet, read_split
-from harness import run_files
 from harness.comparison.matrix import Comparison, Row, load_comparison
 from harness.comparison.protocol import check_protocol
 from harness.comparison.results import Results, RunResult
 from harness.driving.policies import Policy
 from harness.driving.table import TITLES, planner_scores, scores_of
 from harness.plots import plot_lines
+from harness.run_folder import checkpoint_folder
 from harness.score_statistics import FEWEST_SEEDS, Interval, interval
 
 TASK = "driving/bandit"
@@ -100,8 +100,7 @@ def lines_of(
             yield line(scores, label=label, split=split)
     for row in results.comparison.rows:
         for run in finished_of(results, row):
-            kept = run_files.KEPT_CHECKPOINTS if checkpoint else ""
-            policy = Policy(run.planned.folder / kept / checkpoint)
+            policy = Policy(checkpoint_folder(run.planned.folder, checkpoint))
             start = policy.agent.noise.generator.get_state()
             for setting, (split, part) in itertools.product(settings_of(policy.agent, row, asked), scenes.items()):
                 policy.agent.noise.generator.set_state(start)
