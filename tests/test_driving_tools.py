@@ -218,11 +218,13 @@ def test_the_results_of_a_comparison_are_its_runs_scores(folder, comparison, tmp
         assert found == pytest.approx(expected, abs=1e-4)
 
 
-def test_results_of_a_kept_checkpoint_are_those_of_its_agent(folder, comparison, tmp_path):
-    for planned in load_comparison(comparison).runs:
+def test_results_of_a_kept_checkpoint_are_those_of_its_agent(folder, comparison, tmp_path, capsys):
+    for planned in load_comparison(comparison).runs[1:]:
         average(planned.folder, 2)
     options = ["--samples", "2", "--greediness", "2", "--checkpoint", "average_1_2", "--out", str(tmp_path)]
     results.main(["--comparison", str(comparison), *options])
+    left_out = "left out: cloning/driving/bandit/seed_0 keeps no checkpoint average_1_2\n"
+    assert left_out in capsys.readouterr().out
     assert "2 updates, checkpoint average_1_2." in (tmp_path / "table.md").read_text()
     scores = pd.read_csv(tmp_path / "scores.csv").set_index(["label", "split", "seed"])
     policy = Policy(folder.parent / RUNS / "dipole/driving/bandit/seed_1/checkpoints/average_1_2")

@@ -93,14 +93,18 @@ def lines_of(
 ) -> Iterator[dict]:
     """First what needs no learning; every policy begins at its checkpoint's noise, so that rows are compared alike.
 
-    checkpoint: which of each run's kept ones acts; empty: the last.
+    checkpoint: which of each run's kept ones acts, without runs that have none of the name; empty: the last.
     """
     for split, part in scenes.items():
         for label, scores in planner_scores(part).items():
             yield line(scores, label=label, split=split)
     for row in results.comparison.rows:
         for run in finished_of(results, row):
-            policy = Policy(checkpoint_folder(run.planned.folder, checkpoint))
+            folder = checkpoint_folder(run.planned.folder, checkpoint)
+            if not folder.is_dir():
+                print(f"left out: {run.planned.name} keeps no checkpoint {checkpoint}")
+                continue
+            policy = Policy(folder)
             start = policy.agent.noise.generator.get_state()
             for setting, (split, part) in itertools.product(settings_of(policy.agent, row, asked), scenes.items()):
                 policy.agent.noise.generator.set_state(start)
