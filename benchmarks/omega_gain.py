@@ -9,7 +9,7 @@ The second command reads the first one's scores.csv in FOLDER (the test scenes) 
     omega.csv    by row and noise scale: mean score at omega 0; the most that another omega adds to it, that omega, and
                  its least and largest gain over the seeds; over the last half of the log the standard deviation of
                  beta A, the share of |beta A + k| above 4, where the sigmoid is flat, and the largest over the median
-                 positive loss; of several seeds with two policies how their velocities differ by seed (`by_seed`)
+                 positive loss; of several seeds with two policies how much their difference varies by seed (`by_seed`)
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,13 +22,13 @@ from common.errors import CommandParser, UserError, exit_on_user_error
 from common.files import write_text
 from harness import run_files
 from harness.comparison.matrix import load_comparison
-from harness.comparison.results import Results, RunResult
+from harness.comparison.results import Results, RunResult, with_checkpoint
 from harness.loggers import read_rows
 from harness.plots import new_figure, plot_line, save
 from harness.run_folder import checkpoint_folder, load_agent, load_run_task
 
 LOGGED = ("value/advantage_std", "actor/logit_saturated", "actor/positive_loss")
-ERRORS = ("error_correlation", "error_share")
+SPREAD = ("spread_seeds", "spread_share", "spread_left")
 POINTS = 4096  # validation transitions, each with a noise and a time of its own
 
 
@@ -47,10 +47,11 @@ def logged(run: RunResult, titles: Mapping[str, str]) -> dict[str, float]:
 
 @torch.no_grad()
 def by_seed(runs: Sequence[RunResult], titles: Mapping[str, str], checkpoint: str = "") -> dict[str, float]:
-    """What omega multiplies, v+ - v-, against its error: the deviation from the mean over runs that differ by seed.
+    """How much of v+ - v-, which omega multiplies, differs between runs of other seeds: at validation data, full noise.
 
-    error_correlation: of the deviations of v+ and of v-, which cancel in the difference as far as they are equal;
-    error_share: of the mean square of the difference, what differs by seed (unbiased).
+    spread_share: the variance over the seeds of v+ - v- over its mean square (0: all alike; above 1 where nothing is
+    common to them). spread_left: the same variance over those of v+ and v- together (1: they are uncorrelated; 0: they
+    cancel). What all seeds get wrong alike is not seen.
     """
     data, generator = load_run_task(runs[0].run).validation, torch.Generator().manual_seed(0)
     batch = data.sample(POINTS, generator)
@@ -61,14 +62,13 @@ def by_seed(runs: Sequence[RunResult], titles: Mapping[str, str], checkpoint: st
     folders = [checkpoint_folder(run.planned.folder, checkpoint) for run in runs]
     agents = [load_agent(variant.agent_class, folder, variant.algorithm) for folder in folders]
     velocities = torch.stack([agent.flow(batch["observations"], x_t, t) for agent in agents])  # [seeds, 2, B, A]
-    positive, negative = (velocities - velocities.mean(dim=0)).unbind(dim=1)
     difference = velocities[:, 0] - velocities[:, 1]
-    error = difference.var(dim=0).mean()
-    signal = difference.mean(dim=0).square().mean() - error / len(runs)
+    spread = difference.var(dim=0).mean()
     return {
         "label": titles[variant.label],
-        "error_correlation": float((positive * negative).sum() / (positive.norm() * negative.norm())),
-        "error_share": float(error / (error + signal)),
+        "spread_seeds": len(runs),
+        "spread_share": float(spread / difference.square().mean()),
+        "spread_left": float(spread / velocities.var(dim=0).sum(dim=0).mean()),
     }
 
 
@@ -121,12 +121,13 @@ def main() -> None:
         comparison = load_comparison(asked.comparison, asked.run_dir)
         titles = {row.variant.label: row.title for row in comparison.rows}
         scores = read_scores(asked.out)
-        runs = [run for run in Results(comparison).runs if run.finished and hasattr(run.config, "weighting")]
+        runs = with_checkpoint(Results(comparison).runs, asked.checkpoint)
+        runs = [run for run in runs if hasattr(run.config, "weighting")]
         measures = pd.DataFrame(logged(run, titles) for run in runs).groupby("label").mean()
         seeds = {label: [run for run in runs if titles[run.planned.variant.label] == label] for label in measures.index}
         pairs = [own for own in seeds.values() if len(own) > 1 and own[0].config.num_policies == 2]
-        errors = pd.DataFrame((by_seed(own, titles, asked.checkpoint) for own in pairs), columns=["label", *ERRORS])
-        table = gains(scores).merge(measures, on="label", how="left").merge(errors, on="label", how="left")
+        spread = pd.DataFrame((by_seed(own, titles, asked.checkpoint) for own in pairs), columns=["label", *SPREAD])
+        table = gains(scores).merge(measures, on="label", how="left").merge(spread, on="label", how="left")
         write_text(asked.out / "omega.csv", table.round(4).to_csv(index=False, lineterminator="\n"))
         several = scores.groupby("label")["greediness"].transform("nunique") > 1
         draw(scores[several], asked.out / "omega.png")

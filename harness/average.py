@@ -4,9 +4,9 @@
     python -m harness.average RUN_DIR ... --last 5
 
 writes RUN_DIR/checkpoints/average_<first>_<last step>/, which harness.evaluate and an agent's `load` take as a run, as
-they do checkpoints/<step>/. Every network is averaged, critics too; optimisers and random states are the last's. An
-average of weights acts as the policies it is made of, without the noise of single updates (Izmailov et al. 2018,
-"Averaging Weights Leads to Wider Optima and Better Generalization").
+they do checkpoints/<step>/. Every network is averaged, critics too; optimisers and random states are the last's. Where
+the weights lie close together, their mean acts much as the mean of the policies does (Izmailov et al. 2018, "Averaging
+Weights Leads to Wider Optima and Better Generalization").
 """
 
 import shutil

@@ -267,7 +267,7 @@ DUO = SimpleNamespace(label="duo", agent_class=None, algorithm="duo")
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
-def test_errors_of_both_policies_cancel_or_add_up(sign, tmp_path, monkeypatch):
+def test_what_differs_by_seed_cancels_or_adds_up(sign, tmp_path, monkeypatch):
     """Velocities 2 and 1 with the errors e and sign e of seeds 0 and 1: in the difference they cancel, or are 2 e."""
     errors = {0: 0.3, 1: -0.3}
     runs = [SimpleNamespace(run=seed, planned=SimpleNamespace(variant=DUO, folder=Path(str(seed)))) for seed in errors]
@@ -280,10 +280,10 @@ def test_errors_of_both_policies_cancel_or_add_up(sign, tmp_path, monkeypatch):
     monkeypatch.setattr(omega_gain, "load_agent", load)
     monkeypatch.setattr(omega_gain, "load_run_task", lambda run: SimpleNamespace(validation=toy_task().dataset))
     found = omega_gain.by_seed(runs, {"duo": "Duo"})
-    variance = 2 * 0.6**2  # of 2 e over two seeds, with the divisor 1
-    share = 0.0 if sign == 1 else variance / (variance + 1.0 - variance / 2)
+    variance = 0.0 if sign == 1 else 2 * 0.6**2  # of 2 e over two seeds, with the divisor 1
     assert found == {
         "label": "Duo",
-        "error_correlation": pytest.approx(sign, rel=1e-4),
-        "error_share": pytest.approx(share, rel=1e-4, abs=1e-6),
+        "spread_seeds": 2,
+        "spread_share": pytest.approx(variance / (1.0 + variance / 2), rel=1e-4, abs=1e-6),
+        "spread_left": pytest.approx(1.0 - sign, rel=1e-4, abs=1e-6),
     }

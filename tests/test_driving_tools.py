@@ -19,6 +19,7 @@ from envs.driving.scene_files import SCORE_NAMES, read_split
 from envs.driving.vehicle import simulate
 from harness.average import average
 from harness.comparison.matrix import load_comparison
+from harness.comparison.results import with_checkpoint
 from harness.driving import closed_loop as closed_loop_table
 from harness.driving import navsim_policy, results, show, table
 from harness.driving.policies import Policy
@@ -225,13 +226,17 @@ def test_results_of_a_kept_checkpoint_are_those_of_its_agent(folder, comparison,
     results.main(["--comparison", str(comparison), *options])
     left_out = "left out: cloning/driving/bandit/seed_0 keeps no checkpoint average_1_2\n"
     assert left_out in capsys.readouterr().out
-    assert "2 updates, checkpoint average_1_2." in (tmp_path / "table.md").read_text()
+    assert "runs of 2 updates, checkpoint average_1_2." in (tmp_path / "table.md").read_text()
     scores = pd.read_csv(tmp_path / "scores.csv").set_index(["label", "split", "seed"])
     policy = Policy(folder.parent / RUNS / "dipole/driving/bandit/seed_1/checkpoints/average_1_2")
     scenes = read_split(folder, "test")
     plans = policy.sample(scenes, policy.data.observations["test"], 2, greediness=2.0)
     expected = 100 * table.scores_of(scenes, plans, "").mean(axis=(0, 1))
     assert list(scores.loc["DIPOLE", "test", 1.0][list(SCORE_NAMES)]) == pytest.approx(expected, abs=1e-4)
+    with pytest.raises(SystemExit) as raised:
+        results.main(["--comparison", str(comparison), "--checkpoint", "3", "--out", str(tmp_path / "none")])
+    assert raised.value.code == 2 and "no run has 3 there; name one that is" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
 
 
 def lines(label, test, validation=None, **setting):
@@ -263,7 +268,7 @@ def test_settings_are_chosen_in_the_validation_scenes_for_each_row():
     assert results.chosen(scores) == {"dipole": (0.5, 1.0), "cloning": (None, 0.5), "iql": (None, None)}
     rows = [row.split("|") for row in results.table(scores, "dipole").splitlines()[2:]]
     assert [row[1].strip() for row in rows] == ["cloning, noise 0.5", "iql", "dipole, omega 0.5, noise 1"]
-    assert [row[-2].strip()[:6] for row in rows] == ["12.0 [", "45.0 [", ""] and "70.0" not in str(rows)
+    assert [row[-2].strip()[:6] for row in rows] == ["12.0 [", "45.0", ""] and "70.0" not in str(rows)
     points = results.curve_table("dipole", scores, results.Setting(0.5, 1.0)).splitlines()[4:]
     assert points[0].startswith("| 0.5 | 0 | 59.0 [59.0, 59.0] | 70.0") and points[1].startswith(
         "| 0.5 | 1 (chosen) | 60.0 [60.0, 60.0] | 54.0 ["
@@ -271,15 +276,19 @@ def test_settings_are_chosen_in_the_validation_scenes_for_each_row():
 
 
 @pytest.mark.parametrize(
-    "reference, values, text",
+    "reference, values, constant, text",
     [
-        ([50, 52, 54, 56, 58], [40, 40, 40, 40, 40], "14.0 [1"),
-        ([50, 52, 54, 56, 58], [96.0], "-42.0 [-4"),  # a planner
-        ([5, 5, 5, 5, 5], [4, 4, 4, 4, 4], "1.0 [1.0, 1.0]"),
+        ([50, 52, 54, 56, 58], [40, 40, 40, 40, 40], False, "14.0 [1"),
+        ([50, 52, 54, 56, 58], [96.0], True, "-42.0 [-4"),  # a planner
+        ([5, 5, 5, 5, 5], [4, 4, 4, 4, 4], False, "1.0 [1.0, 1.0]"),
+        ([50, 52, 54, 56, 58], [40, 42, 44, 46], False, "11.0"),  # seeds too few for an interval
+        ([50, 52, 54, 56, 58], [44.0], False, "10.0"),
+        ([50, 52], [40.0], True, "11.0"),
     ],
 )
-def test_a_lead_is_a_difference_of_means_with_its_interval(reference, values, text):
-    assert results.lead_cell(np.array(reference, float), np.array(values, float)).startswith(text)
+def test_a_lead_is_a_difference_of_means_with_its_interval(reference, values, constant, text):
+    found = results.lead_cell(np.array(reference, float), np.array(values, float), constant)
+    assert found == text if "[" not in text else found.startswith(text)
 
 
 @pytest.mark.parametrize("values, text", [([1.0, 3.0], "2.0 (1.0, 3.0)"), ([3.0], "3.0")])
@@ -287,13 +296,18 @@ def test_few_seeds_are_shown_one_by_one(values, text):
     assert results.pdms_cell(np.array(values)) == text
 
 
-def test_a_row_has_the_seeds_that_are_finished(comparison, tmp_path):
+def test_a_row_has_the_seeds_that_are_finished(folder, comparison, tmp_path):
     more = tmp_path / "more.yaml"
     later = "  - {algorithm: dipole, label: later}\n"
     more.write_text(comparison.read_text().replace("seeds: [0, 1]", "seeds: [0, 1, 2]") + later)
     found = results.read_results(load_comparison(more))
-    counts = {row.title: len(results.finished_of(found, row)) for row in found.comparison.rows}
-    assert counts == {"cloning": 2, "DIPOLE": 2, "dipole-3, greediness 3.0": 2, "later": 0}
+    runs = with_checkpoint(found.runs, "")
+    written = pd.DataFrame(results.lines_of(found.comparison.rows, runs, {"test": read_split(folder, "test")}, 1, {}))
+    assert written.groupby("label")["seed"].nunique().loc[lambda counts: counts > 0].to_dict() == {
+        "cloning": 2,
+        "DIPOLE": 2,
+        "dipole-3, greediness 3.0": 2,
+    }
 
 
 def test_results_are_refused_before_a_run_is_finished_and_for_other_scenes(folder, comparison, tmp_path, refused):

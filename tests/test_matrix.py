@@ -174,14 +174,15 @@ def test_a_mistake_is_named(tmp_path, old, new, message):
     [
         ("ablations", 45, 9),
         ("cube-single", 30, 32),
-        ("driving", 40, 9),
+        ("driving", 45, 10),
         ("exorl", 576, 14),
         ("greediness", 72, 26),
         ("lora", 15, 5),
+        ("online", 6, 2),
         ("ogbench", 1680, 12),
         ("protocol_b", 3000, 5),
         ("quickstart", 33, 22),
-        ("walker-local", 24, 16),
+        ("walker", 15, 18),
     ],
 )
 def test_the_repositorys_matrices_are_right_in_every_field(name, runs, rows, monkeypatch):

@@ -10,16 +10,18 @@ import itertools
 import json
 import math
 import statistics
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 
+from common.errors import UserError
 from harness import run_files
 from harness.comparison.matrix import CROSSED_OPTION, Comparison, PlannedRun, Row
 from harness.comparison.reevaluation import find_cell, read_reevaluation
 from harness.config import RunConfig, flat, stored_config
 from harness.loggers import read_rows
-from harness.run_folder import FIRST_HARNESS_VERSION, check_fields, read_json, read_result
+from harness.run_folder import FIRST_HARNESS_VERSION, check_fields, checkpoint_folder, read_json, read_result
 
 FINAL, LAST = KINDS = ("final", "last_evaluations")  # columns: of the finished policy; mean of training's last ones
 SUCCESS, D4RL, RETURN = "success, %", "D4RL score", "return"  # units in which scores are shown
@@ -190,6 +192,24 @@ class Results:
     def identity(self, task: str) -> dict:
         """The identity of the task's data set, empty before its first run has begun."""
         return next((run.identity for run in self.runs_on(task) if run.identity), {})
+
+
+def with_checkpoint(runs: Sequence[RunResult], name: str) -> list[RunResult]:
+    """The finished runs that keep the checkpoint of this name (empty: all); prints which do not.
+
+    Raises UserError where none does.
+    """
+    finished = [run for run in runs if run.finished]
+    kept = [run for run in finished if checkpoint_folder(run.planned.folder, name).is_dir()]
+    if finished and not kept:
+        raise UserError(
+            f"{finished[0].planned.folder / run_files.KEPT_CHECKPOINTS}: no run has {name} there; name one that is, or "
+            "make it with `python -m harness.average RUN_DIR`"
+        )
+    for run in finished:
+        if run not in kept:
+            print(f"left out: {run.planned.name} keeps no checkpoint {name}")
+    return kept
 
 
 def with_candidates(scores: pd.DataFrame) -> pd.DataFrame:

@@ -22,7 +22,7 @@ from common.files import format_rows, make_folder, write_text
 from envs.driving.scene_files import SCORE_NAMES, SceneSet, read_split
 from harness.comparison.matrix import Comparison, Row, load_comparison
 from harness.comparison.protocol import check_protocol
-from harness.comparison.results import Results, RunResult
+from harness.comparison.results import Results, RunResult, with_checkpoint
 from harness.driving.policies import Policy
 from harness.driving.table import TITLES, planner_scores, scores_of
 from harness.plots import plot_lines
@@ -69,10 +69,6 @@ def read_results(comparison: Comparison) -> Results:
     return results
 
 
-def finished_of(results: Results, row: Row) -> list[RunResult]:
-    return [run for run in results.runs_of(row.variant.label) if run.finished]
-
-
 def line(scores: np.ndarray, **columns: object) -> dict:
     """A line of scores [S, K, 6]; empty columns: what the policy does not have."""
     means = 100 * scores.mean(axis=(0, 1))
@@ -89,28 +85,28 @@ def settings_of(agent: Any, row: Row, asked: Mapping[str, Sequence[float]]) -> l
 
 
 def lines_of(
-    results: Results, scenes: dict[str, SceneSet], samples: int, asked: Mapping[str, Sequence[float]], checkpoint: str
+    rows: Sequence[Row],
+    runs: Sequence[RunResult],
+    scenes: dict[str, SceneSet],
+    samples: int,
+    asked: Mapping[str, Sequence[float]],
+    checkpoint: str = "",
 ) -> Iterator[dict]:
     """First what needs no learning; every policy begins at its checkpoint's noise, so that rows are compared alike.
 
-    checkpoint: which of each run's kept ones acts, without runs that have none of the name; empty: the last.
+    checkpoint: which of each run's kept ones acts; empty: the last.
     """
     for split, part in scenes.items():
         for label, scores in planner_scores(part).items():
             yield line(scores, label=label, split=split)
-    for row in results.comparison.rows:
-        for run in finished_of(results, row):
-            folder = checkpoint_folder(run.planned.folder, checkpoint)
-            if not folder.is_dir():
-                print(f"left out: {run.planned.name} keeps no checkpoint {checkpoint}")
-                continue
-            policy = Policy(folder)
-            start = policy.agent.noise.generator.get_state()
-            for setting, (split, part) in itertools.product(settings_of(policy.agent, row, asked), scenes.items()):
-                policy.agent.noise.generator.set_state(start)
-                plans = policy.sample(part, policy.data.observations[split], samples, **row.act, **setting)
-                scores = scores_of(part, plans, f"{row.title}, seed {run.planned.seed}, {split}")
-                yield line(scores, label=row.title, split=split, seed=run.planned.seed, **setting)
+    for row, run in ((row, run) for row in rows for run in runs if run.planned.variant.label == row.variant.label):
+        policy = Policy(checkpoint_folder(run.planned.folder, checkpoint))
+        start = policy.agent.noise.generator.get_state()
+        for setting, (split, part) in itertools.product(settings_of(policy.agent, row, asked), scenes.items()):
+            policy.agent.noise.generator.set_state(start)
+            plans = policy.sample(part, policy.data.observations[split], samples, **row.act, **setting)
+            scores = scores_of(part, plans, f"{row.title}, seed {run.planned.seed}, {split}")
+            yield line(scores, label=row.title, split=split, seed=run.planned.seed, **setting)
 
 
 def points_of(scores: pd.DataFrame) -> list[tuple[str, Setting, pd.DataFrame]]:
@@ -157,11 +153,15 @@ def pdms_cell(values: np.ndarray) -> str:
     return shown(values.mean(), interval([values]))
 
 
-def lead_cell(reference: np.ndarray, values: np.ndarray) -> str:
-    """By how much the reference's PDMS [n seeds] is above another's, with the interval of that."""
-    if len(values) == 1:  # a planner has no seeds: a constant
-        return shown(float(difference(reference, values)), interval([reference - values]))
-    return shown(float(difference(reference, values)), interval([reference, values], difference))
+def lead_cell(reference: np.ndarray, values: np.ndarray, constant: bool = False) -> str:
+    """By how much the reference's PDMS [n seeds] is above another's, with the interval of that where seeds are enough.
+
+    constant: the other is a planner, which has no seeds.
+    """
+    lead = float(difference(reference, values))
+    if min(len(reference), len(reference) if constant else len(values)) < FEWEST_SEEDS:
+        return f"{lead:.1f}"
+    return shown(lead, interval([reference - values]) if constant else interval([reference, values], difference))
 
 
 def subscores_of(lines: pd.DataFrame, suffix: str = "") -> dict[str, str]:
@@ -177,7 +177,9 @@ def table(scores: pd.DataFrame, reference: str) -> str:
         row = {f"{REPORTED} scenes": f"{label}{setting}", "seeds": lines["seed"].count() or "", **subscores_of(lines)}
         row["PDMS"] = pdms_cell(by_label[label])
         if reference in by_label:
-            row[f"{reference} leads by"] = "" if label == reference else lead_cell(by_label[reference], by_label[label])
+            constant = bool(lines["seed"].isna().all())
+            lead = "" if label == reference else lead_cell(by_label[reference], by_label[label], constant)
+            row[f"{reference} leads by"] = lead
         rows.append(row)
     return format_rows(rows)
 
@@ -241,17 +243,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with exit_on_user_error():
         options = parser.parse_args(arguments)
         results = read_results(load_comparison(options.comparison, options.run_dir))
-        first = Policy(next(run for run in results.runs if run.finished).planned.folder)
+        runs = with_checkpoint(results.runs, options.checkpoint)
+        first = Policy(runs[0].planned.folder)
         first.check_unchanged()
         make_folder(options.out, "--out")
         scenes = {split: read_split(first.folder, split) for split in (CHOOSES, REPORTED)}
         asked = {name: getattr(options, name) for name in SETTINGS if getattr(options, name)}
-        scores = pd.DataFrame(lines_of(results, scenes, options.samples, asked, options.checkpoint))
+        rows = results.comparison.rows
+        scores = pd.DataFrame(lines_of(rows, runs, scenes, options.samples, asked, options.checkpoint))
         counts = " and ".join(f"{len(part.scenes)} {split} scenes" for split, part in scenes.items())
         named = f", checkpoint {options.checkpoint}" if options.checkpoint else ""
         heading = (
             f"Scores times 100, {counts} (set {first.data.sha256[:12]}), {options.samples} plans per scene, "
-            f"{results.runs[0].planned.run.offline_steps:,} updates{named}."
+            f"runs of {runs[0].planned.run.offline_steps:,} updates{named}."
         )
         paths = write(scores, options.out, heading, options.reference)
         print((options.out / "table.md").read_text(encoding="utf-8"), *(f"written: {path}" for path in paths), sep="\n")

@@ -104,6 +104,8 @@ class Study:
 
     def __post_init__(self) -> None:
         """Opens the study of the folder, or begins it. Raises UserError where the folder holds another one."""
+        run = self.settings.run  # each trial's run changes the task that it is given in the same way
+        self.scored = with_chunks(load_run_task(run, self.task), run, self.settings.config)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         storage = JournalStorage(JournalFileBackend(str(self.folder / JOURNAL)))
         name = f"{self.algorithm.name} on {self.settings.run.task}"
@@ -121,8 +123,6 @@ class Study:
         self.study.set_user_attr("settings", asked)
         if not self.study.trials:
             self.study.enqueue_trial({name: getattr(self.settings.config, name) for name in self.space})
-        run = self.settings.run  # each trial's run changes the task that it is given in the same way
-        self.scored = with_chunks(load_run_task(run, self.task), run, self.settings.config)
 
     def must_agree(self) -> dict:
         """What must be equal for a study to be continued, as JSON."""
