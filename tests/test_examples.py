@@ -91,7 +91,7 @@ def test_a_shared_trunk_is_trained_by_its_command(tmp_path):
     command = [sys.executable, "-m", "examples.shared_trunk", "--config", "configs/dipole/exorl.yaml"]
     command += ["--data_dir", str(tmp_path / "data"), "--run_dir", str(tmp_path / "runs"), "--device", "cpu"]
     command += ["--collect_episodes", "2", "--offline_steps", "20", "--log_interval", "10", "--eval_interval", "20"]
-    command += ["--eval_episodes", "1", "--eval_environments", "1", "--sweep", '["greediness=0,1"]']
+    command += ["--eval_episodes", "1", "--max_episode_steps", "50", "--sweep", '["greediness=0,1"]']
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (result,) = (tmp_path / "runs" / "shared_trunk").rglob("result.json")
