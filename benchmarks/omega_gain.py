@@ -124,13 +124,13 @@ def main() -> None:
         runs = with_checkpoint(Results(comparison).runs, asked.checkpoint)
         runs = [run for run in runs if hasattr(run.config, "weighting")]
         measures = pd.DataFrame(logged(run, titles) for run in runs).groupby("label").mean()
-        seeds = {label: [run for run in runs if titles[run.planned.variant.label] == label] for label in measures.index}
-        pairs = [own for own in seeds.values() if len(own) > 1 and own[0].config.num_policies == 2]
-        spread = pd.DataFrame((by_seed(own, titles, asked.checkpoint) for own in pairs), columns=["label", *SPREAD])
+        groups = [[run for run in runs if run.planned.variant is variant] for variant in comparison.variants()]
+        several = [own for own in groups if len(own) > 1 and own[0].config.num_policies == 2]
+        spread = pd.DataFrame((by_seed(own, titles, asked.checkpoint) for own in several), columns=["label", *SPREAD])
         table = gains(scores).merge(measures, on="label", how="left").merge(spread, on="label", how="left")
         write_text(asked.out / "omega.csv", table.round(4).to_csv(index=False, lineterminator="\n"))
-        several = scores.groupby("label")["greediness"].transform("nunique") > 1
-        draw(scores[several], asked.out / "omega.png")
+        swept = scores.groupby("label")["greediness"].transform("nunique") > 1
+        draw(scores[swept], asked.out / "omega.png")
         print(table.round(2).to_string(index=False))
         print(f"written: {asked.out / 'omega.csv'}, {asked.out / 'omega.png'}")
 

@@ -9,7 +9,6 @@ the weights lie close together, their mean acts much as the mean of the policies
 Weights Leads to Wider Optima and Better Generalization").
 """
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import torch
 from common.errors import CommandParser, UserError, exit_on_user_error
 from common.files import make_folder, replacing
 from harness import run_files
-from harness.run_folder import checkpoint_folder, load_run, read_checkpoint
+from harness.run_folder import checkpoint_folder, copy_files, load_run, read_checkpoint
 
 
 def kept_steps(run_dir: Path) -> list[int]:
@@ -46,12 +45,9 @@ def average(run_dir: Path, last: int) -> Path:
             networks[name] = torch.stack(parts).mean(dim=0).to(own.dtype)
     out = checkpoint_folder(run_dir, f"average_{steps[0]}_{steps[-1]}")
     make_folder(out, "RUN_DIR")
-    for name in run_files.NEEDED_TO_LOAD:
-        with replacing(out / name) as temporary:
-            if name == run_files.CHECKPOINT:
-                torch.save(checkpoints[-1], temporary)
-            else:
-                shutil.copyfile(folders[-1] / name, temporary)
+    copy_files(folders[-1], out, (run_files.ENVIRONMENT, run_files.CONFIG))
+    with replacing(out / run_files.CHECKPOINT) as temporary:
+        torch.save(checkpoints[-1], temporary)
     return out
 
 

@@ -52,6 +52,13 @@ def checkpoint_folder(run_dir: Path, name: str) -> Path:
     return run_dir / run_files.KEPT_CHECKPOINTS / name if name else run_dir
 
 
+def copy_files(source: Path, out: Path, names: Iterable[str]) -> None:
+    """Copies the files of these names, each as a whole."""
+    for name in names:
+        with replacing(out / name) as temporary:
+            shutil.copyfile(source / name, temporary)
+
+
 def is_finished(folder: Path) -> bool:
     """Whether the run in that folder has its result."""
     return (folder / run_files.RESULT).exists()
@@ -294,9 +301,7 @@ class RunFolder:
     def keep_checkpoint(self, step: int) -> None:
         kept = checkpoint_folder(self.path, str(step))
         make_folder(kept, "run_dir")
-        for name in run_files.NEEDED_TO_LOAD:
-            with replacing(kept / name) as temporary:
-                shutil.copyfile(self.path / name, temporary)
+        copy_files(self.path, kept, run_files.NEEDED_TO_LOAD)
 
     def resume(
         self, agent: torch.nn.Module, device: torch.device, batches: torch.Generator, online: OnlinePhase

@@ -267,7 +267,7 @@ DUO = SimpleNamespace(label="duo", agent_class=None, algorithm="duo")
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
-def test_what_differs_by_seed_cancels_or_adds_up(sign, tmp_path, monkeypatch):
+def test_what_differs_by_seed_cancels_or_adds_up(sign, monkeypatch):
     """Velocities 2 and 1 with the errors e and sign e of seeds 0 and 1: in the difference they cancel, or are 2 e."""
     errors = {0: 0.3, 1: -0.3}
     runs = [SimpleNamespace(run=seed, planned=SimpleNamespace(variant=DUO, folder=Path(str(seed)))) for seed in errors]

@@ -159,7 +159,8 @@ def lead_cell(reference: np.ndarray, values: np.ndarray, constant: bool = False)
     constant: the other is a planner, which has no seeds.
     """
     lead = float(difference(reference, values))
-    if min(len(reference), len(reference) if constant else len(values)) < FEWEST_SEEDS:
+    seeds = len(reference) if constant else min(len(reference), len(values))
+    if seeds < FEWEST_SEEDS:
         return f"{lead:.1f}"
     return shown(lead, interval([reference - values]) if constant else interval([reference, values], difference))
 
@@ -174,11 +175,11 @@ def table(scores: pd.DataFrame, reference: str) -> str:
     by_label = {label: lines[PDMS].to_numpy() for label, _, lines in points}
     rows = []
     for label, setting, lines in points:
-        row = {f"{REPORTED} scenes": f"{label}{setting}", "seeds": lines["seed"].count() or "", **subscores_of(lines)}
+        seeds = lines["seed"].count()
+        row = {f"{REPORTED} scenes": f"{label}{setting}", "seeds": seeds or "", **subscores_of(lines)}
         row["PDMS"] = pdms_cell(by_label[label])
         if reference in by_label:
-            constant = bool(lines["seed"].isna().all())
-            lead = "" if label == reference else lead_cell(by_label[reference], by_label[label], constant)
+            lead = "" if label == reference else lead_cell(by_label[reference], by_label[label], constant=not seeds)
             row[f"{reference} leads by"] = lead
         rows.append(row)
     return format_rows(rows)

@@ -105,7 +105,7 @@ class Study:
     def __post_init__(self) -> None:
         """Opens the study of the folder, or begins it. Raises UserError where the folder holds another one."""
         run = self.settings.run  # each trial's run changes the task that it is given in the same way
-        self.scored = with_chunks(load_run_task(run, self.task), run, self.settings.config)
+        self.make_env = with_chunks(load_run_task(run, self.task), run, self.settings.config).make_env
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         storage = JournalStorage(JournalFileBackend(str(self.folder / JOURNAL)))
         name = f"{self.algorithm.name} on {self.settings.run.task}"
@@ -189,7 +189,7 @@ class Study:
                 agent = load_agent(self.algorithm.agent_class, run_path(run), self.algorithm.name)
                 agent = agent.to(choose_device(own.device))
                 episodes = (self.task.episodes(own.eval_episodes), TUNING_SEED, own.eval_environments, own.eval_workers)
-                scores.append(evaluate(agent, self.scored.make_env, *episodes).scores(self.task.score_name).mean())
+                scores.append(evaluate(agent, self.make_env, *episodes).scores(self.task.score_name).mean())
         except (Diverged, FloatingPointError) as error:
             print(f"trial {number}: {error}", file=sys.stderr)
             return None
