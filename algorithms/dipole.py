@@ -16,7 +16,8 @@ Both regressions have weights in [0, 1], and omega is chosen when acting, withou
 
     python algorithms/dipole.py --task exorl/local_sticky_random/cartpole_swingup
 
-Not the paper's but the released code's (docs/dipole.md): velocities in place of noise predictions, and the shift k.
+Not the paper's but the released code's (docs/dipole.md): velocities in place of noise predictions, the shift k, and
+|.|^2 as the mean over the action's dimensions.
 Needs torch only; training from the command line needs the rest of this repository.
 """
 
@@ -34,7 +35,6 @@ from torch import Tensor, nn
 LAYER_NORM_EPSILON = 1e-6  # Flax's default, in FQL's networks (torch's is 1e-5)
 COLUMNS = ("observations", "actions", "rewards", "masks", "next_observations")  # of every minibatch
 SATURATION_MARGIN = 0.01  # a weight this close to 0 or 1 counts as saturated
-SATURATED_LOGIT = 4.0  # and so does beta A + k outside +-4, where the sigmoid is within 0.018 of 0 or 1
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class DIPOLEConfig:
     actor_layer_norm: bool = False  # layer norm in the policy networks
     value_layer_norm: bool = True  # layer norm in critics and value
     num_critics: int = 2  # K
-    pessimism: Optional[float] = None  # rho: standard deviations of the critics taken off their mean; null: minimum
+    pessimism: Optional[float] = None  # rho: mean - rho std of the critics, where docs/critics.md says; null: minimum
     expectile: float = 0.9  # expectile of the value regression
     value_aggregation: Literal["min", "mean"] = "min"  # in the value loss: as `pessimism` says, or their mean
     target_pessimism: Optional[float] = 0.0  # rho of the critics' targets; 0: each on every head's target
@@ -322,7 +322,6 @@ class DIPOLE(nn.Module):
         losses = (weights * batch["valid"] * (velocity - (actions - x0)).square().mean(dim=-1)).mean(dim=1)
 
         positive = weights[0]
-        logit = self.config.inverse_temperature * advantage + self.config.shift
         saturated = torch.minimum(positive.abs(), (positive - 1).abs()) < SATURATION_MARGIN
         metrics = {
             "value/advantage_mean": advantage.mean(),
@@ -332,7 +331,6 @@ class DIPOLE(nn.Module):
             "actor/weight_std": positive.std(correction=0),
             "actor/weight_max": positive.amax(),
             "actor/weight_saturated": saturated.to(positive).mean(),
-            "actor/logit_saturated": (logit.abs() > SATURATED_LOGIT).to(logit).mean(),
         }
         if len(losses) == 2:
             metrics["actor/negative_loss"] = losses[1]

@@ -1,7 +1,7 @@
 """DIPOLE (Dichotomous Diffusion Policy Optimization, Liang et al., ICLR 2026, arXiv 2601.00898) as noise prediction.
 
 Advantage A, critics, value, both policies' weights, greediness omega and acting are those of dipole.py; with the noise
-predictions eps+ and eps- of its two policies
+predictions eps+ and eps- of its two policies, and |.|^2 as the mean over the action's dimensions
 
     policy loss      E[w |eps+ - eps|^2] + E[(1-w) |eps- - eps|^2],  w = sigma(beta A + k)    (eq. 9)
     sampling         eps = (1+omega) eps+ - omega eps-,  denoising from x ~ N(0, I)           (eq. 10)
@@ -50,7 +50,7 @@ class DIPOLEDiffusionConfig:
     actor_layer_norm: bool = False  # layer norm in the policy networks
     value_layer_norm: bool = True  # layer norm in critics and value
     num_critics: int = 2  # K
-    pessimism: Optional[float] = None  # rho: standard deviations of the critics taken off their mean; null: minimum
+    pessimism: Optional[float] = None  # rho: mean - rho std of the critics, where docs/critics.md says; null: minimum
     expectile: float = 0.9  # expectile of the value regression
     value_aggregation: Literal["min", "mean"] = "min"  # in the value loss: as `pessimism` says, or their mean
     target_pessimism: Optional[float] = 0.0  # rho of the critics' targets; 0: each on every head's target

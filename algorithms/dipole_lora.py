@@ -8,7 +8,7 @@ it. Without critics, for one-step tasks with scored actions: A = r - V, a return
     policy loss      E[w |f+ - y|^2] + E[(1-w) |f- - y|^2],  w = sigma(beta A + k)            (eq. 9)
     sampling         f = (1+omega) f+ - omega f-                                              (eq. 10)
 
-where f predicts the velocity y = a - x0 of a flow (dipole.py) or the noise y of a diffusion (dipole_diffusion.py).
+where f predicts the velocity y = a - x0 of a flow or the noise y of a diffusion; |.|^2 is a mean over dimensions.
 
     python algorithms/dipole_lora.py --task driving/bandit --variant base
     python algorithms/dipole_lora.py --task driving/bandit

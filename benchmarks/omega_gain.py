@@ -8,8 +8,8 @@ The second command reads the first one's scores.csv in FOLDER (the test scenes) 
     omega.png    the score against omega, a line for each row with two policies, a panel for each start noise
     omega.csv    by row and noise scale: mean score at omega 0; the most that another omega adds to it, that omega, and
                  its least and largest gain over the seeds; over the last half of the log the standard deviation of
-                 beta A, the share of |beta A + k| above 4, where the sigmoid is flat, and the largest over the median
-                 positive loss; of several seeds with two policies how much their difference varies by seed (`by_seed`)
+                 beta A, the share of weights within 0.01 of 0 or 1, and the largest over the median positive loss; of
+                 several seeds with two policies how much their difference varies by seed (`by_seed`)
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ from harness.loggers import read_rows
 from harness.plots import new_figure, plot_line, save
 from harness.run_folder import checkpoint_folder, load_agent, load_run_task
 
-LOGGED = ("value/advantage_std", "actor/logit_saturated", "actor/positive_loss")
+LOGGED = ("value/advantage_std", "actor/weight_saturated", "actor/positive_loss")
 SPREAD = ("spread_seeds", "spread_share", "spread_left")
 POINTS = 4096  # validation transitions, each with a noise and a time of its own
 

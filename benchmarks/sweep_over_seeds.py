@@ -66,6 +66,7 @@ def main() -> None:
         cells = pd.concat(parts, ignore_index=True)
         make_folder(asked.out, "--out")
         columns = ["label", "seed", *options, scores[0], f"{scores[0]}_low", f"{scores[0]}_high", "episodes"]
+        columns += [name for name in cells if name.startswith("difference")]  # paired with its first value
         write_text(asked.out / "act_options.csv", cells[columns].round(4).to_csv(index=False, lineterminator="\n"))
         figure(cells, options, scores[0], asked.against, asked.out / f"{asked.against}.png")
         print(f"written: {asked.out / 'act_options.csv'}, {asked.out / f'{asked.against}.png'}")

@@ -4,12 +4,12 @@ pyrallis (0.3.1) makes the flags and the help from the two config classes; harne
 """
 
 import argparse
-import itertools
 import os
 import signal
 import subprocess
 import sys
 import threading
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -93,12 +93,13 @@ def train_seeds(argv: list[str], command: Command) -> int:
     shared = argv[:flag] + argv[flag + 1 + len(command.seeds) * (argv[flag] == "--seeds") :]
     from harness.comparison.workers import stop_with_parent  # here: it imports torch
 
-    places = _places(run, len(command.seeds))
+    free = deque(_places(run, len(command.seeds)))
     stopped, processes = threading.Event(), []
 
-    def train_one(seed: int, place: dict[str, str]) -> int:
+    def train_one(seed: int) -> int:
         if stopped.is_set():
             return 0
+        place = free.popleft()
         arguments = [sys.executable, "-u", *shared, "--seed", str(seed)]
         process = subprocess.Popen(
             arguments,
@@ -112,7 +113,9 @@ def train_seeds(argv: list[str], command: Command) -> int:
         processes.append(process)
         for line in process.stdout:
             print(f"seed {seed}: {line}", end="", flush=True)
-        return process.wait()
+        code = process.wait()
+        free.append(place)
+        return code
 
     def stop(number: int, frame: Any) -> None:
         stopped.set()
@@ -121,8 +124,8 @@ def train_seeds(argv: list[str], command: Command) -> int:
                 process.send_signal(number)
 
     previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    with ThreadPoolExecutor(len(places)) as pool:
-        codes = list(pool.map(train_one, command.seeds, itertools.cycle(places)))
+    with ThreadPoolExecutor(len(free)) as pool:
+        codes = list(pool.map(train_one, command.seeds))
     for number, handler in previous.items():
         signal.signal(number, handler)
     return max(code if code >= 0 else 128 - code for code in codes)

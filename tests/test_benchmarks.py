@@ -194,7 +194,9 @@ def test_a_sweep_over_seeds_is_a_line_of_means_between_the_lowest_and_the_highes
     sweeps = [
         sweep_of(tmp_path, "pair", 0, cells.format("0.0", 0.5, 0.9) + cells.format("1.0", 0.2, 0.4)),
         sweep_of(tmp_path, "pair", 1, cells.format("0.0", 0.7, 0.5) + cells.format("1.0", 0.2, 0.6)),
-        sweep_of(tmp_path, "cloning", 0, "0.0,1,10,0.0,0.3,0.1,0.9,50\n", "noise_scale.csv"),
+        sweep_of(
+            tmp_path, "cloning", 0, "0.0,1,10,0.0,0.3,0.1,0.9,50,-0.1\n", "b.csv", f"{SWEEP_HEAD[:-1]},difference_low\n"
+        ),
         sweep_of(
             tmp_path, "one-step", 0, "1,0.0,0.8,0.1,0.9,50\n", "a.csv", SWEEP_HEAD[11:].replace("flow_steps,", "")
         ),
@@ -210,7 +212,7 @@ def test_a_sweep_over_seeds_is_a_line_of_means_between_the_lowest_and_the_highes
     }
     assert constants == {"cloning (1 seed), noise_scale 0": 0.3, "one-step (1 seed), noise_scale 0": 0.8}
     rows = rows_of(tmp_path / "out" / "act_options.csv")
-    assert len(rows) == 10 and [row["label"] for row in rows].count("cloning") == 1
+    assert len(rows) == 10 and [row["label"] for row in rows if row["difference_low"] == "-0.1"] == ["cloning"]
 
 
 @pytest.mark.parametrize(
@@ -249,7 +251,7 @@ def test_measures_of_the_log_are_of_its_last_half_and_of_the_rows_title(tmp_path
     data = Data("exorl/local_x/cartpole_swingup", "cartpole", "return", LOCAL)
     comparison = comparison_of(tmp_path, [variant], [Row("beta-8", variant, {})], [data], [0])
     fill(comparison, [data], lambda run, cell: 1.0)
-    log = "step,value/advantage_std,actor/logit_saturated,actor/positive_loss\n"
+    log = "step,value/advantage_std,actor/weight_saturated,actor/positive_loss\n"
     log += "250,9,9,9\n500,9,9,9\n750,0.5,0.2,1\n1000,0.7,0.4,3\n"
     (comparison.runs[0].folder / "train.csv").write_text(
         log.replace("\n", ",1\n").replace("loss,1", "loss,updates_per_second")

@@ -487,6 +487,23 @@ def test_a_signal_reaches_every_seed_and_starts_no_further_one(tmp_path):
     assert len(list(tmp_path.glob("begun_*"))) < 40
 
 
+def test_a_seed_takes_the_place_of_the_one_that_ended(tmp_path):
+    body = (
+        "import os, pathlib, time\n"
+        "import harness.command_line as command_line\n"
+        "command_line._places = lambda run, seeds: [{'GPU': '0'}, {'GPU': '1'}]\n"
+        f"folder = pathlib.Path({str(tmp_path)!r})\n"
+        "def train_run(agent, run, config, restart):\n"
+        "    print('on', os.environ['GPU'])\n"
+        "    (folder / f'begun_{run.seed}').touch()\n"
+        "    patience = time.monotonic() + 60\n"
+        "    while run.seed == 0 and not (folder / 'begun_3').exists() and time.monotonic() < patience:\n"
+        "        time.sleep(0.05)"
+    )
+    done = toy_command(tmp_path, body)("--task", "own/reach", "--seeds", "0", "1", "2", "3")
+    assert {f"seed {seed}: on {min(seed, 1)}" for seed in range(4)} < set(done.stdout.splitlines())
+
+
 def test_at_a_time_are_as_many_runs_as_have_cores(monkeypatch):
     monkeypatch.setattr(workers, "cores", lambda: 8)
     assert command_line._places(RunConfig(device="cpu"), 10) == [{"OMP_NUM_THREADS": "1"}] * 8

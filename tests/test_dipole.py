@@ -60,12 +60,12 @@ def test_group_advantage_is_the_reward_above_the_group_and_needs_no_critic(name)
     assert make_agent().batch_fields == ()
 
 
-def test_saturated_logits_are_counted():
-    """|beta A + k| above 4, with A the reward above the state's value."""
+def test_saturated_weights_are_counted():
+    """sigma(beta A + k) within 0.01 of 0 or 1, |beta A + k| above 4.6, with A the reward above the state's value."""
     agent = make_agent(advantage="group", inverse_temperature=2.0, shift=1.0)
-    advantage = torch.tensor([1.4, 1.6, -2.4, -2.6] * 4)  # logits 3.8, 4.2, -3.8, -4.2
+    advantage = torch.tensor([1.7, 1.9, -2.7, -2.9] * 4)  # logits 4.4, 4.8, -4.4, -4.8
     batch = random_batch() | {"state_values": torch.zeros(16), "rewards": advantage}
-    assert agent.update(batch)["actor/logit_saturated"] == 0.5
+    assert agent.update(batch)["actor/weight_saturated"] == 0.5
 
 
 def test_sampling_follows_a_known_flow():

@@ -1,7 +1,7 @@
 """DQL: Diffusion Q-Learning (Wang, Hunt & Zhou, ICLR 2023, arXiv 2208.06193).
 
 The policy is a diffusion model of T levels: eps_theta predicts eps from x_t = sqrt(abar_t) a + sqrt(1 - abar_t) eps.
-With K critics Q_k, their targets Qbar_k and an EMA copy of the policy:
+With K critics Q_k, their targets Qbar_k, an EMA copy of the policy, and |.|^2 the mean over the action's dimensions:
 
     critic loss   sum_k E[(Q_k(s,a) - y)^2],   y = r + discount mask min_k max_c Qbar_k(s', a'_c)
                   with C next actions a'_c of the EMA policy (C = 1, or 10 for the max-Q backup)
@@ -54,7 +54,7 @@ class DQLConfig:
     actor_layer_norm: bool = False  # layer norm in the policy networks
     value_layer_norm: bool = True  # layer norm in critics and value
     num_critics: int = 2  # K
-    pessimism: Optional[float] = None  # rho: standard deviations of the critics taken off their mean; null: minimum
+    pessimism: Optional[float] = None  # rho: mean - rho std of the critics, where docs/critics.md says; null: minimum
     diffusion_steps: int = 5  # T: noise levels of the diffusion
     q_weight: float = 1.0  # eta: weight of the normalised Q in the policy's loss
     backup_candidates: int = 1  # C: next actions per state, of which a target critic takes its best; 10: max-Q backup

@@ -46,7 +46,7 @@ class FQLConfig:
     actor_layer_norm: bool = False  # layer norm in the policy networks
     value_layer_norm: bool = True  # layer norm in critics and value
     num_critics: int = 2  # K
-    pessimism: Optional[float] = 0.0  # rho: standard deviations of the critics taken off their mean; null: minimum
+    pessimism: Optional[float] = 0.0  # rho: mean - rho std of the critics, where docs/critics.md says; null: minimum
     distillation_weight: float = 10.0  # alpha: weight of the distance to the flow's samples in the policy's loss
     normalise_q_loss: bool = False  # divide the policy's Q term by the mean of |Q| (FQL: normalize_q_loss)
     flow_steps: int = 10  # Euler steps of the flow

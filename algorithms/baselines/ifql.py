@@ -45,7 +45,7 @@ class IFQLConfig:
     actor_layer_norm: bool = False  # layer norm in the policy networks
     value_layer_norm: bool = True  # layer norm in critics and value
     num_critics: int = 2  # K
-    pessimism: Optional[float] = None  # rho: standard deviations of the critics taken off their mean; null: minimum
+    pessimism: Optional[float] = None  # rho: mean - rho std of the critics, where docs/critics.md says; null: minimum
     critic_reduction: Literal["sum", "mean"] = "sum"  # of the critics' losses (FQL's code; QAM's: mean)
     expectile: float = 0.9  # expectile of the value regression
     num_candidates: int = 32  # N: actions sampled per state when acting; the critics choose among them

@@ -51,7 +51,7 @@ class IQLConfig:
     actor_layer_norm: bool = False  # layer norm in the policy networks
     value_layer_norm: bool = True  # layer norm in critics and value
     num_critics: int = 2  # K
-    pessimism: Optional[float] = None  # rho: standard deviations of the critics taken off their mean; null: minimum
+    pessimism: Optional[float] = None  # rho: mean - rho std of the critics, where docs/critics.md says; null: minimum
     expectile: float = 0.9  # expectile of the value regression
     extraction: Literal["awr", "ddpgbc"] = "awr"  # advantage-weighted regression, or policy gradient and cloning
     inverse_temperature: float = 10.0  # beta: multiplies the advantage in the policy's weights

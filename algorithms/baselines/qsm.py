@@ -15,7 +15,7 @@ critics Q_k, their targets Qbar_k and a weight M_q:
     acting        of N sampled actions, the one with the largest min_k Q_k(s,a)
 
 abar_t is the product of the 1 - beta_u of the levels u up to t, and
-beta_u = 1 - exp(-b_min / T - (b_max - b_min) (2u - 1) / (2 T^2)).
+beta_u = 1 - exp(-b_min / T - (b_max - b_min) (2u - 1) / (2 T^2)); |.|^2 is the mean over the action's dimensions.
 
 The published method is online and has no cloning: `bc_weight: 0`, `sampler: ancestral`,
 `use_target_critic_gradient: false`, `exploration_noise: 0.1`, T = 5, M_q = 50. Nothing anchors it in the data, so it is
@@ -63,7 +63,7 @@ class QSMConfig:
     actor_layer_norm: bool = False  # layer norm in the policy networks
     value_layer_norm: bool = True  # layer norm in critics and value
     num_critics: int = 2  # K
-    pessimism: Optional[float] = 0.5  # rho: standard deviations of the critics taken off their mean; null: minimum
+    pessimism: Optional[float] = 0.5  # rho: mean - rho std of the critics, where docs/critics.md says; null: minimum
     diffusion_steps: int = 10  # T: noise levels of the diffusion
     score_weight: float = 1.0  # M_q (QAM: inv_temp): the predicted noise is drawn to -M_q times Q's action gradient
     bc_weight: float = 10.0  # alpha: weight of behaviour cloning in the policy's loss

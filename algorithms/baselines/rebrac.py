@@ -51,7 +51,7 @@ class ReBRACConfig:
     actor_layer_norm: bool = False  # layer norm in the policy networks
     value_layer_norm: bool = True  # layer norm in critics and value
     num_critics: int = 2  # K
-    pessimism: Optional[float] = None  # rho: standard deviations of the critics taken off their mean; null: minimum
+    pessimism: Optional[float] = None  # rho: mean - rho std of the critics, where docs/critics.md says; null: minimum
     actor_bc_weight: float = 0.0  # weight of the squared distance to the data's action in the policy's loss
     critic_bc_weight: float = 0.0  # weight of that to the data's next action in the critics' targets
     actor_interval: int = 2  # updates between those of the policy
