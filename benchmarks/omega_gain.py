@@ -18,7 +18,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from common.errors import CommandParser, UserError, exit_on_user_error
+from common.errors import CommandParser, UserError, exit_on_user_error, one_line
 from common.files import write_text
 from harness import run_files
 from harness.comparison.matrix import load_comparison
@@ -106,8 +106,16 @@ def read_scores(folder: Path) -> pd.DataFrame:
     path = folder / "scores.csv"
     if not path.is_file():
         raise UserError(f"{path}: no such file, write it with harness.driving.results --out {folder}")
-    scores = pd.read_csv(path)
-    return scores[(scores["split"] == "test") & scores["noise_scale"].notna()].fillna({"greediness": 0.0})
+    try:
+        scores = pd.read_csv(path)
+        scores = scores[(scores["split"] == "test") & scores["noise_scale"].notna()].fillna({"greediness": 0.0})
+    except (ValueError, KeyError) as error:  # pandas' own are of these
+        raise UserError(
+            f"{path}: is no table of harness.driving.results ({one_line(error)}); write it again"
+        ) from error
+    if not (scores["greediness"] == 0).any():
+        raise UserError(f"{path}: has no line with a noise scale and omega 0; give harness.driving.results both flags")
+    return scores
 
 
 def main() -> None:

@@ -8,43 +8,61 @@ the highest; what has one value of --against is a horizontal line. Writes act_op
 <against>.png.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from common.errors import CommandParser, UserError, exit_on_user_error
+from common.errors import CommandParser, UserError, exit_on_user_error, one_line
 from common.files import make_folder, write_text
 from harness.plots import plot_lines
 from harness.run_folder import load_run
 
 
 def read_sweep(path: Path) -> tuple[pd.DataFrame, list[str], str]:
-    """(cells with the run's label and seed, the act options, the score's name) of a CSV of harness.evaluate."""
+    """(cells with the run's task, label and seed, the act options, the score's name) of a CSV of harness.evaluate."""
     if not path.is_file():
         raise UserError(f"{path}: no such file, give the greediness.csv that harness.evaluate writes in a run's folder")
     algorithm, run, _ = load_run(path.parent)
-    cells = pd.read_csv(path)
-    cells.insert(0, "seed", run.seed)
-    cells.insert(0, "label", run.label)
+    try:
+        cells = pd.read_csv(path)
+    except ValueError as error:  # pandas' own are of it
+        raise UserError(f"{path}: is damaged ({one_line(error)}); evaluate the run again") from error
     options = [name for name in algorithm.agent_class.act_options if name in cells]
-    return cells, options, next(name.removesuffix("_low") for name in cells if name.endswith("_low"))
+    score = next((name for name in ("return", "success") if f"{name}_low" in cells), None)
+    if score is None or "episodes" not in cells or cells.empty:
+        raise UserError(f"{path}: is no sweep of act options; give what harness.evaluate wrote")
+    return cells.assign(task=run.task, label=run.label, seed=run.seed), options, score
 
 
-def line_of(cells: pd.DataFrame, x: list[float], against: str, score: str) -> list[tuple[float, float, float]]:
-    """(mean, lowest, highest) over the runs at each x."""
-    values = cells.groupby(against)[score].agg(["mean", "min", "max"])
-    return [tuple(values.loc[value]) for value in x]
+def read_sweeps(paths: Sequence[Path], against: str) -> tuple[pd.DataFrame, list[str], str]:
+    """The sweeps as one table, as `read_sweep`. Raises UserError where one figure cannot show them all."""
+    parts, options, scores = zip(*map(read_sweep, paths), strict=True)
+    names = list(dict.fromkeys(name for own in options for name in own))
+    if against not in names:
+        raise UserError(f"--against {against}: the sweeps' act options are {', '.join(names)}")
+    cells = pd.concat(parts, ignore_index=True)
+    tasks = sorted(cells["task"].unique())
+    if len(tasks) > 1:
+        raise UserError(f"the sweeps are of {', '.join(tasks)}: give those of one task")
+    grids = {path: set(part[against]) for path, part in zip(paths, parts, strict=True) if against in part}
+    swept = [path for path, grid in grids.items() if len(grid) > 1]
+    for path in swept:
+        if grids[path] != grids[swept[0]]:
+            raise UserError(f"{path}: has other values of {against} than {swept[0]}: sweep the same ones")
+    return cells, names, scores[0]
 
 
 def figure(cells: pd.DataFrame, options: list[str], score: str, against: str, path: Path) -> None:
-    x = sorted(cells[against].dropna().unique())  # an agent without that option has none
     varied = [name for name in options if name != against and cells[name].nunique() > 1]
-    lines, constants = {}, {}
-    for (label, *values), group in cells.groupby(["label", *varied]):
+    lines, constants, x = {}, {}, []
+    for (label, *values), group in cells.groupby(["label", *varied], dropna=False):  # a method may lack an option
         count = group["seed"].nunique()
-        title = ", ".join([f"{label} ({count} seed{'s' * (count > 1)})", *map("{} {:g}".format, varied, values)])
-        if group[against].nunique() > 1:
-            lines[title] = line_of(group, x, against, score)
+        given = [f"{name} {value:g}" for name, value in zip(varied, values, strict=True) if not pd.isna(value)]
+        title = ", ".join([f"{label} ({count} seed{'s' * (count > 1)})", *given])
+        points = group.groupby(against)[score].agg(["mean", "min", "max"])
+        if len(points) > 1:
+            x, lines[title] = list(points.index), list(points.itertuples(index=False, name=None))
         else:
             constants[title] = group[score].mean()
     plot_lines(x, lines, path, against, score, constants)
@@ -57,18 +75,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the files are written")
     with exit_on_user_error():
         asked = parser.parse_args()
-        parts, options, scores = zip(*map(read_sweep, asked.sweeps), strict=True)
-        options = list(dict.fromkeys(name for names in options for name in names))
-        if asked.against not in options:
-            raise UserError(f"--against {asked.against}: the sweeps' act options are {', '.join(options)}")
-        if len(set(scores)) > 1:
-            raise UserError(f"the sweeps' scores are {', '.join(sorted(set(scores)))}: give those of one task")
-        cells = pd.concat(parts, ignore_index=True)
+        cells, options, score = read_sweeps(asked.sweeps, asked.against)
         make_folder(asked.out, "--out")
-        columns = ["label", "seed", *options, scores[0], f"{scores[0]}_low", f"{scores[0]}_high", "episodes"]
+        columns = ["label", "seed", *options, score, f"{score}_low", f"{score}_high", "episodes"]
         columns += [name for name in cells if name.startswith("difference")]  # paired with its first value
         write_text(asked.out / "act_options.csv", cells[columns].round(4).to_csv(index=False, lineterminator="\n"))
-        figure(cells, options, scores[0], asked.against, asked.out / f"{asked.against}.png")
+        figure(cells, options, score, asked.against, asked.out / f"{asked.against}.png")
         print(f"written: {asked.out / 'act_options.csv'}, {asked.out / f'{asked.against}.png'}")
 
 

@@ -7,9 +7,10 @@ import signal
 import sys
 import traceback
 from contextlib import contextmanager
-from typing import Iterator, NoReturn, Optional
+from typing import Any, Iterator, NoReturn, Optional, Sequence
 
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+FIXES = dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS), "make room")
+FIXES |= dict.fromkeys((errno.EACCES, errno.EPERM), "change its permissions")
 
 
 class UserError(Exception):
@@ -35,7 +36,7 @@ def with_place(error: BaseException) -> str:
 
 @contextmanager
 def exit_on_user_error() -> Iterator[None]:
-    """Turn a `UserError`, or a disk that is full or read-only, into one line on stderr and exit code 2.
+    """Turn a `UserError`, a full or read-only disk, or a missing permission, into one line on stderr and exit code 2.
 
     And Ctrl-C into exit code 130.
     """
@@ -48,10 +49,10 @@ def exit_on_user_error() -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(128 + signal.SIGPIPE) from None
     except OSError as error:
-        if error.errno not in DISK_ERRORS:
+        if error.errno not in FIXES:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        print(f"error: {where}{error.strerror}; make room and give the same command again", file=sys.stderr)
+        print(f"error: {where}{error.strerror}; {FIXES[error.errno]} and give the same command again", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -59,12 +60,30 @@ def exit_on_user_error() -> Iterator[None]:
 
 
 class CommandParser(argparse.ArgumentParser):
-    """A command's flags: whole names only, a UserError instead of argparse's own exit; `advice` ends its sentence."""
+    """A command's flags: whole names only, each given once, and a UserError instead of argparse's own exit.
+
+    advice: the end of its sentence.
+    """
 
     def __init__(self, prog: str, description: str = "", advice: str = ""):
+        self.repeatable: set[str] = set()
         formatter = argparse.RawDescriptionHelpFormatter
         super().__init__(prog=prog, description=description, formatter_class=formatter, allow_abbrev=False)
         self.advice = advice
+
+    def add_argument(self, *names: str, **details: Any) -> argparse.Action:
+        if details.get("action") == "append":
+            self.repeatable.update(names)
+        return super().add_argument(*names, **details)
+
+    def parse_args(self, args: Optional[Sequence[str]] = None, namespace: Any = None) -> Any:
+        parsed = super().parse_args(args, namespace)
+        texts = sys.argv[1:] if args is None else args
+        flags = [text.partition("=")[0] for text in texts if text.startswith("--") and text != "--"]
+        twice = next((flag for flag in flags if flags.count(flag) > 1 and flag not in self.repeatable), None)
+        if twice is not None:
+            self.error(f"{twice} is given twice")
+        return parsed
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"command line: {message}{self.advice}")

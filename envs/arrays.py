@@ -105,6 +105,9 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 def known_arrays(source: str, arrays: Mapping[str, Any]) -> dict[str, Any]:
     """The arrays that NEEDED and OPTIONAL name, by these names, without others. Raises UserError for a missing one."""
     found = {SYNONYMS.get(name, name): array for name, array in arrays.items()}
+    twice = [f"{name} and {own}" for name, own in SYNONYMS.items() if name in arrays and own in arrays]
+    if twice:
+        raise UserError(f"{source}: has {', '.join(twice)}, which mean the same: leave one out")
     missing = [name for name in NEEDED if found.get(name) is None]
     if missing:
         raise UserError(

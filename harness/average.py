@@ -17,7 +17,14 @@ import torch
 from common.errors import CommandParser, UserError, exit_on_user_error
 from common.files import make_folder, replacing
 from harness import run_files
-from harness.run_folder import checkpoint_folder, copy_files, load_run, read_checkpoint
+from harness.run_folder import (
+    checkpoint_folder,
+    copy_files,
+    load_run,
+    networks_must_fit,
+    read_checkpoint,
+    remove_scores,
+)
 
 
 def kept_steps(run_dir: Path) -> list[int]:
@@ -39,12 +46,14 @@ def average(run_dir: Path, last: int) -> Path:
     folders = [checkpoint_folder(run_dir, str(step)) for step in steps]
     checkpoints = [read_checkpoint(folder / run_files.CHECKPOINT, algorithm.name) for folder in folders]
     networks = checkpoints[-1]["agent"]["networks"]
-    for name, own in networks.items():
-        if own.is_floating_point():
-            parts = [checkpoint["agent"]["networks"][name].double() for checkpoint in checkpoints]
-            networks[name] = torch.stack(parts).mean(dim=0).to(own.dtype)
+    with networks_must_fit(run_dir / run_files.KEPT_CHECKPOINTS):
+        for name, own in networks.items():
+            if own.is_floating_point():
+                parts = [checkpoint["agent"]["networks"][name].double() for checkpoint in checkpoints]
+                networks[name] = torch.stack(parts).mean(dim=0).to(own.dtype)
     out = checkpoint_folder(run_dir, f"average_{steps[0]}_{steps[-1]}")
     make_folder(out, "RUN_DIR")
+    remove_scores(out, algorithm.agent_class.act_options)
     copy_files(folders[-1], out, (run_files.ENVIRONMENT, run_files.CONFIG))
     with replacing(out / run_files.CHECKPOINT) as temporary:
         torch.save(checkpoints[-1], temporary)

@@ -63,8 +63,6 @@ def prepare(comparison: Comparison, options: argparse.Namespace) -> None:
 
     Raises UserError before anything is removed.
     """
-    if not options.allow_mixed:
-        check_planned(comparison)
     restarted = to_restart(comparison, options.restart)
     if options.workers is not None and options.workers < 1:
         raise UserError(f"command line: --workers is {options.workers}, it must be above 0")
@@ -78,7 +76,7 @@ def prepare(comparison: Comparison, options: argparse.Namespace) -> None:
 
 
 def check_data(comparison: Comparison, restarted: Sequence[PlannedRun] = ()) -> list[str]:
-    """A line about each data set, which is collected where the settings say so. Raises one UserError for all problems.
+    """A line about each data set, which is collected where the settings say so. Raises a UserError of all problems.
 
     The folders of the runs, but for those `restarted`, can be written to and hold the same settings and data.
     """
@@ -94,11 +92,7 @@ def check_data(comparison: Comparison, restarted: Sequence[PlannedRun] = ()) -> 
         except UserError as error:
             problems.append(str(error))
             continue
-        for run in (run for run in runs if run not in restarted):
-            try:
-                check_folder(run.run, run.config, task.identity)
-            except UserError as error:
-                problems.append(str(error))
+        problems += folder_problems([run for run in runs if run not in restarted], task.identity)
         for run in (run for run in runs if run.seed == comparison.seeds[0]):
             try:
                 usable = with_chunks(task, run.run, run.config)
@@ -107,10 +101,26 @@ def check_data(comparison: Comparison, restarted: Sequence[PlannedRun] = ()) -> 
                 problems.append(f"{run.name}: {error}")
         source, digest = task.identity["source"], task.identity["sha256"][:12]
         lines.append(f"{task.name}: {source}, {len(task.dataset):,} transitions, sha256 {digest}")
-    if problems:
-        problems = list(dict.fromkeys(problems))
-        raise UserError("\n  ".join([f"{comparison.path}: {len(problems)} problems:", *problems][len(problems) == 1 :]))
+    raise_all(comparison, problems)
     return lines
+
+
+def folder_problems(runs: Sequence[PlannedRun], identity: dict | None) -> list[str]:
+    """What keeps the runs from their folders; identity: of their data, None where those are not loaded."""
+    problems = []
+    for run in runs:
+        try:
+            check_folder(run.run, run.config, identity)
+        except UserError as error:
+            problems.append(str(error))
+    return problems
+
+
+def raise_all(comparison: Comparison, problems: Sequence[str]) -> None:
+    """Raises one UserError for all problems, if there are any."""
+    problems = list(dict.fromkeys(problems))
+    if problems:
+        raise UserError("\n  ".join([f"{comparison.path}: {len(problems)} problems:", *problems][len(problems) == 1 :]))
 
 
 def smallest(config: Any) -> Any:
@@ -167,7 +177,7 @@ def run_all(comparison: Comparison, options: argparse.Namespace) -> int:
 
 def in_order(comparison: Comparison) -> list[PlannedRun]:
     """The runs that are not complete: every variant's first seed on all tasks, then the second seeds, and so on."""
-    todo = [run for run in comparison.runs if not is_complete(run.folder, comparison.cells(run))]
+    todo = [run for run in comparison.runs if not is_complete(run, comparison.cells(run))]
     return sorted(todo, key=lambda run: comparison.seeds.index(run.seed))
 
 
@@ -178,7 +188,10 @@ def compare(argv: Sequence[str] | None = None) -> int:
     """`main` without the handling of the user's errors; returns the exit code. Raises UserError."""
     options = parser().parse_args(argv)
     comparison, code = load_comparison(options.config, options.run_dir), 0
+    if not options.allow_mixed and not options.report_only:
+        check_planned(comparison)
     if options.print_commands:
+        raise_all(comparison, folder_problems(comparison.runs, identity=None))
         for run in in_order(comparison):
             print(" && ".join(shlex.join(command) for command in run.commands(comparison.cells(run))))
         return 0

@@ -204,6 +204,8 @@ def load_settings(
     for layer in (None, variant) if variant else (None,):
         for file in files:
             for key, node, where in file.entries(name, layer):
+                if key == "task" and file.places.get(key) != (node, where):
+                    raise UserError(f"{where}: a task is the whole file's; move it to the top, or give --task")
                 if key in kinds:
                     values[key] = decode(node, kinds[key], f"{where}: {key}")
                     sources[key] = where
@@ -322,13 +324,13 @@ class _SettingsFile:
 
         variant: those of the variant's entries; table "search": those of the search space.
         """
-        places = self.places
+        places, tables = self.places, TABLES
         if variant is not None:
-            places = self._mapping(self.variants[variant][0]) if variant in self.variants else {}
+            places, tables = self._mapping(self.variants[variant][0]) if variant in self.variants else {}, ("tasks",)
         if table is not None:
-            places = self._mapping(places[table][0]) if table in places else {}
+            places, tables = self._mapping(places[table][0]) if table in places else {}, ("tasks",)
         for key, (node, where) in places.items():
-            if key not in TABLES:
+            if key not in tables:
                 yield key, node, where
         tasks = self._mapping(places["tasks"][0]) if "tasks" in places else {}
         for patterns, (node, _) in tasks.items():

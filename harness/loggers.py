@@ -3,11 +3,12 @@
 A CSV log is written a row at a time, continued after a stop and read while it grows.
 """
 
+import contextlib
 import csv
 import importlib.util
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,17 @@ class TensorBoardLog:
         self.writer.close()
 
 
+@contextlib.contextmanager
+def wandb_refusals() -> Iterator[None]:
+    """Raises UserError for what W&B refuses within the block."""
+    import wandb
+
+    try:
+        yield
+    except wandb.errors.Error as error:
+        raise UserError(f"wandb: {one_line(error)}; mend it, or set --wandb_mode offline") from error
+
+
 class WandbLog:
     """Sends rows to W&B, or with wandb_mode offline writes them below the run's folder.
 
@@ -121,7 +133,7 @@ class WandbLog:
         """config: the values that W&B shows of the run. Raises UserError if W&B refuses the run."""
         import wandb
 
-        try:
+        with wandb_refusals():
             self.run = wandb.init(
                 project=run.wandb_project,
                 name=f"{run.label}/{run.task}/seed_{run.seed}",
@@ -132,8 +144,6 @@ class WandbLog:
                 config=config,
                 mode=run.wandb_mode,
             )
-        except wandb.errors.Error as error:
-            raise UserError(f"wandb: {one_line(error)}; mend it, or set --wandb_mode offline") from error
         self.run.define_metric("updates")
         self.run.define_metric("*", step_metric="updates")
 
@@ -146,9 +156,15 @@ class WandbLog:
 
 
 def check_loggers(run: RunConfig) -> None:
-    """Raises UserError for TensorBoard where its package is absent."""
+    """Raises UserError for TensorBoard where its package is absent, and for W&B online where it does not log in."""
     if "tensorboard" in run.logger and importlib.util.find_spec("tensorboard") is None:
         raise UserError("logger: tensorboard is absent; pip install -r requirements-tensorboard.txt, or leave it out")
+    if "wandb" in run.logger and run.wandb_mode == "online":
+        import wandb
+
+        with wandb_refusals():
+            if not wandb.login(prompt=False):
+                raise wandb.errors.AuthenticationError("no API key is configured")
 
 
 def open_loggers(run: RunConfig, config: dict, run_id: str, folder: Path, step: int) -> list:

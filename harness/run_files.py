@@ -13,14 +13,15 @@ EPISODES = "episodes.csv"  # every episode of the sweeps
 REEVALUATION = "reevaluation.csv"  # of a comparison: one line for each cell of act options
 LOG, ERROR = "log.txt", "error.txt"  # of a comparison's process: what it printed, its last lines where it failed
 
+SCORES = (SWEEP, EPISODES, REEVALUATION)  # of the agent in the folder, beside a sweep's
 ALL = (
     *(CONFIG, ENVIRONMENT, TRAIN_LOG, EVAL_LOG, CHECKPOINT, RESULT, LOCK, DIVERGENCE, LEARNING_CURVE),
-    *(SWEEP, EPISODES, REEVALUATION, LOG, ERROR),
+    *(*SCORES, LOG, ERROR),
 )  # but those of sweeps and those in folders
 # Of an online phase: part_<step>.npz holds the transitions up to that step's checkpoint since the one before.
 REPLAY_FOLDER, REPLAY_PARTS = "replay", "replay/part_*.npz"
 TENSORBOARD_FOLDER = "tensorboard"
 KEPT_CHECKPOINTS = "checkpoints"  # <step>/ holds what loading a run needs
 NEEDED_TO_LOAD = (ENVIRONMENT, CONFIG, CHECKPOINT)
-# Those in folders.
-PATTERNS = (REPLAY_PARTS, "tensorboard/events.*", *(f"{KEPT_CHECKPOINTS}/*/{name}" for name in NEEDED_TO_LOAD))
+KEPT = (*NEEDED_TO_LOAD, *SCORES, LOCK)  # in a kept checkpoint's folder
+PATTERNS = (REPLAY_PARTS, "tensorboard/events.*")  # in other folders

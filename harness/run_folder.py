@@ -37,6 +37,8 @@ from harness.online import OnlinePhase
 CHECKPOINT_FORMAT = 1  # raised when the layout of checkpoint.pt changes
 FIRST_HARNESS_VERSION = 1  # of the runs that do not record one
 SCORE_EVALUATIONS = 3  # result.json also has the mean score of the last three evaluations (FQL's protocol)
+KINDS = {"data": dict, "environment": (dict, type(None)), "algorithm": str}  # of fields in environment.json,
+KINDS |= {"step": int, "score": (float, int, type(None)), "score_name": str}  # and in result.json
 HARNESS_VERSION = 2  # raised when the same config could give other numbers than before
 
 
@@ -64,15 +66,12 @@ def is_finished(folder: Path) -> bool:
     return (folder / run_files.RESULT).exists()
 
 
-def read_result(folder: Path, needed: Sequence[str] = ("score", "step")) -> dict | None:
-    """What result.json holds, None while the run is not finished. Raises UserError for a damaged one."""
+def finished_result(folder: Path, updates: int, needed: Sequence[str] = ("score", "step")) -> dict | None:
+    """What result.json holds of a run that has made so many updates, else None. Raises UserError for a damaged one."""
     if not is_finished(folder):
         return None
-    path = folder / run_files.RESULT
-    result = read_json(path, needed)
-    if not isinstance(result["step"], int):
-        raise UserError(f"{path}: step is {result['step']!r}, no number; put a good one back, or add --restart")
-    return result
+    result = read_json(folder / run_files.RESULT, needed)
+    return result if result["step"] >= updates else None
 
 
 def remove_run(run: RunConfig) -> None:
@@ -83,8 +82,10 @@ def remove_run(run: RunConfig) -> None:
     path = run_path(run)
     config = path / run_files.CONFIG
     lines = config.read_text(encoding="utf-8", errors="replace").splitlines() if config.exists() else []
-    names = (*run_files.ALL, *sweep_files(line.partition(":")[0] for line in lines), *run_files.PATTERNS)
-    files = [file for name in names for file in sorted(path.glob(name)) if file.name != run_files.LOCK]
+    sweeps = sweep_files(line.partition(":")[0] for line in lines)
+    kept = [f"{run_files.KEPT_CHECKPOINTS}/*/{name}" for name in (*run_files.KEPT, *sweeps)]
+    names = (*run_files.ALL, *sweeps, *run_files.PATTERNS, *kept)
+    files = [file for name in names for file in sorted(path.glob(name)) if file != path / run_files.LOCK]
     if not files:
         print(f"restart: {path} holds no run")
         return
@@ -95,6 +96,12 @@ def remove_run(run: RunConfig) -> None:
     for folder in sorted({folder for file in files for folder in file.relative_to(path).parents}, reverse=True)[:-1]:
         if not any((path / folder).iterdir()):
             (path / folder).rmdir()
+
+
+def remove_scores(folder: Path, act_options: Iterable[str]) -> None:
+    """Deletes what was found out about the folder's agent, which is to become another."""
+    for name in (run_files.RESULT, *run_files.SCORES, *sweep_files(act_options)):
+        (folder / name).unlink(missing_ok=True)
 
 
 def sweep_files(fields: Iterable[str]) -> list[str]:
@@ -131,10 +138,10 @@ def with_chunks(task: Task, run: RunConfig, config: Any) -> Task:
 # ---- Whether a run may use its folder ----
 
 
-def check_folder(run: RunConfig, config: Any, identity: dict, act_options: Sequence[str] = ()) -> None:
+def check_folder(run: RunConfig, config: Any, identity: dict | None, act_options: Sequence[str] = ()) -> None:
     """Raises UserError where the run's folder cannot be written to or holds another run; writes nothing.
 
-    identity: of the task's data; act_options: of the agent, for advice.
+    identity: of the task's data, None where they are not loaded; act_options: of the agent, for advice.
     """
     path = run_path(run)
     existing = next(each for each in (path, *path.parents) if each.exists())
@@ -152,9 +159,10 @@ def check_folder(run: RunConfig, config: Any, identity: dict, act_options: Seque
     check_fields(path, stored, flat(run, config), act_options)
     environment = read_environment(path)
     advice = "restore it, choose another run_dir or label, or add --restart"
-    check_identity(environment["data"], identity, f"since this run began in {path}; {advice}")
-    version, result = environment.get("harness_version", FIRST_HARNESS_VERSION), read_result(path)
-    if version != HARNESS_VERSION and (result is None or result["step"] < run.total_updates):
+    if identity is not None:
+        check_identity(environment["data"], identity, f"since this run began in {path}; {advice}")
+    version = environment.get("harness_version", FIRST_HARNESS_VERSION)
+    if version != HARNESS_VERSION and finished_result(path, run.total_updates) is None:
         raise UserError(
             f"{path}: this run began under harness version {version}, and this code is version {HARNESS_VERSION}, "
             "which may give other numbers; finish it with that code, or add --restart"
@@ -229,10 +237,9 @@ class RunFolder:
 
     def finished_before(self) -> dict | None:
         """What result.json holds if the run has made all updates that are asked for, which is printed; else None."""
-        result = read_result(self.path)
-        if result is None or result["step"] < self.run.total_updates:
-            return None
-        print(f"{self.path}: finished before, not trained again (--restart would)")
+        result = finished_result(self.path, self.run.total_updates)
+        if result is not None:
+            print(f"{self.path}: finished before, not trained again (--restart would)")
         return result
 
     def was_compiled(self) -> bool:
@@ -265,15 +272,13 @@ class RunFolder:
             "command": sys.argv,
             "stretches": stretches,
         }
+        shown = flat(self.run, self.config) | environment
+        self.loggers = open_loggers(self.run, shown, environment["run_id"], self.path, step)  # first: it may be refused
         # environment.json first: a folder with a config has everything that a resume compares. A result goes before a
         # config of more updates comes, so that there never is one of fewer beside it.
         write_text(self.path / run_files.ENVIRONMENT, json.dumps(environment, indent=2) + "\n")
-        scores = (run_files.RESULT, run_files.REEVALUATION, run_files.EPISODES, run_files.SWEEP)
-        for name in (*scores, *sweep_files(agent.act_options)):  # of the agent as it was
-            (self.path / name).unlink(missing_ok=True)
+        remove_scores(self.path, agent.act_options)
         write_text(self.path / run_files.CONFIG, config_to_yaml(self.run, self.config))
-        shown = flat(self.run, self.config) | environment
-        self.loggers = open_loggers(self.run, shown, environment["run_id"], self.path, step)
 
     def save_checkpoint(self, agent: torch.nn.Module, loop: dict) -> None:
         """Replaces checkpoint.pt: the agent's state and the loop's (`step`, generator of the batches, seconds)."""
@@ -320,6 +325,8 @@ class RunFolder:
         state, loop, step = checkpoint["agent"], checkpoint["loop"], checkpoint["loop"]["step"]
         self.keep_logs_until(step)
         print(f"{self.path}: continuing after {step} of {last} updates", flush=True)
+        if self.run.keep_checkpoints:
+            self.keep_checkpoint(step)  # again: it may be the copy that could not be written
         if loop["device"] != device.type:
             print(f"now on {device.type} instead of {loop['device']}: random streams start anew from (seed, step)")
             seed = self.run.seed
@@ -485,7 +492,7 @@ def read_environment(folder: Path) -> dict:
 
 
 def read_json(path: Path, needed: Sequence[str]) -> dict:
-    """A JSON object with the `needed` keys. Raises UserError where the file is absent or damaged."""
+    """A JSON object with the `needed` keys, each of its kind. Raises UserError where the file is absent or damaged."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         missing = [key for key in needed if key not in content]
@@ -493,4 +500,7 @@ def read_json(path: Path, needed: Sequence[str]) -> dict:
         raise UserError(f"{path}: cannot be read ({error}); put a good one back, or add --restart") from error
     if missing or not isinstance(content, dict):
         raise UserError(f"{path}: has no {', '.join(missing)}; put a good one back, or add --restart")
+    for name, value in content.items():
+        if not isinstance(value, KINDS.get(name, object)):
+            raise UserError(f"{path}: {name} is {one_line(value, 40)!r}; put a good one back, or add --restart")
     return content

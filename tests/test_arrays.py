@@ -123,6 +123,8 @@ def test_arrays_in_memory_may_have_gymnasiums_names_and_others_besides():
     theirs = {renamed.get(name, name): array for name, array in arrays.items()} | {"infos/goal": np.zeros(3)}
     task = task_from_arrays("own/a", theirs, validation=theirs)
     assert len(task.dataset) == len(task.validation) == len(task_from_arrays("own/a", arrays).dataset)
+    with pytest.raises(UserError, match="^own/a: has terminations and terminals, which mean the same: leave one out"):
+        task_from_arrays("own/a", theirs | {"terminals": arrays["terminals"]})
     del theirs["rewards"]
     with pytest.raises(UserError, match="^own/a: has no array rewards .it has .*terminations"):
         task_from_arrays("own/a", theirs)

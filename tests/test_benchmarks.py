@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from algorithms.dipole import DIPOLEConfig
 from benchmarks import against_checkout, omega_gain, soak, sweep_over_seeds
 from benchmarks.throughput import SIZES, Size, build_updates, random_dataset, warm_up
+from common.errors import UserError
 from harness.command_line import parse_command
 from harness.comparison.matrix import Row, Variant
 from harness.comparison.results import Results
@@ -174,6 +176,7 @@ def test_the_script_of_all_gpu_figures_runs_on_a_cpu(tmp_path):
     assert {path.stem for path in tmp_path.glob("*.csv")} == {"throughput", "against_jax"}
 
 
+TWO_CELLS = "0.0,1,10,0.0,0.3,0.1,0.9,50\n1.0,1,10,0.0,0.3,0.1,0.9,50\n"
 SWEEP_HEAD = "greediness,num_candidates,flow_steps,noise_scale,success,success_low,success_high,episodes\n"
 
 
@@ -220,10 +223,22 @@ def test_a_sweep_over_seeds_is_a_line_of_means_between_the_lowest_and_the_highes
     [
         (("--against", "omega"), "--against omega: the sweeps' act options are greediness, num_candidates"),
         (("none.csv", "--against", "greediness"), "none.csv: no such file, give the greediness.csv"),
+        (("empty.csv", "--against", "greediness"), "empty.csv: is damaged"),
+        (("eval.csv", "--against", "greediness"), "eval.csv: is no sweep"),
+        (("task.csv", "--against", "greediness"), "the sweeps are of toy/other, toy/point: give those of one task"),
+        (("grid.csv", "--against", "greediness"), "grid.csv: has other values of greediness than"),
     ],
 )
 def test_a_sweep_over_seeds_of_what_is_not_there_is_one_sentence(tmp_path, monkeypatch, capsys, flags, message):
-    sweep = sweep_of(tmp_path, "pair", 0, "0.0,1,10,0.0,0.3,0.1,0.9,50\n")
+    sweep = sweep_of(tmp_path, "pair", 0, TWO_CELLS)
+    (sweep.parent / "empty.csv").touch()
+    (sweep.parent / "eval.csv").write_text("step,return\n1,2.0\n")
+    shutil.copy(sweep, sweep_of(tmp_path, "other", 0, TWO_CELLS, "task.csv"))
+    config = tmp_path / "other" / "seed_0" / "config.yaml"
+    config.write_text(config.read_text().replace("toy/point", "toy/other"))
+    sweep_of(tmp_path, "grid", 0, TWO_CELLS.replace("1.0,1", "2.0,1"), "grid.csv")
+    places = {"task.csv": "other", "grid.csv": "grid"}
+    flags = [tmp_path / places.get(flag, "pair") / "seed_0" / flag if "." in flag else flag for flag in flags]
     with pytest.raises(SystemExit) as stopped:
         run_command(sweep_over_seeds, monkeypatch, sweep, *flags, "--out", tmp_path / "out")
     assert stopped.value.code == 2 and message in capsys.readouterr().err
@@ -244,6 +259,19 @@ def test_the_gain_of_omega_is_by_seed_and_of_the_best_omega(tmp_path):
     assert table.loc["two", 0.0].tolist() == [2, 80, 0.5, -0.5, -1, 0]
     assert table.loc["one", 1.0].tolist()[:2] == [2, 40] and table.loc["one", 1.0].isna().sum() == 4
     assert len(table) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is no table of harness.driving.results"),
+        ("label,greediness,noise_scale,split,seed,pdms\na,0,,test,0,1\n", "has no line with a noise scale and omega 0"),
+    ],
+)
+def test_the_gain_of_omega_needs_both_options(tmp_path, text, message):
+    (tmp_path / "scores.csv").write_text(text)
+    with pytest.raises(UserError, match=f"scores.csv: {message}"):
+        omega_gain.read_scores(tmp_path)
 
 
 def test_measures_of_the_log_are_of_its_last_half_and_of_the_rows_title(tmp_path):

@@ -1,6 +1,7 @@
 """The command line: strict decoding of files and flags, one clear sentence for each mistake, complete help."""
 
 import dataclasses
+import errno
 import functools
 import importlib
 import inspect
@@ -16,7 +17,7 @@ from typing import Literal, Optional, Tuple
 import pytest
 import yaml
 
-from common.errors import UserError, exit_on_user_error
+from common.errors import CommandParser, UserError, exit_on_user_error
 from common.files import readable
 from harness import command_line
 from harness import config as settings_module
@@ -523,12 +524,30 @@ def test_seeds_are_dealt_to_gpus_by_their_memory(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "error, code, line", [(UserError("x"), 2, "error: x\n"), (KeyboardInterrupt(), 130, "interrupted\n")]
+    "error, code, line",
+    [
+        (UserError("x"), 2, "error: x\n"),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "a.csv"),
+            2,
+            "error: a.csv: Permission denied; change its permissions and give the same command again\n",
+        ),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+    ],
 )
 def test_exit_codes(capsys, error, code, line):
     with pytest.raises(SystemExit) as caught, exit_on_user_error():
         raise error
     assert caught.value.code == code and capsys.readouterr().err == line
+
+
+def test_a_flag_is_given_once_but_where_it_is_repeatable():
+    parser = CommandParser("a")
+    parser.add_argument("--values", nargs="+")
+    parser.add_argument("--run", action="append")
+    assert parser.parse_args(["--values", "1", "2", "--run", "a", "--run=b"]).run == ["a", "b"]
+    with pytest.raises(UserError, match="command line: --values is given twice"):
+        parser.parse_args(["--values", "1", "--run", "a", "--values=2"])
 
 
 def test_other_exceptions_keep_their_traceback():

@@ -19,6 +19,7 @@ from harness.comparison import reevaluation
 from harness.comparison import workers as workers_module
 from harness.comparison.matrix import load_comparison
 from harness.comparison.reevaluation import is_complete, missing_cells, read_reevaluation, reevaluate
+from harness.comparison.results import read_run
 from harness.comparison.workers import (
     FAILED,
     FINISHED,
@@ -88,7 +89,7 @@ def finished(tmp_path, toy_data):
 
 def test_a_run_ends_with_a_line_for_each_cell(finished):
     run, cells = finished
-    assert is_complete(run.folder, cells) and len(cells) == 4
+    assert is_complete(run, cells) and len(cells) == 4
     lines = read_reevaluation(run.folder)
     assert [{name: str(value) for name, value in cell.items()} for cell in cells] == [
         {name: line[name] for name in cell} for cell, line in zip(cells, lines, strict=True)
@@ -121,7 +122,7 @@ def test_only_missing_cells_are_evaluated_again(finished):
     kept = path.read_text().splitlines(keepends=True)
     marked = kept[1].replace(",3,", ",33,")  # would be overwritten, if the cell were evaluated again
     path.write_text("".join([kept[0], marked, *kept[2:-1]]))
-    assert missing_cells(run.folder, cells) == cells[-1:] and not is_complete(run.folder, cells)
+    assert missing_cells(run.folder, cells) == cells[-1:] and not is_complete(run, cells)
     complete_run(run, cells)
     assert path.read_text().replace("\r", "").splitlines() == [line.strip() for line in [kept[0], marked, *kept[2:]]]
     assert len(read_episodes(run.folder)) == len(cells) * 3
@@ -131,6 +132,35 @@ def test_a_run_that_is_trained_on_is_evaluated_anew(finished):
     run, cells = finished
     train_run(DIPOLE, dataclasses.replace(run.run, offline_steps=30), run.config, task=toy_task())
     assert missing_cells(run.folder, cells) == cells and read_episodes(run.folder).empty
+
+
+def test_a_comparison_of_more_updates_goes_on(finished, tmp_path, capsys):
+    more = toy_comparison(tmp_path, "dipole", SINGLE, overrides=SMALL.replace("offline_steps: 20", "offline_steps: 30"))
+    (run,) = more.runs
+    assert not is_complete(run, more.cells(run)) and not read_run(run).finished
+    assert compare(["--config", str(tmp_path / "matrix.yaml"), "--print_commands"]) == 0
+    assert "--offline_steps 30" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("batch_size: 8", "batch_size: 9"), "this run has another batch_size"),
+        (("offline_steps: 20", "offline_steps: 10"), "this run has another offline_steps"),
+    ],
+)
+def test_no_command_is_printed_for_a_folder_that_holds_another_run(finished, tmp_path, change, message):
+    toy_comparison(tmp_path, "dipole", SINGLE, overrides=SMALL.replace(*change))
+    with pytest.raises(UserError, match=message):
+        compare(["--config", str(tmp_path / "matrix.yaml"), "--print_commands"])
+
+
+def test_a_finished_run_without_its_evaluations_is_no_picture(finished):
+    run, _ = finished
+    log = run.folder / "eval.csv"
+    log.write_text(log.read_text().splitlines(keepends=True)[0])
+    with pytest.raises(UserError, match="eval.csv: has no evaluation of this finished run"):
+        read_run(run)
 
 
 def test_the_evaluation_command_names_its_cells_by_assignments(finished, monkeypatch):

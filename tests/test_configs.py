@@ -216,6 +216,7 @@ WRONG = {
     "tasks: 3": "line 1: must hold lines such as `seed: 0`, not 3",
     "tasks: {'*': 3}": "line 1: must hold lines such as `seed: 0`, not 3",
     "tasks: {'*': {sed: 3}}": r"line 1: sed is not a field of DIPOLEConfig, did you mean seed\?",
+    "tasks: {'*': {task: a/b}}": "line 1: a task is the whole file's; move it to the top, or give --task",
     "logger: [csv, mlflow]": "logger is 'mlflow', choose of csv, tensorboard, wandb",
     "label: a/b": "label is 'a/b', it must name one folder",
     "weighting: none\ngreediness: 1.0": "greediness is 1, but weighting none trains one policy",
@@ -228,6 +229,21 @@ def test_wrong_settings_are_refused_in_one_sentence(text, own_settings):
     own_settings("dipole/exorl.yaml", text)
     with pytest.raises(UserError, match=WRONG[text]):
         load_settings(config_class("dipole"))
+
+
+@pytest.mark.parametrize(
+    "inner, message",
+    [
+        ("task: a/b", "a task is the whole file's"),
+        ("variants: {w: {seed: 1}}", "variants is not a field"),
+        ("search: {shift: [0]}", "search is not a field"),
+        ("tasks: {'*': {task: a/b}}", "a task is the whole file's"),
+    ],
+)
+def test_a_variant_holds_fields_and_tasks_only(inner, message, own_settings):
+    own_settings("dipole/exorl.yaml", f"variants: {{v: {{{inner}}}}}")
+    with pytest.raises(UserError, match=f"exorl.yaml: line 1: {message}"):
+        load_settings(config_class("dipole"), variant="v")
 
 
 def test_a_typo_in_a_protocols_file_is_refused(own_settings):

@@ -302,7 +302,8 @@ def test_a_row_has_the_seeds_that_are_finished(folder, comparison, tmp_path):
     more.write_text(comparison.read_text().replace("seeds: [0, 1]", "seeds: [0, 1, 2]") + later)
     found = results.read_results(load_comparison(more))
     runs = with_checkpoint(found.runs, "")
-    written = pd.DataFrame(results.lines_of(found.comparison.rows, runs, {"test": read_split(folder, "test")}, 1, {}))
+    points = results.points_to_sample(found.comparison.rows, runs, {})
+    written = pd.DataFrame(results.lines_of(points, {"test": read_split(folder, "test")}, 1))
     assert written.groupby("label")["seed"].nunique().loc[lambda counts: counts > 0].to_dict() == {
         "cloning": 2,
         "DIPOLE": 2,
@@ -324,6 +325,33 @@ def test_results_are_refused_before_a_run_is_finished_and_for_other_scenes(folde
     finally:
         log.write_bytes(content)
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--samples", "0"), "--samples is 0; it must be at least 1"),
+        (("--greediness", "0", "nan"), "greediness"),
+        (("--noise_scale", "-1"), "noise_scale is -1"),
+        (("--reference", "Dipole"), "--reference Dipole: the finished rows are cloning; DIPOLE; dipole-3"),
+    ],
+)
+def test_results_that_cannot_be_are_refused_before_the_work(comparison, tmp_path, refused, flags, message):
+    assert message in refused(results.main, "--comparison", comparison, "--out", tmp_path / "out", *flags)
+    assert not (tmp_path / "out").exists()
+
+
+def test_results_say_what_they_leave_out_and_leave_no_older_figure(folder, comparison, tmp_path, capsys):
+    more = tmp_path / "more.yaml"
+    more.write_text(comparison.read_text() + "  - {algorithm: dipole, label: later}\n")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "greediness.png").touch()
+    flags = ["--greediness", "0", "0", "--samples", "1", "--out", str(out)]
+    results.main(["--comparison", str(more), *flags])
+    assert "left out, not finished: later/driving/bandit/seed_0" in capsys.readouterr().out
+    assert not (out / "greediness.png").exists()
+    assert pd.read_csv(out / "scores.csv").value_counts(["label", "seed", "split"]).max() == 1
 
 
 # ---- Pictures ----

@@ -122,6 +122,24 @@ def test_wandb_gets_every_row_of_every_seed_on_an_axis_of_updates(tmp_path, endi
     assert len(ids) == 2
 
 
+@pytest.mark.parametrize("changes", [{"restart": True}, {"offline_steps": 80}])
+def test_wandb_that_refuses_costs_nothing(tmp_path, monkeypatch, changes):
+    """Without a key, asked for before a restart deletes; and at its start, before a longer run forgets its result."""
+    wandb = pytest.importorskip("wandb")
+    folder = toy_run(tmp_path)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def refuse(**options):
+        raise wandb.errors.AuthenticationError("not today")
+
+    monkeypatch.setattr(wandb, "login", lambda prompt: "restart" not in changes)
+    monkeypatch.setattr(wandb, "init", refuse)
+    reason = "no API key is configured" if "restart" in changes else "not today"
+    with pytest.raises(UserError, match=f"wandb: {reason}; mend it, or set --wandb_mode offline"):
+        toy_run(tmp_path, logger=("wandb",), **changes)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
 # ---- TensorBoard ----
 
 

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -485,6 +486,8 @@ def test_restart_deletes_the_run_and_nothing_else(tmp_path, capsys):
     theirs, ours = ("notes.txt", "notes.csv"), ("log.txt", "error.txt", "reevaluation.csv", "divergence.json")
     for name in (*theirs, *ours, "evaluation.csv"):
         (folder / name).write_text("x")
+    for name in ("greediness.csv", "episodes.csv", "lock"):  # of an evaluation of a kept checkpoint
+        (folder / "checkpoints" / "20" / name).write_text("x")
     remove_run(toy_settings(tmp_path)[0])
     assert "deleting config.yaml" in capsys.readouterr().out
     assert sorted(path.name for path in folder.iterdir()) == ["lock", "notes.csv", "notes.txt"]
@@ -505,6 +508,25 @@ def test_every_checkpoint_is_kept_as_a_run_of_its_own(tmp_path, straight):
     assert run.keep_checkpoints
 
 
+def test_a_kept_checkpoint_that_could_not_be_written_is_made_up(tmp_path):
+    folder = tmp_path / "dipole" / "toy" / "point" / "seed_0"
+    folder.mkdir(parents=True)
+    (folder / "checkpoints").touch()
+    with pytest.raises(UserError, match="cannot be"):
+        toy_run(tmp_path, checkpoint_interval=10, keep_checkpoints=True)
+    (folder / "checkpoints").unlink()
+    toy_run(tmp_path, checkpoint_interval=10, keep_checkpoints=True)
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"10", "20", "30", "40", "50", "60"}
+
+
+def test_checkpoints_of_other_networks_have_no_average(tmp_path):
+    folder = toy_run(tmp_path, checkpoint_interval=30, keep_checkpoints=True)
+    other = toy_run(tmp_path / "other", offline_steps=30, actor_hidden_dims=(4, 4))
+    shutil.copy(other / "checkpoint.pt", folder / "checkpoints" / "30")
+    with pytest.raises(UserError, match="checkpoints: does not fit this version"):
+        average.average(folder, 2)
+
+
 def test_the_average_of_kept_checkpoints_is_one_more_checkpoint(tmp_path, capsys):
     folder = toy_run(tmp_path, checkpoint_interval=10, keep_checkpoints=True)
     steps = [RUN.offline_steps - 20, RUN.offline_steps - 10, RUN.offline_steps]
@@ -516,6 +538,9 @@ def test_the_average_of_kept_checkpoints_is_one_more_checkpoint(tmp_path, capsys
         torch.testing.assert_close(tensor, sum(state[name] for state in states) / 3, rtol=1e-6, atol=1e-8)
         assert not name.startswith("flow") or not torch.equal(tensor, states[-1][name])
     assert load_run(out) == load_run(folder / "checkpoints" / str(steps[-1]))
+    (out / "episodes.csv").write_text("of another average")
+    average.average(folder, 3)
+    assert not (out / "episodes.csv").exists()
     with pytest.raises(SystemExit) as raised:
         average.main([str(folder), "--last", "30"])
     assert raised.value.code == 2 and "keeps 6 checkpoints, and --last is 30" in capsys.readouterr().err

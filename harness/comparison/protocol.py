@@ -78,6 +78,6 @@ def check_protocol(results: Results, allow_mixed: bool) -> list[Mixture]:
         more = f" (and {len(found) - 1} more differences)" if len(found) > 1 else ""
         raise UserError(
             f"{results.comparison.path}: these runs do not belong in one table: {found[0]}{more}; run the odd ones "
-            "again, or add --allow_mixed to mark them in the report"
+            "again, or let `harness.compare --allow_mixed` mark them in its report"
         )
     return found

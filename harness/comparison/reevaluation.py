@@ -19,13 +19,13 @@ from common.files import locked, write_rows_csv
 from envs.task import Task
 from harness import run_files
 from harness.agent_tools import own_options
-from harness.comparison.matrix import Cell
+from harness.comparison.matrix import Cell, PlannedRun
 from harness.devices import choose_device, set_up_torch
 from harness.episodes import add_episodes
 from harness.evaluate import evaluate_cell
 from harness.evaluation import EVALUATION_SEED, Evaluator
 from harness.grid import parse_grid
-from harness.run_folder import busy, is_finished, load_agent, load_run, load_trained_task
+from harness.run_folder import busy, finished_result, load_agent, load_run, load_trained_task
 
 
 def read_reevaluation(folder: Path) -> list[dict[str, str]]:
@@ -54,8 +54,9 @@ def missing_cells(folder: Path, cells: list[Cell]) -> list[Cell]:
     return [cell for cell in cells if find_cell(lines, cell) is None]
 
 
-def is_complete(folder: Path, cells: list[Cell]) -> bool:
-    return is_finished(folder) and not missing_cells(folder, cells)
+def is_complete(run: PlannedRun, cells: list[Cell]) -> bool:
+    """Whether the run has made all planned updates and holds all cells."""
+    return finished_result(run.folder, run.run.total_updates) is not None and not missing_cells(run.folder, cells)
 
 
 def reevaluate(folder: Path, cells: list[Cell], task: Task | None = None) -> None:

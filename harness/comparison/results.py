@@ -21,7 +21,7 @@ from harness.comparison.matrix import CROSSED_OPTION, Comparison, PlannedRun, Ro
 from harness.comparison.reevaluation import find_cell, read_reevaluation
 from harness.config import RunConfig, flat, stored_config
 from harness.loggers import read_rows
-from harness.run_folder import FIRST_HARNESS_VERSION, check_fields, checkpoint_folder, read_json, read_result
+from harness.run_folder import FIRST_HARNESS_VERSION, check_fields, checkpoint_folder, finished_result, read_json
 
 FINAL, LAST = KINDS = ("final", "last_evaluations")  # columns: of the finished policy; mean of training's last ones
 SUCCESS, D4RL, RETURN = "success, %", "D4RL score", "return"  # units in which scores are shown
@@ -99,9 +99,16 @@ def read_run(planned: PlannedRun) -> RunResult:
     folder = planned.folder
     config_path, environment_path = folder / run_files.CONFIG, folder / run_files.ENVIRONMENT
     begun = config_path.exists() and environment_path.exists()
-    finished = begun and (folder / run_files.RESULT).exists()
+    needed = ("score", "score_name", "step")
+    result = (begun and finished_result(folder, planned.run.total_updates, needed)) or {}
     error_path = folder / run_files.ERROR
     error = error_path.read_text(encoding="utf-8").strip() if error_path.exists() else ""
+    evaluations = read_rows(folder / run_files.EVAL_LOG)
+    if result and not evaluations:
+        raise UserError(
+            f"{folder / run_files.EVAL_LOG}: has no evaluation of this finished run; put its own file back, or add "
+            f"--restart {planned.variant.label}"
+        )
     speeds = [float(row["updates_per_second"]) for row in read_rows(folder / run_files.TRAIN_LOG)]
     run, config = planned.run, planned.config
     if begun:
@@ -110,13 +117,13 @@ def read_run(planned: PlannedRun) -> RunResult:
         check_fields(folder, flat(planned.run, config), flat(planned.run, planned.config))
     return RunResult(
         planned=planned,
-        status="finished" if finished else "failed" if error else "not finished" if begun else "not begun",
-        error="" if finished else error,
+        status="finished" if result else "failed" if error else "not finished" if begun else "not begun",
+        error="" if result else error,
         run=run,
         config=config,
         environment=read_json(environment_path, needed=("data", "versions")) if begun else {},
-        result=(finished and read_result(folder, ("score", "score_name", "step"))) or {},
-        evaluations=read_rows(folder / run_files.EVAL_LOG),
+        result=result,
+        evaluations=evaluations,
         updates_per_second=statistics.median(speeds) if speeds else math.nan,
         cells=read_reevaluation(folder),
     )

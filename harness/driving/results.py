@@ -12,7 +12,7 @@ where the reference has several greediness values, `greediness.png`.
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -24,7 +24,8 @@ from harness.comparison.matrix import Comparison, Row, load_comparison
 from harness.comparison.protocol import check_protocol
 from harness.comparison.results import Results, RunResult, with_checkpoint
 from harness.driving.policies import Policy
-from harness.driving.table import TITLES, planner_scores, scores_of
+from harness.driving.table import TITLES, check_samples, planner_scores, scores_of
+from harness.grid import cells_of, parse_grid
 from harness.plots import plot_lines
 from harness.run_folder import checkpoint_folder
 from harness.score_statistics import FEWEST_SEEDS, Interval, interval
@@ -76,21 +77,25 @@ def line(scores: np.ndarray, **columns: object) -> dict:
     return {**empty, **columns, **dict(zip(SCORE_NAMES, means, strict=True))}
 
 
-def settings_of(agent: Any, row: Row, asked: Mapping[str, Sequence[float]]) -> list[dict[str, float]]:
-    """Every combination of the asked values of the act options that the agent has and the row leaves open."""
-    policies = getattr(agent.config, "num_policies", 1)
-    free = [name for name in agent.act_options if name in asked and name not in row.act]
-    free = [name for name in free if name != "greediness" or policies == 2]
-    return [dict(zip(free, values, strict=True)) for values in itertools.product(*(asked[name] for name in free))]
+Point = tuple[Row, RunResult, list[dict[str, float]]]  # a row, one of its runs, the settings it is sampled at
+
+
+def points_to_sample(
+    rows: Sequence[Row], runs: Sequence[RunResult], asked: Mapping[str, Sequence[str]]
+) -> Iterator[Point]:
+    """Each row's runs at every combination of the asked values of what the agent has and the row leaves open.
+
+    Raises UserError for a value that the agent refuses.
+    """
+    for row, run in ((row, run) for row in rows for run in runs if run.planned.variant.label == row.variant.label):
+        free = [name for name in row.variant.agent_class.act_options if name in asked and name not in row.act]
+        free = [name for name in free if name != "greediness" or getattr(run.config, "num_policies", 1) == 2]
+        grid = [f"{name}={','.join(asked[name])}" for name in free]
+        yield row, run, cells_of(parse_grid(grid, row.variant.agent_class, run.config))
 
 
 def lines_of(
-    rows: Sequence[Row],
-    runs: Sequence[RunResult],
-    scenes: dict[str, SceneSet],
-    samples: int,
-    asked: Mapping[str, Sequence[float]],
-    checkpoint: str = "",
+    points: Sequence[Point], scenes: Mapping[str, SceneSet], samples: int, checkpoint: str = ""
 ) -> Iterator[dict]:
     """First what needs no learning; every policy begins at its checkpoint's noise, so that rows are compared alike.
 
@@ -99,10 +104,10 @@ def lines_of(
     for split, part in scenes.items():
         for label, scores in planner_scores(part).items():
             yield line(scores, label=label, split=split)
-    for row, run in ((row, run) for row in rows for run in runs if run.planned.variant.label == row.variant.label):
+    for row, run, settings in points:
         policy = Policy(checkpoint_folder(run.planned.folder, checkpoint))
         start = policy.agent.noise.generator.get_state()
-        for setting, (split, part) in itertools.product(settings_of(policy.agent, row, asked), scenes.items()):
+        for setting, (split, part) in itertools.product(settings, scenes.items()):
             policy.agent.noise.generator.set_state(start)
             plans = policy.sample(part, policy.data.observations[split], samples, **row.act, **setting)
             scores = scores_of(part, plans, f"{row.title}, seed {run.planned.seed}, {split}")
@@ -220,9 +225,11 @@ def write(scores: pd.DataFrame, out: Path, heading: str, reference: str) -> list
     curves = [label for label in best if len(scores[scores["label"] == label][list(SETTINGS)].drop_duplicates()) > 1]
     parts = [curve_table(label, scores, best[label]) for label in curves]
     write_text(paths[1], "\n\n".join([heading, table(scores, reference), *parts]) + "\n")
+    figure = out / "greediness.png"
+    figure.unlink(missing_ok=True)  # of an earlier call, which may have had other values
     if scores[scores["label"] == reference]["greediness"].nunique() > 1:
-        paths.append(out / "greediness.png")
-        plot_curves(reference, scores, paths[-1])
+        plot_curves(reference, scores, figure)
+        paths.append(figure)
     return paths
 
 
@@ -231,8 +238,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--comparison", required=True, metavar="FILE", help="the file that harness.compare ran")
     parser.add_argument("--run_dir", metavar="FOLDER", help="in place of the file's, as harness.compare's")
     parser.add_argument("--samples", type=int, default=8, help="plans per scene of each run")
-    parser.add_argument("--greediness", type=float, nargs="+", default=[], help="values to choose among")
-    parser.add_argument("--noise_scale", type=float, nargs="+", default=[], help="values to choose among")
+    for name in SETTINGS:
+        parser.add_argument(f"--{name}", nargs="+", default=[], metavar="VALUE", help="values to choose among")
     parser.add_argument(
         "--checkpoint",
         default="",
@@ -243,15 +250,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the files are written")
     with exit_on_user_error():
         options = parser.parse_args(arguments)
+        check_samples(options.samples)
         results = read_results(load_comparison(options.comparison, options.run_dir))
         runs = with_checkpoint(results.runs, options.checkpoint)
+        asked = {name: getattr(options, name) for name in SETTINGS if getattr(options, name)}
+        points = list(points_to_sample(results.comparison.rows, runs, asked))
+        titles = list(dict.fromkeys(row.title for row, _, _ in points))
+        if options.reference not in titles:
+            raise UserError(f"--reference {options.reference}: the finished rows are {'; '.join(titles)}")
+        unfinished = [run.planned.name for run in results.runs if not run.finished]
+        if unfinished:
+            print(f"left out, not finished: {', '.join(unfinished)}")
         first = Policy(runs[0].planned.folder)
         first.check_unchanged()
         make_folder(options.out, "--out")
         scenes = {split: read_split(first.folder, split) for split in (CHOOSES, REPORTED)}
-        asked = {name: getattr(options, name) for name in SETTINGS if getattr(options, name)}
-        rows = results.comparison.rows
-        scores = pd.DataFrame(lines_of(rows, runs, scenes, options.samples, asked, options.checkpoint))
+        scores = pd.DataFrame(lines_of(points, scenes, options.samples, options.checkpoint))
         counts = " and ".join(f"{len(part.scenes)} {split} scenes" for split, part in scenes.items())
         named = f", checkpoint {options.checkpoint}" if options.checkpoint else ""
         heading = (
