@@ -349,7 +349,7 @@ def test_results_say_what_they_leave_out_and_leave_no_older_figure(folder, compa
     (out / "greediness.png").touch()
     flags = ["--greediness", "0", "0", "--samples", "1", "--out", str(out)]
     results.main(["--comparison", str(more), *flags])
-    assert "left out, not finished: later/driving/bandit/seed_0" in capsys.readouterr().out
+    assert "left out: 2 of the 2 seeds of later, which are not finished\n" in capsys.readouterr().out
     assert not (out / "greediness.png").exists()
     assert pd.read_csv(out / "scores.csv").value_counts(["label", "seed", "split"]).max() == 1
 

@@ -421,6 +421,8 @@ def test_a_broken_checkpoint_is_refused_and_kept(tmp_path, content):
         ("eval.csv", b"step,length\n20,1\n"),
         ("eval.csv", b"step,return\n20,high\n"),
         ("result.json", b'{"step": "40", "score": 1}'),
+        ("result.json", b'{"step": 40, "score": "high"}'),
+        ("environment.json", b'{"data": 5, "run_id": "a"}'),
         ("train.csv", b"step,return\nmany,1\n"),
         ("train.csv", b"step,\xff\n1,2\n"),
     ],

@@ -10,6 +10,7 @@ where the reference has several greediness values, `greediness.png`.
 """
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -258,9 +259,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         titles = list(dict.fromkeys(row.title for row, _, _ in points))
         if options.reference not in titles:
             raise UserError(f"--reference {options.reference}: the finished rows are {'; '.join(titles)}")
-        unfinished = [run.planned.name for run in results.runs if not run.finished]
-        if unfinished:
-            print(f"left out, not finished: {', '.join(unfinished)}")
+        unfinished = Counter(run.planned.variant.label for run in results.runs if not run.finished)
+        for label, count in unfinished.items():
+            print(f"left out: {count} of the {len(results.comparison.seeds)} seeds of {label}, which are not finished")
         first = Policy(runs[0].planned.folder)
         first.check_unchanged()
         make_folder(options.out, "--out")
