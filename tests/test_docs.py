@@ -162,10 +162,9 @@ def results(label: str) -> list:
 
 
 def returns(path: Path) -> dict:
-    """{(omega, N): mean and variance of the mean of a run's return}, of a sweep or of a run's last evaluation."""
+    """{(omega, N): mean and variance of the mean of a run's return} of a sweep."""
     with open(path, newline="") as file:
         rows = list(csv.DictReader(file))
-    rows = rows if "greediness" in rows[0] else [{**rows[-1], "greediness": 0, "num_candidates": 16}]
     return {
         (float(row["greediness"]), int(row["num_candidates"])): (
             float(row["return"]),
@@ -180,6 +179,12 @@ def test_the_readmes_returns_of_dipole_are_those_of_the_runs(omega):
     runs = [returns(folder / "greediness.csv") for folder in results("dipole")]
     cells = [f"{sum(run[float(omega), count][0] for run in runs) / len(runs):.0f}" for count in (1, 16)]
     assert readme_row(f"DIPOLE, omega {omega}") == [*cells, str(len(runs))]
+
+
+def test_the_readmes_returns_of_cloning_are_those_of_the_runs():
+    runs = [returns(folder / "num_candidates.csv") for folder in results("dipole_behaviour_cloning")]
+    cells = [f"{sum(run[0, count][0] for run in runs) / len(runs):.0f}" for count in (1, 16)]
+    assert readme_row("behaviour cloning") == [*cells, str(len(runs))]
 
 
 @pytest.mark.parametrize("title", ["ReBRAC", "IQL", "FQL", "IFQL", "DQL", "QSM"])
@@ -199,7 +204,7 @@ def test_the_readmes_returns_of_the_baselines_are_those_of_the_runs(title):
 def test_the_quick_starts_differences_by_seed_are_those_of_the_runs(title, points, clear):
     cells, seeds = [], zip(results("dipole"), results("dipole_behaviour_cloning"), strict=True)
     for ours, cloning in seeds:
-        dipole, other = returns(ours / "greediness.csv"), returns(cloning / "eval.csv")
+        dipole, other = returns(ours / "greediness.csv"), returns(cloning / "num_candidates.csv")
         (mean, variance), (base, its_variance) = (dipole[point] if point else other[0, 16] for point in points)
         cells.append((mean - base, 1.96 * (variance + its_variance) ** 0.5))
     row = " | ".join(f"{difference:.0f} ± {bound:.0f}" for difference, bound in cells)
