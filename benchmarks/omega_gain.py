@@ -109,12 +109,15 @@ def read_scores(folder: Path) -> pd.DataFrame:
     try:
         scores = pd.read_csv(path)
         scores = scores[(scores["split"] == "test") & scores["noise_scale"].notna()].fillna({"greediness": 0.0})
+        has_zero = scores["greediness"].eq(0).groupby([scores["label"], scores["noise_scale"]]).any()
     except (ValueError, KeyError) as error:  # pandas' own are of these
         raise UserError(
             f"{path}: is no table of harness.driving.results ({one_line(error)}); write it again"
         ) from error
-    if not (scores["greediness"] == 0).any():
-        raise UserError(f"{path}: has no line with a noise scale and omega 0; give harness.driving.results both flags")
+    if scores.empty or not has_zero.all():
+        raise UserError(
+            f"{path}: lacks omega 0 or noise scales; give harness.driving.results --greediness 0 ... and both"
+        )
     return scores
 
 

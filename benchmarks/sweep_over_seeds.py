@@ -45,11 +45,11 @@ def read_sweeps(paths: Sequence[Path], against: str) -> tuple[pd.DataFrame, list
     tasks = sorted(cells["task"].unique())
     if len(tasks) > 1:
         raise UserError(f"the sweeps are of {', '.join(tasks)}: give those of one task")
-    grids = {path: set(part[against]) for path, part in zip(paths, parts, strict=True) if against in part}
-    swept = [path for path, grid in grids.items() if len(grid) > 1]
-    for path in swept:
-        if grids[path] != grids[swept[0]]:
-            raise UserError(f"{path}: has other values of {against} than {swept[0]}: sweep the same ones")
+    is_line = cells.groupby("label")[against].nunique() > 1
+    grids = {path: set(part[against]) for path, part in zip(paths, parts, strict=True) if is_line[part["label"][0]]}
+    for path in grids:
+        if grids[path] != grids[first := next(iter(grids))]:
+            raise UserError(f"{path}: has other values of {against} than {first}: sweep the same ones")
     return cells, names, scores[0]
 
 
@@ -78,7 +78,7 @@ def main() -> None:
         cells, options, score = read_sweeps(asked.sweeps, asked.against)
         make_folder(asked.out, "--out")
         columns = ["label", "seed", *options, score, f"{score}_low", f"{score}_high", "episodes"]
-        columns += [name for name in cells if name.startswith("difference")]  # paired with its first value
+        columns += [name for name in cells if name.startswith("difference")]  # from a swept option's first value
         write_text(asked.out / "act_options.csv", cells[columns].round(4).to_csv(index=False, lineterminator="\n"))
         figure(cells, options, score, asked.against, asked.out / f"{asked.against}.png")
         print(f"written: {asked.out / 'act_options.csv'}, {asked.out / f'{asked.against}.png'}")

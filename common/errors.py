@@ -9,8 +9,7 @@ import traceback
 from contextlib import contextmanager
 from typing import Any, Iterator, NoReturn, Optional, Sequence
 
-FIXES = dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS), "make room")
-FIXES |= dict.fromkeys((errno.EACCES, errno.EPERM), "change its permissions")
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 class UserError(Exception):
@@ -49,14 +48,24 @@ def exit_on_user_error() -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(128 + signal.SIGPIPE) from None
     except OSError as error:
-        if error.errno not in FIXES:
+        is_forbidden = isinstance(error, PermissionError) and error.filename  # of a file, not of a process
+        if error.errno not in DISK_ERRORS and not is_forbidden:
             raise
+        fix = "change its permissions" if is_forbidden else "make room"
         where = f"{error.filename}: " if error.filename else ""
-        print(f"error: {where}{error.strerror}; {FIXES[error.errno]} and give the same command again", file=sys.stderr)
+        print(f"error: {where}{error.strerror}; {fix} and give the same command again", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def check_given_once(arguments: Sequence[str], repeatable: Sequence[str] = ()) -> None:
+    """Raises UserError for a flag that stands twice among the arguments: argparse would take the last one silently."""
+    flags = [argument.partition("=")[0] for argument in arguments if argument.startswith("--")]
+    for flag in flags:
+        if flags.count(flag) > 1 and flag not in repeatable:
+            raise UserError(f"command line: {flag} is given twice, keep one")
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -66,23 +75,14 @@ class CommandParser(argparse.ArgumentParser):
     """
 
     def __init__(self, prog: str, description: str = "", advice: str = ""):
-        self.repeatable: set[str] = set()
         formatter = argparse.RawDescriptionHelpFormatter
         super().__init__(prog=prog, description=description, formatter_class=formatter, allow_abbrev=False)
         self.advice = advice
 
-    def add_argument(self, *names: str, **details: Any) -> argparse.Action:
-        if details.get("action") == "append":
-            self.repeatable.update(names)
-        return super().add_argument(*names, **details)
-
     def parse_args(self, args: Optional[Sequence[str]] = None, namespace: Any = None) -> Any:
         parsed = super().parse_args(args, namespace)
-        texts = sys.argv[1:] if args is None else args
-        flags = [text.partition("=")[0] for text in texts if text.startswith("--") and text != "--"]
-        twice = next((flag for flag in flags if flags.count(flag) > 1 and flag not in self.repeatable), None)
-        if twice is not None:
-            self.error(f"{twice} is given twice")
+        appended = [action.option_strings for action in self._actions if isinstance(action, argparse._AppendAction)]
+        check_given_once(sys.argv[1:] if args is None else args, repeatable=sum(appended, []))
         return parsed
 
     def error(self, message: str) -> NoReturn:

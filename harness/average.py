@@ -23,7 +23,6 @@ from harness.run_folder import (
     load_run,
     networks_must_fit,
     read_checkpoint,
-    remove_scores,
 )
 
 
@@ -53,7 +52,6 @@ def average(run_dir: Path, last: int) -> Path:
                 networks[name] = torch.stack(parts).mean(dim=0).to(own.dtype)
     out = checkpoint_folder(run_dir, f"average_{steps[0]}_{steps[-1]}")
     make_folder(out, "RUN_DIR")
-    remove_scores(out, algorithm.agent_class.act_options)
     copy_files(folders[-1], out, (run_files.ENVIRONMENT, run_files.CONFIG))
     with replacing(out / run_files.CHECKPOINT) as temporary:
         torch.save(checkpoints[-1], temporary)

@@ -19,7 +19,7 @@ import pyrallis.help_formatter
 import pyrallis.utils
 from pyrallis.wrappers import DataclassWrapper
 
-from common.errors import UserError, exit_on_user_error
+from common.errors import UserError, check_given_once, exit_on_user_error
 from common.files import readable
 from harness.config import RunConfig, Settings, decode_flag, field_types, load_settings
 from harness.config_file import as_yaml, decode_text, form_of, unknown_field
@@ -191,10 +191,7 @@ def _parser(config_class: type) -> _Parser:
 
 def _parse_flags(parser: _Parser, config_class: type, argv: list[str]) -> dict[str, Any]:
     """The given flags' texts (True for --show and --restart) by name."""
-    flags = [argument.split("=")[0] for argument in argv if argument.startswith("--")]
-    for flag in flags:
-        if flags.count(flag) > 1:
-            raise UserError(f"command line: {flag} is given twice, keep one")
+    check_given_once(argv)
     try:
         given, unknown = parser.parse_known_args(argv)
     except argparse.ArgumentError as error:

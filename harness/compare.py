@@ -11,13 +11,14 @@ import dataclasses
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tqdm import tqdm
 
 from common.errors import CommandParser, UserError, exit_on_user_error
 from common.files import locked, make_folder
+from envs.task import Task
 from harness import run_files
 from harness.comparison.matrix import Comparison, PlannedRun, load_comparison
 from harness.comparison.protocol import check_planned
@@ -25,7 +26,7 @@ from harness.comparison.ray_workers import check_cluster, run_on_ray
 from harness.comparison.reevaluation import is_complete
 from harness.comparison.workers import FAILED, Slot, cores, run_locally, slots_of, visible_gpus
 from harness.devices import choose_device
-from harness.run_folder import check_folder, load_run_task, remove_run, with_chunks
+from harness.run_folder import check_folder, check_settings, load_run_task, remove_run, with_chunks
 from harness.train import build_agent
 
 
@@ -92,25 +93,31 @@ def check_data(comparison: Comparison, restarted: Sequence[PlannedRun] = ()) -> 
         except UserError as error:
             problems.append(str(error))
             continue
-        problems += folder_problems([run for run in runs if run not in restarted], task.identity)
-        for run in (run for run in runs if run.seed == comparison.seeds[0]):
-            try:
-                usable = with_chunks(task, run.run, run.config)
-                build_agent(run.variant.agent_class, run.run, smallest(run.config), usable)
-            except UserError as error:
-                problems.append(f"{run.name}: {error}")
+        kept = [run for run in runs if run not in restarted]
+        problems += problems_of(kept, lambda run, data: check_folder(run.run, run.config, data), task.identity)
+        first = [run for run in runs if run.seed == comparison.seeds[0]]
+        problems += problems_of(first, check_agent, task)
         source, digest = task.identity["source"], task.identity["sha256"][:12]
         lines.append(f"{task.name}: {source}, {len(task.dataset):,} transitions, sha256 {digest}")
     raise_all(comparison, problems)
     return lines
 
 
-def folder_problems(runs: Sequence[PlannedRun], identity: dict | None) -> list[str]:
-    """What keeps the runs from their folders; identity: of their data, None where those are not loaded."""
+def check_agent(run: PlannedRun, task: Task) -> None:
+    """Raises UserError where the run's agent cannot be built for the task."""
+    try:
+        usable = with_chunks(task, run.run, run.config)
+        build_agent(run.variant.agent_class, run.run, smallest(run.config), usable)
+    except UserError as error:
+        raise UserError(f"{run.name}: {error}") from error
+
+
+def problems_of(runs: Sequence[PlannedRun], check: Callable[..., None], *arguments: Any) -> list[str]:
+    """What `check(run, *arguments)` says of the runs that it refuses."""
     problems = []
     for run in runs:
         try:
-            check_folder(run.run, run.config, identity)
+            check(run, *arguments)
         except UserError as error:
             problems.append(str(error))
     return problems
@@ -191,7 +198,7 @@ def compare(argv: Sequence[str] | None = None) -> int:
     if not options.allow_mixed and not options.report_only:
         check_planned(comparison)
     if options.print_commands:
-        raise_all(comparison, folder_problems(comparison.runs, identity=None))
+        raise_all(comparison, problems_of(comparison.runs, lambda run: check_settings(run.run, run.config)))
         for run in in_order(comparison):
             print(" && ".join(shlex.join(command) for command in run.commands(comparison.cells(run))))
         return 0

@@ -164,14 +164,14 @@ def check_loggers(run: RunConfig) -> None:
 
         with wandb_refusals():
             if not wandb.login(prompt=False):
-                raise wandb.errors.AuthenticationError("no API key is configured")
+                raise wandb.errors.AuthenticationError("there is no API key, or WANDB_MODE forbids to log in")
 
 
 def open_loggers(run: RunConfig, config: dict, run_id: str, folder: Path, step: int) -> list:
     """The loggers beside the CSV logs, for a run that stands after `step` updates."""
     loggers: list = []
+    if "wandb" in run.logger:  # first, as it may be refused
+        loggers.append(WandbLog(run, config, run_id, folder))
     if "tensorboard" in run.logger:
         loggers.append(TensorBoardLog(folder, step))
-    if "wandb" in run.logger:
-        loggers.append(WandbLog(run, config, run_id, folder))
     return loggers

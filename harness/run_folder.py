@@ -66,11 +66,11 @@ def is_finished(folder: Path) -> bool:
     return (folder / run_files.RESULT).exists()
 
 
-def finished_result(folder: Path, updates: int, needed: Sequence[str] = ("score", "step")) -> dict | None:
+def finished_result(folder: Path, updates: int) -> dict | None:
     """What result.json holds of a run that has made so many updates, else None. Raises UserError for a damaged one."""
     if not is_finished(folder):
         return None
-    result = read_json(folder / run_files.RESULT, needed)
+    result = read_json(folder / run_files.RESULT, needed=("score", "score_name", "step"))
     return result if result["step"] >= updates else None
 
 
@@ -96,12 +96,6 @@ def remove_run(run: RunConfig) -> None:
     for folder in sorted({folder for file in files for folder in file.relative_to(path).parents}, reverse=True)[:-1]:
         if not any((path / folder).iterdir()):
             (path / folder).rmdir()
-
-
-def remove_scores(folder: Path, act_options: Iterable[str]) -> None:
-    """Deletes what was found out about the folder's agent, which is to become another."""
-    for name in (run_files.RESULT, *run_files.SCORES, *sweep_files(act_options)):
-        (folder / name).unlink(missing_ok=True)
 
 
 def sweep_files(fields: Iterable[str]) -> list[str]:
@@ -138,15 +132,32 @@ def with_chunks(task: Task, run: RunConfig, config: Any) -> Task:
 # ---- Whether a run may use its folder ----
 
 
-def check_folder(run: RunConfig, config: Any, identity: dict | None, act_options: Sequence[str] = ()) -> None:
+def check_folder(run: RunConfig, config: Any, identity: dict, act_options: Sequence[str] = ()) -> None:
     """Raises UserError where the run's folder cannot be written to or holds another run; writes nothing.
 
-    identity: of the task's data, None where they are not loaded; act_options: of the agent, for advice.
+    identity: of the task's data; act_options: of the agent, for advice.
     """
     path = run_path(run)
     existing = next(each for each in (path, *path.parents) if each.exists())
     if not os.access(existing, os.W_OK):
         raise UserError(f"{existing}: cannot be written to; change its permissions or set run_dir elsewhere")
+    check_settings(run, config, act_options)
+    if not (path / run_files.CONFIG).exists():
+        return
+    environment = read_environment(path)
+    advice = "restore it, choose another run_dir or label, or add --restart"
+    check_identity(environment["data"], identity, f"since this run began in {path}; {advice}")
+    version = environment.get("harness_version", FIRST_HARNESS_VERSION)
+    if version != HARNESS_VERSION and finished_result(path, run.total_updates) is None:
+        raise UserError(
+            f"{path}: this run began under harness version {version}, and this code is version {HARNESS_VERSION}, "
+            "which may give other numbers; finish it with that code, or add --restart"
+        )
+
+
+def check_settings(run: RunConfig, config: Any, act_options: Sequence[str] = ()) -> None:
+    """Raises UserError where the run's folder holds one of other settings; act_options: of the agent, for advice."""
+    path = run_path(run)
     if not (path / run_files.CONFIG).exists():
         begun = [name for name in (run_files.CHECKPOINT, run_files.RESULT) if (path / name).exists()]
         if begun:
@@ -157,16 +168,6 @@ def check_folder(run: RunConfig, config: Any, identity: dict | None, act_options
     except UserError as error:
         raise UserError(f"{error}; or add --restart to begin this run anew") from error
     check_fields(path, stored, flat(run, config), act_options)
-    environment = read_environment(path)
-    advice = "restore it, choose another run_dir or label, or add --restart"
-    if identity is not None:
-        check_identity(environment["data"], identity, f"since this run began in {path}; {advice}")
-    version = environment.get("harness_version", FIRST_HARNESS_VERSION)
-    if version != HARNESS_VERSION and finished_result(path, run.total_updates) is None:
-        raise UserError(
-            f"{path}: this run began under harness version {version}, and this code is version {HARNESS_VERSION}, "
-            "which may give other numbers; finish it with that code, or add --restart"
-        )
 
 
 def check_fields(path: Path, stored: dict, asked: dict, act_options: Sequence[str] = ()) -> None:
@@ -249,7 +250,7 @@ class RunFolder:
         return read_environment(self.path).get("compiled", False)
 
     def begin_stretch(self, agent: torch.nn.Module, device: torch.device, compiled: bool, step: int) -> None:
-        """Begins a stretch of updates: deletes results of the agent as it was, writes the configs, opens the loggers.
+        """Begins a stretch of updates: opens the loggers, deletes results of the agent as it was, writes the configs.
 
         environment.json holds the machine of every stretch. Prints what has changed since the last, where numbers may
         depend on it.
@@ -277,7 +278,8 @@ class RunFolder:
         # environment.json first: a folder with a config has everything that a resume compares. A result goes before a
         # config of more updates comes, so that there never is one of fewer beside it.
         write_text(self.path / run_files.ENVIRONMENT, json.dumps(environment, indent=2) + "\n")
-        remove_scores(self.path, agent.act_options)
+        for name in (run_files.RESULT, *run_files.SCORES, *sweep_files(agent.act_options)):  # of the agent as it was
+            (self.path / name).unlink(missing_ok=True)
         write_text(self.path / run_files.CONFIG, config_to_yaml(self.run, self.config))
 
     def save_checkpoint(self, agent: torch.nn.Module, loop: dict) -> None:
@@ -502,5 +504,5 @@ def read_json(path: Path, needed: Sequence[str]) -> dict:
         raise UserError(f"{path}: has no {', '.join(missing)}; put a good one back, or add --restart")
     for name, value in content.items():
         if not isinstance(value, KINDS.get(name, object)):
-            raise UserError(f"{path}: {name} is {one_line(value, 40)!r}; put a good one back, or add --restart")
+            raise UserError(f"{path}: {name} is {json.dumps(value)[:40]}; put a good one back, or add --restart")
     return content

@@ -19,7 +19,16 @@ from harness.evaluation import EVALUATION_SEED, Evaluator
 from harness.grid import parse_grid
 from harness.loggers import check_loggers
 from harness.online import OnlinePhase
-from harness.run_folder import RunFolder, check_folder, load_agent, load_run_task, remove_run, with_chunks
+from harness.run_folder import (
+    RunFolder,
+    check_folder,
+    finished_result,
+    load_agent,
+    load_run_task,
+    remove_run,
+    run_path,
+    with_chunks,
+)
 from harness.signals import Stopped, StopSignals
 from harness.updates import Updates
 
@@ -34,7 +43,8 @@ def train_run(agent_class: type, run: RunConfig, config: Any, restart: bool = Fa
     devices.set_up_torch(run)
     device = devices.choose_device(run.device)
     parse_grid(run.sweep, agent_class, config)  # refuses a wrong one now instead of after the training
-    check_loggers(run)
+    if restart or finished_result(run_path(run), run.total_updates) is None:
+        check_loggers(run)
     check_compiler(run, device)
     task = with_chunks(load_run_task(run, task), run, config)
     agent = build_agent(agent_class, run, config, task).to(device)

@@ -176,6 +176,7 @@ def test_the_script_of_all_gpu_figures_runs_on_a_cpu(tmp_path):
     assert {path.stem for path in tmp_path.glob("*.csv")} == {"throughput", "against_jax"}
 
 
+HEAD = "label,greediness,noise_scale,split,seed,pdms\n"  # of harness.driving.results' scores.csv
 TWO_CELLS = "0.0,1,10,0.0,0.3,0.1,0.9,50\n1.0,1,10,0.0,0.3,0.1,0.9,50\n"
 SWEEP_HEAD = "greediness,num_candidates,flow_steps,noise_scale,success,success_low,success_high,episodes\n"
 
@@ -227,6 +228,7 @@ def test_a_sweep_over_seeds_is_a_line_of_means_between_the_lowest_and_the_highes
         (("eval.csv", "--against", "greediness"), "eval.csv: is no sweep"),
         (("task.csv", "--against", "greediness"), "the sweeps are of toy/other, toy/point: give those of one task"),
         (("grid.csv", "--against", "greediness"), "grid.csv: has other values of greediness than"),
+        (("one.csv", "--against", "greediness"), "one.csv: has other values of greediness than"),
     ],
 )
 def test_a_sweep_over_seeds_of_what_is_not_there_is_one_sentence(tmp_path, monkeypatch, capsys, flags, message):
@@ -237,6 +239,7 @@ def test_a_sweep_over_seeds_of_what_is_not_there_is_one_sentence(tmp_path, monke
     config = tmp_path / "other" / "seed_0" / "config.yaml"
     config.write_text(config.read_text().replace("toy/point", "toy/other"))
     sweep_of(tmp_path, "grid", 0, TWO_CELLS.replace("1.0,1", "2.0,1"), "grid.csv")
+    (sweep.parent / "one.csv").write_text(SWEEP_HEAD + TWO_CELLS.splitlines()[0])
     places = {"task.csv": "other", "grid.csv": "grid"}
     flags = [tmp_path / places.get(flag, "pair") / "seed_0" / flag if "." in flag else flag for flag in flags]
     with pytest.raises(SystemExit) as stopped:
@@ -246,7 +249,7 @@ def test_a_sweep_over_seeds_of_what_is_not_there_is_one_sentence(tmp_path, monke
 
 
 def test_the_gain_of_omega_is_by_seed_and_of_the_best_omega(tmp_path):
-    text = "label,greediness,noise_scale,split,seed,pdms\n"
+    text = HEAD
     scores = {("two", 1.0): {0.0: (50, 60), 0.5: (55, 63), 1.0: (40, 70)}, ("two", 0.0): {0.0: (80, 80), 0.5: (79, 80)}}
     scores |= {("one", 1.0): {"": (30, 50)}, ("planner", ""): {"": (90,)}}
     for (label, noise), by_omega in scores.items():
@@ -265,7 +268,9 @@ def test_the_gain_of_omega_is_by_seed_and_of_the_best_omega(tmp_path):
     ("text", "message"),
     [
         ("", "is no table of harness.driving.results"),
-        ("label,greediness,noise_scale,split,seed,pdms\na,0,,test,0,1\n", "has no line with a noise scale and omega 0"),
+        (f"{HEAD}a,0,,test,0,1\n", "lacks omega 0 or noise scales"),
+        (f"{HEAD}a,0.5,1,test,0,1\none,,1,test,0,1\n", "lacks omega 0 or noise scales"),
+        ("label,noise_scale,split\na,1,test\n", "is no table of harness.driving.results"),
     ],
 )
 def test_the_gain_of_omega_needs_both_options(tmp_path, text, message):

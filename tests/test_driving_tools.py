@@ -333,7 +333,7 @@ def test_results_are_refused_before_a_run_is_finished_and_for_other_scenes(folde
         (("--samples", "0"), "--samples is 0; it must be at least 1"),
         (("--greediness", "0", "nan"), "greediness"),
         (("--noise_scale", "-1"), "noise_scale is -1"),
-        (("--reference", "Dipole"), "--reference Dipole: the finished rows are cloning; DIPOLE; dipole-3"),
+        (("--reference", "Dipole"), "--reference Dipole: the rows are cloning; DIPOLE; dipole-3"),
     ],
 )
 def test_results_that_cannot_be_are_refused_before_the_work(comparison, tmp_path, refused, flags, message):

@@ -134,10 +134,11 @@ def test_wandb_that_refuses_costs_nothing(tmp_path, monkeypatch, changes):
 
     monkeypatch.setattr(wandb, "login", lambda prompt: "restart" not in changes)
     monkeypatch.setattr(wandb, "init", refuse)
-    reason = "no API key is configured" if "restart" in changes else "not today"
+    reason = "there is no API key, or WANDB_MODE forbids to log in" if "restart" in changes else "not today"
     with pytest.raises(UserError, match=f"wandb: {reason}; mend it, or set --wandb_mode offline"):
         toy_run(tmp_path, logger=("wandb",), **changes)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    toy_run(tmp_path, logger=("wandb",))  # finished: there is nothing to send
 
 
 # ---- TensorBoard ----

@@ -99,15 +99,14 @@ def read_run(planned: PlannedRun) -> RunResult:
     folder = planned.folder
     config_path, environment_path = folder / run_files.CONFIG, folder / run_files.ENVIRONMENT
     begun = config_path.exists() and environment_path.exists()
-    needed = ("score", "score_name", "step")
-    result = (begun and finished_result(folder, planned.run.total_updates, needed)) or {}
+    result = (begun and finished_result(folder, planned.run.total_updates)) or {}
     error_path = folder / run_files.ERROR
     error = error_path.read_text(encoding="utf-8").strip() if error_path.exists() else ""
     evaluations = read_rows(folder / run_files.EVAL_LOG)
     if result and not evaluations:
         raise UserError(
-            f"{folder / run_files.EVAL_LOG}: has no evaluation of this finished run; put its own file back, or add "
-            f"--restart {planned.variant.label}"
+            f"{folder / run_files.EVAL_LOG}: has no evaluation of this finished run; put its own file back, or train "
+            f"it again with harness.compare --restart {planned.variant.label}"
         )
     speeds = [float(row["updates_per_second"]) for row in read_rows(folder / run_files.TRAIN_LOG)]
     run, config = planned.run, planned.config

@@ -25,7 +25,7 @@ from harness.comparison.matrix import Comparison, Row, load_comparison
 from harness.comparison.protocol import check_protocol
 from harness.comparison.results import Results, RunResult, with_checkpoint
 from harness.driving.policies import Policy
-from harness.driving.table import TITLES, check_samples, planner_scores, scores_of
+from harness.driving.table import BASELINES, TITLES, check_samples, planner_scores, scores_of
 from harness.grid import cells_of, parse_grid
 from harness.plots import plot_lines
 from harness.run_folder import checkpoint_folder
@@ -247,7 +247,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         metavar="NAME",
         help="of each run's checkpoints/, as of harness.average; else its last",
     )
-    parser.add_argument("--reference", default="DIPOLE", help="row whose lead is shown; default DIPOLE")
+    parser.add_argument("--reference", help="row whose lead is shown; default DIPOLE, if it is there")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the files are written")
     with exit_on_user_error():
         options = parser.parse_args(arguments)
@@ -256,9 +256,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         runs = with_checkpoint(results.runs, options.checkpoint)
         asked = {name: getattr(options, name) for name in SETTINGS if getattr(options, name)}
         points = list(points_to_sample(results.comparison.rows, runs, asked))
-        titles = list(dict.fromkeys(row.title for row, _, _ in points))
-        if options.reference not in titles:
-            raise UserError(f"--reference {options.reference}: the finished rows are {'; '.join(titles)}")
+        titles = [*dict.fromkeys(row.title for row, _, _ in points), *BASELINES]
+        if options.reference not in (None, *titles):
+            raise UserError(f"--reference {options.reference}: the rows are {'; '.join(titles)}")
         unfinished = Counter(run.planned.variant.label for run in results.runs if not run.finished)
         for label, count in unfinished.items():
             print(f"left out: {count} of the {len(results.comparison.seeds)} seeds of {label}, which are not finished")
@@ -273,7 +273,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"Scores times 100, {counts} (set {first.data.sha256[:12]}), {options.samples} plans per scene, "
             f"runs of {runs[0].planned.run.offline_steps:,} updates{named}."
         )
-        paths = write(scores, options.out, heading, options.reference)
+        paths = write(scores, options.out, heading, options.reference or "DIPOLE")
         print((options.out / "table.md").read_text(encoding="utf-8"), *(f"written: {path}" for path in paths), sep="\n")
 
 
