@@ -47,8 +47,9 @@ def read_sweeps(paths: Sequence[Path], against: str) -> tuple[pd.DataFrame, list
         raise UserError(f"the sweeps are of {', '.join(tasks)}: give those of one task")
     is_line = cells.groupby("label")[against].nunique() > 1
     grids = {path: set(part[against]) for path, part in zip(paths, parts, strict=True) if is_line[part["label"][0]]}
-    for path in grids:
-        if grids[path] != grids[first := next(iter(grids))]:
+    first = next(iter(grids), None)
+    for path, grid in grids.items():
+        if grid != grids[first]:
             raise UserError(f"{path}: has other values of {against} than {first}: sweep the same ones")
     return cells, names, scores[0]
 

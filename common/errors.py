@@ -68,6 +68,14 @@ def check_given_once(arguments: Sequence[str], repeatable: Sequence[str] = ()) -
             raise UserError(f"command line: {flag} is given twice, keep one")
 
 
+def check_at_least(options: argparse.Namespace, **least: int) -> None:
+    """Raises UserError for an option of that name whose value is below its least one; None is no value."""
+    for name, smallest in least.items():
+        value = getattr(options, name)
+        if value is not None and value < smallest:
+            raise UserError(f"command line: --{name} is {value}; it must be at least {smallest}")
+
+
 class CommandParser(argparse.ArgumentParser):
     """A command's flags: whole names only, each given once, and a UserError instead of argparse's own exit.
 
@@ -79,8 +87,8 @@ class CommandParser(argparse.ArgumentParser):
         super().__init__(prog=prog, description=description, formatter_class=formatter, allow_abbrev=False)
         self.advice = advice
 
-    def parse_args(self, args: Optional[Sequence[str]] = None, namespace: Any = None) -> Any:
-        parsed = super().parse_args(args, namespace)
+    def parse_known_args(self, args: Optional[Sequence[str]] = None, namespace: Any = None) -> tuple:
+        parsed = super().parse_known_args(args, namespace)  # parse_args calls it, too
         appended = [action.option_strings for action in self._actions if isinstance(action, argparse._AppendAction)]
         check_given_once(sys.argv[1:] if args is None else args, repeatable=sum(appended, []))
         return parsed

@@ -17,13 +17,7 @@ import torch
 from common.errors import CommandParser, UserError, exit_on_user_error
 from common.files import make_folder, replacing
 from harness import run_files
-from harness.run_folder import (
-    checkpoint_folder,
-    copy_files,
-    load_run,
-    networks_must_fit,
-    read_checkpoint,
-)
+from harness.run_folder import checkpoint_folder, copy_files, load_run, networks_must_fit, read_checkpoint
 
 
 def kept_steps(run_dir: Path) -> list[int]:

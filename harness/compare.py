@@ -7,18 +7,18 @@ finished runs alone. docs/comparisons.md describes the file and what is written 
 """
 
 import argparse
+import contextlib
 import dataclasses
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tqdm import tqdm
 
 from common.errors import CommandParser, UserError, exit_on_user_error
 from common.files import locked, make_folder
-from envs.task import Task
 from harness import run_files
 from harness.comparison.matrix import Comparison, PlannedRun, load_comparison
 from harness.comparison.protocol import check_planned
@@ -60,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def prepare(comparison: Comparison, options: argparse.Namespace) -> None:
-    """Checks everything, prints a line about each data set, and removes the runs that are to be restarted.
+    """Checks flags, data and folders, prints a line about each data set, and removes the runs to be restarted.
 
     Raises UserError before anything is removed.
     """
@@ -93,34 +93,26 @@ def check_data(comparison: Comparison, restarted: Sequence[PlannedRun] = ()) -> 
         except UserError as error:
             problems.append(str(error))
             continue
-        kept = [run for run in runs if run not in restarted]
-        problems += problems_of(kept, lambda run, data: check_folder(run.run, run.config, data), task.identity)
-        first = [run for run in runs if run.seed == comparison.seeds[0]]
-        problems += problems_of(first, check_agent, task)
+        for run in (run for run in runs if run not in restarted):
+            with noted(problems):
+                check_folder(run.run, run.config, task.identity)
+        for run in (run for run in runs if run.seed == comparison.seeds[0]):
+            with noted(problems, f"{run.name}: "):
+                usable = with_chunks(task, run.run, run.config)
+                build_agent(run.variant.agent_class, run.run, smallest(run.config), usable)
         source, digest = task.identity["source"], task.identity["sha256"][:12]
         lines.append(f"{task.name}: {source}, {len(task.dataset):,} transitions, sha256 {digest}")
     raise_all(comparison, problems)
     return lines
 
 
-def check_agent(run: PlannedRun, task: Task) -> None:
-    """Raises UserError where the run's agent cannot be built for the task."""
+@contextlib.contextmanager
+def noted(problems: list[str], of: str = "") -> Iterator[None]:
+    """Adds a UserError of the block to the problems instead of raising it; of: what its sentence begins with."""
     try:
-        usable = with_chunks(task, run.run, run.config)
-        build_agent(run.variant.agent_class, run.run, smallest(run.config), usable)
+        yield
     except UserError as error:
-        raise UserError(f"{run.name}: {error}") from error
-
-
-def problems_of(runs: Sequence[PlannedRun], check: Callable[..., None], *arguments: Any) -> list[str]:
-    """What `check(run, *arguments)` says of the runs that it refuses."""
-    problems = []
-    for run in runs:
-        try:
-            check(run, *arguments)
-        except UserError as error:
-            problems.append(str(error))
-    return problems
+        problems.append(f"{of}{error}")
 
 
 def raise_all(comparison: Comparison, problems: Sequence[str]) -> None:
@@ -198,7 +190,11 @@ def compare(argv: Sequence[str] | None = None) -> int:
     if not options.allow_mixed and not options.report_only:
         check_planned(comparison)
     if options.print_commands:
-        raise_all(comparison, problems_of(comparison.runs, lambda run: check_settings(run.run, run.config)))
+        problems: list[str] = []
+        for run in comparison.runs:
+            with noted(problems):
+                check_settings(run.run, run.config)
+        raise_all(comparison, problems)
         for run in in_order(comparison):
             print(" && ".join(shlex.join(command) for command in run.commands(comparison.cells(run))))
         return 0

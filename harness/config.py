@@ -324,11 +324,12 @@ class _SettingsFile:
 
         variant: those of the variant's entries; table "search": those of the search space.
         """
-        places, tables = self.places, TABLES
+        places = self.places
         if variant is not None:
-            places, tables = self._mapping(self.variants[variant][0]) if variant in self.variants else {}, ("tasks",)
+            places = self._mapping(self.variants[variant][0]) if variant in self.variants else {}
         if table is not None:
-            places, tables = self._mapping(places[table][0]) if table in places else {}, ("tasks",)
+            places = self._mapping(places[table][0]) if table in places else {}
+        tables = TABLES if places is self.places else ("tasks",)
         for key, (node, where) in places.items():
             if key not in tables:
                 yield key, node, where

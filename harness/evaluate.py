@@ -22,7 +22,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from common.errors import CommandParser, UserError, exit_on_user_error, one_line
+from common.errors import CommandParser, UserError, check_at_least, exit_on_user_error, one_line
 from common.files import write_rows_csv
 from envs.task import Task
 from harness import run_files
@@ -204,10 +204,7 @@ def evaluate_command(argv: Sequence[str]) -> None:
     run_dir = Path(argv[0])
     algorithm, run, config = load_run(run_dir)
     arguments = _parser(algorithm.agent_class.act_options).parse_args(argv)
-    for name, smallest in {"episodes": 1, "video_episodes": 0}.items():
-        value = getattr(arguments, name)
-        if value is not None and value < smallest:
-            raise UserError(f"command line: --{name} is {value}; it must be at least {smallest}")
+    check_at_least(arguments, episodes=1, video_episodes=0)
     given = {name: getattr(arguments, name) for name in algorithm.agent_class.act_options}
     assignments = [f"{name}={','.join(values)}" for name, values in given.items() if values]
     grid = parse_grid(assignments, algorithm.agent_class, config)

@@ -37,8 +37,8 @@ from harness.online import OnlinePhase
 CHECKPOINT_FORMAT = 1  # raised when the layout of checkpoint.pt changes
 FIRST_HARNESS_VERSION = 1  # of the runs that do not record one
 SCORE_EVALUATIONS = 3  # result.json also has the mean score of the last three evaluations (FQL's protocol)
-KINDS = {"data": dict, "environment": (dict, type(None)), "algorithm": str}  # of fields in environment.json,
-KINDS |= {"step": int, "score": (float, int, type(None)), "score_name": str}  # and in result.json
+JSON_TYPES = {"data": dict, "environment": (dict, type(None)), "algorithm": str}  # of environment.json's fields,
+JSON_TYPES |= {"step": int, "score": (float, int, type(None)), "score_name": str}  # and of result.json's
 HARNESS_VERSION = 2  # raised when the same config could give other numbers than before
 
 
@@ -494,7 +494,7 @@ def read_environment(folder: Path) -> dict:
 
 
 def read_json(path: Path, needed: Sequence[str]) -> dict:
-    """A JSON object with the `needed` keys, each of its kind. Raises UserError where the file is absent or damaged."""
+    """A JSON object with the `needed` keys, each of its type. Raises UserError where the file is absent or damaged."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         missing = [key for key in needed if key not in content]
@@ -503,6 +503,6 @@ def read_json(path: Path, needed: Sequence[str]) -> dict:
     if missing or not isinstance(content, dict):
         raise UserError(f"{path}: has no {', '.join(missing)}; put a good one back, or add --restart")
     for name, value in content.items():
-        if not isinstance(value, KINDS.get(name, object)):
+        if not isinstance(value, JSON_TYPES.get(name, object)):
             raise UserError(f"{path}: {name} is {json.dumps(value)[:40]}; put a good one back, or add --restart")
     return content

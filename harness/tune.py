@@ -27,7 +27,7 @@ from pathlib import Path
 
 import torch
 
-from common.errors import CommandParser, UserError, exit_on_user_error
+from common.errors import CommandParser, UserError, check_at_least, exit_on_user_error
 from common.files import make_folder, readable, write_text
 from envs import load_task
 from harness.algorithms import load_algorithm
@@ -94,9 +94,7 @@ def tune(argv: Sequence[str]) -> Path:
     parser.add_argument("--folder", type=Path, help="of the study (default: runs/tuning/<algorithm>/<task>)")
     parser.add_argument("--out", type=Path, help="the YAML file to write (default: best.yaml in the folder)")
     arguments, others = parser.parse_known_args(argv)
-    for name in ("trials", "training_seeds"):
-        if getattr(arguments, name) < 1:
-            raise UserError(f"command line: --{name} is {getattr(arguments, name)}; it must be at least 1")
+    check_at_least(arguments, trials=1, training_seeds=1)
     for flag in ("--restart", "--seeds", "--show"):
         if flag in others:
             raise UserError(f"command line: {flag} is not for studies; choose another --folder for another study")

@@ -549,6 +549,8 @@ def test_a_flag_is_given_once_but_where_it_is_repeatable():
     assert parser.parse_args(["--values", "1", "2", "--run", "a", "--run=b"]).run == ["a", "b"]
     with pytest.raises(UserError, match="command line: --values is given twice, keep one"):
         parser.parse_args(["--values", "1", "--run", "a", "--values=2"])
+    with pytest.raises(UserError, match="command line: --values is given twice, keep one"):
+        parser.parse_known_args(["--values", "1", "--values=2", "--others", "3"])
 
 
 def test_other_exceptions_keep_their_traceback():

@@ -18,14 +18,14 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from common.errors import CommandParser, UserError, exit_on_user_error
+from common.errors import CommandParser, UserError, check_at_least, exit_on_user_error
 from common.files import format_rows, make_folder, write_text
 from envs.driving.scene_files import SCORE_NAMES, SceneSet, read_split
 from harness.comparison.matrix import Comparison, Row, load_comparison
 from harness.comparison.protocol import check_protocol
 from harness.comparison.results import Results, RunResult, with_checkpoint
 from harness.driving.policies import Policy
-from harness.driving.table import BASELINES, TITLES, check_samples, planner_scores, scores_of
+from harness.driving.table import BASELINES, TITLES, planner_scores, scores_of
 from harness.grid import cells_of, parse_grid
 from harness.plots import plot_lines
 from harness.run_folder import checkpoint_folder
@@ -251,7 +251,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the files are written")
     with exit_on_user_error():
         options = parser.parse_args(arguments)
-        check_samples(options.samples)
+        check_at_least(options, samples=1)
         results = read_results(load_comparison(options.comparison, options.run_dir))
         runs = with_checkpoint(results.runs, options.checkpoint)
         asked = {name: getattr(options, name) for name in SETTINGS if getattr(options, name)}

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from common.errors import CommandParser, UserError, exit_on_user_error
+from common.errors import CommandParser, check_at_least, exit_on_user_error
 from common.files import format_rows
 from envs.driving.curate import score_matrix
 from envs.driving.planner import constant_velocity
@@ -56,11 +56,6 @@ def run_scores(
     return found
 
 
-def check_samples(samples: int) -> None:
-    if samples < 1:
-        raise UserError(f"command line: --samples is {samples}; it must be at least 1")
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = CommandParser("python -m harness.driving.table", __doc__)
     parser.add_argument("--data_dir", help="folder of the set, default the first run's")
@@ -70,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--samples", type=int, default=8, help="plans per scene of a run")
     with exit_on_user_error():
         options = parser.parse_args(arguments)
-        check_samples(options.samples)
+        check_at_least(options, samples=1)
         folder, policies = open_runs(options.run, options.data_dir)
         scenes = read_split(folder, options.split)
         found = planner_scores(scenes)
