@@ -401,7 +401,7 @@ class DIPOLELoRA(nn.Module):
 
     def load_state_dict(self, state: dict, strict: bool = True, assign: bool = False):
         """Raises ValueError where the checkpoint is of another base or of other layers."""
-        theirs = state.get("base_sha256")  # absent in runs of before November 2026
+        theirs = state.get("base_sha256")  # absent where the planner is trained whole: its base is in the state
         if theirs is not None and theirs.tolist() != self.base_sha256.tolist():
             raise ValueError("base has another sha256 than the one that the checkpoint was trained from; name that one")
         if state.keys() - {"base_sha256"} != self.trained.keys():

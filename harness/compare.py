@@ -17,7 +17,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from common.errors import CommandParser, UserError, exit_on_user_error
+from common.errors import CommandParser, UserError, check_at_least, exit_on_user_error
 from common.files import locked, make_folder
 from harness import run_files
 from harness.comparison.matrix import Comparison, PlannedRun, load_comparison
@@ -65,8 +65,7 @@ def prepare(comparison: Comparison, options: argparse.Namespace) -> None:
     Raises UserError before anything is removed.
     """
     restarted = to_restart(comparison, options.restart)
-    if options.workers is not None and options.workers < 1:
-        raise UserError(f"command line: --workers is {options.workers}, it must be above 0")
+    check_at_least(options, workers=1)
     if options.ray:
         check_cluster(options.ray, options.cpus_per_run, options.gpus_per_run)
     lines = check_data(comparison, restarted)

@@ -85,17 +85,6 @@ MACHINE_OPTIONS = (
     *("eval_environments", "eval_workers", "sweep", "device", "threads", "compile", "cuda_graphs"),
     *("logger", "wandb_mode", "wandb_project"),
 )
-# Fields that a stored config.yaml has of an earlier version: {field: {its value (ANY_TEXT: each): today's fields}}.
-ANY_TEXT = "*"
-OLDER_FIELDS = {
-    "final_report": {ANY_TEXT: {}},
-    "composition": {"score": {}},
-    "resample_candidates": {ANY_TEXT: {}},
-    "networks": {"fql": {}},
-    "fourier_features": {ANY_TEXT: {}},
-    "wandb_mode": {"disabled": {}},
-    "target_aggregation": {"mean": {"pessimism": 0.0}, "min": {"pessimism": None}},
-}
 LOGGERS = ("csv", "tensorboard", "wandb")
 ANY = math.inf
 COUNTS = (  # at least 1
@@ -228,26 +217,17 @@ def load_settings(
 
 
 def stored_config(path: Path, config_class: type) -> tuple[RunConfig, Any]:
-    """Both configs of a run folder's config.yaml, one of an earlier version too. Raises UserError."""
+    """Both configs of a run folder's config.yaml. Raises UserError."""
     kinds, values = field_types(config_class), {}
     for name, (node, where) in places_by_key(path, read_mapping(path)).items():
-        older = OLDER_FIELDS.get(name, {}) if name not in kinds or name == "wandb_mode" else {}
-        text = ANY_TEXT if ANY_TEXT in older else node.value
-        if isinstance(text, str) and text in older:
-            values |= older[text]
-        elif name in kinds:
-            values[name] = decode(node, kinds[name], f"{where}: {name}")
-        elif older:
-            raise UserError(f"{where}: {name} {shown(node)} is no longer here, use the version that made this run")
-        else:
+        if name not in kinds:
             raise unknown_field(where, name, config_class.__name__, kinds)
-    if values.get("label") is None:
-        values["label"] = algorithm_name(config_class)
+        values[name] = decode(node, kinds[name], f"{where}: {name}")
     return _make(config_class, values, str(path))
 
 
 def check_values(run: RunConfig, config: Any) -> None:
-    """Raises UserError for values outside their choices and ranges."""
+    """Raises UserError for values outside their choices and ranges, and for those without effect beside others."""
     for owner in (run, config):
         for each in dataclasses.fields(owner):
             value = getattr(owner, each.name)
@@ -261,6 +241,13 @@ def check_values(run: RunConfig, config: Any) -> None:
                     raise UserError(
                         f"config: {each.name} is {number}, it must be {least if number < low else f'at most {high:g}'}"
                     )
+    if run.first_action_only and run.action_chunk == 1:
+        raise UserError("config: first_action_only needs chunks; set action_chunk above 1, or leave it out")
+    if 0 < run.online_steps < run.online_start:
+        raise UserError(
+            f"config: online_start is {run.online_start}, and after {run.online_steps} online_steps no update would "
+            "have been made; lower it"
+        )
     unknown = [name for name in run.logger if name not in LOGGERS]
     if unknown:
         raise UserError(f"config: logger is {unknown[0]!r}, choose of {', '.join(LOGGERS)}")

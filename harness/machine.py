@@ -10,7 +10,6 @@ import torch
 PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "dm_control", "ogbench", "pyrallis")
 # With others of these, sums may round differently.
 ROUNDING = ("threads", "device", "compiled", "subnormals", "python", *PACKAGES)
-EARLIER = {"compiled": False, "subnormals": "kept"}  # of versions that did not record them
 
 
 def describe_machine(device: torch.device, compiled: bool) -> dict:
@@ -38,9 +37,9 @@ def add_stretch(stretches: list[dict], step: int, machine: dict) -> tuple[list[d
         return kept, ""
     changes = []
     if kept:
-        before, now = ({**EARLIER, **values, **values["versions"]} for values in (kept[-1], machine))
-        differing = [name for name in ROUNDING if now[name] != before.get(name)]
-        changes = [f"{name} {now[name]} instead of {before.get(name)}" for name in differing]
+        before, now = ({**values, **values["versions"]} for values in (kept[-1], machine))
+        differing = [name for name in ROUNDING if now[name] != before[name]]
+        changes = [f"{name} {now[name]} instead of {before[name]}" for name in differing]
     return [*kept, {"from_step": step, **machine}], ", ".join(changes)
 
 

@@ -147,7 +147,7 @@ class OnlinePhase:
         if state["steps"]:
             self._play_again(state["steps"])
         if self.observation is not None:
-            self.queue = [action.numpy() for action in state.get("queue", [])]
+            self.queue = [action.numpy() for action in state["queue"]]
 
     def _part(self, step: int) -> Path:
         return self.folder / f"part_{step:09}.npz"

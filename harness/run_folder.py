@@ -35,7 +35,6 @@ from harness.machine import add_stretch, describe_machine
 from harness.online import OnlinePhase
 
 CHECKPOINT_FORMAT = 1  # raised when the layout of checkpoint.pt changes
-FIRST_HARNESS_VERSION = 1  # of the runs that do not record one
 SCORE_EVALUATIONS = 3  # result.json also has the mean score of the last three evaluations (FQL's protocol)
 JSON_TYPES = {"data": dict, "environment": (dict, type(None)), "algorithm": str}  # of environment.json's fields,
 JSON_TYPES |= {"step": int, "score": (float, int, type(None)), "score_name": str}  # and of result.json's
@@ -147,7 +146,7 @@ def check_folder(run: RunConfig, config: Any, identity: dict, act_options: Seque
     environment = read_environment(path)
     advice = "restore it, choose another run_dir or label, or add --restart"
     check_identity(environment["data"], identity, f"since this run began in {path}; {advice}")
-    version = environment.get("harness_version", FIRST_HARNESS_VERSION)
+    version = environment["harness_version"]
     if version != HARNESS_VERSION and finished_result(path, run.total_updates) is None:
         raise UserError(
             f"{path}: this run began under harness version {version}, and this code is version {HARNESS_VERSION}, "
@@ -195,12 +194,8 @@ def check_fields(path: Path, stored: dict, asked: dict, act_options: Sequence[st
 
 
 def check_identity(stored: dict, identity: dict, advice: str) -> None:
-    """Raises UserError unless both are of the same data: the hashes of one are the other's.
-
-    That of the environment's file is compared if it is `stored`: earlier versions did not record it.
-    """
-    hashes = [name for name in DATA_HASHES if name in stored or name != "environment_sha256"]
-    if any(stored.get(name) != identity.get(name) for name in hashes):
+    """Raises UserError unless both are of the same data: the hashes of one are the other's."""
+    if any(stored.get(name) != identity.get(name) for name in DATA_HASHES):
         raise UserError(f"{identity.get('path')}: the data set has changed {advice}")
 
 
@@ -247,7 +242,7 @@ class RunFolder:
         """Whether the run's latest updates were made by compiled functions."""
         if not (self.path / run_files.ENVIRONMENT).exists():
             return False
-        return read_environment(self.path).get("compiled", False)
+        return read_environment(self.path)["compiled"]
 
     def begin_stretch(self, agent: torch.nn.Module, device: torch.device, compiled: bool, step: int) -> None:
         """Begins a stretch of updates: opens the loggers, deletes results of the agent as it was, writes the configs.
@@ -256,10 +251,9 @@ class RunFolder:
         depend on it.
         """
         begun = (self.path / run_files.ENVIRONMENT).exists()
-        before = read_environment(self.path) if begun else {"run_id": secrets.token_hex(8)}
+        before = read_environment(self.path) if begun else {"run_id": secrets.token_hex(8), "stretches": []}
         machine = describe_machine(device, compiled)
-        first = {"from_step": 0} | {name: before[name] for name in machine if name in before}  # of earlier versions
-        stretches, changes = add_stretch(before.get("stretches", [first] if begun else []), step, machine)
+        stretches, changes = add_stretch(before["stretches"], step, machine)
         if changes:
             print(f"{self.path}: from update {step} on with {changes}; numbers may round differently than before")
         environment = {
@@ -334,9 +328,6 @@ class RunFolder:
             seed = self.run.seed
             loop["batches"] = devices.seeded_generator(device, seed, devices.NEW_BATCH_STREAM, step).get_state()
             state["noise"] = devices.seeded_generator(device, seed, devices.NEW_NOISE_STREAM, step).get_state()
-        unfinished = loop.get("evaluation", {}).get("step", self.eval_log.last_step)  # earlier versions' checkpoints
-        if unfinished > self.eval_log.last_step:
-            print(f"the evaluation after {unfinished} updates had not ended; it is left out")
         batches.set_state(loop["batches"])
         with networks_must_fit(path):
             restore(agent, state)
@@ -453,15 +444,10 @@ def load_run(run_dir: Path) -> tuple[Algorithm, RunConfig, Any]:
 def load_trained_task(run_dir: Path, run: RunConfig, data_dir: str | None = None, draws: bool = False) -> Task:
     """The task of a trained run, by what the run has kept of it, without its data sets; to act and be evaluated in.
 
-    Runs of earlier versions kept no record of it: they need the data they were trained on. data_dir: replaces the
-    run's; draws: whether pictures will be drawn. Raises UserError where the data have changed.
+    data_dir: replaces the run's; draws: whether pictures will be drawn. Raises UserError where the data have changed.
     """
-    stored, data_dir = read_environment(run_dir), data_dir or run.data_dir
-    if "environment" in stored:
-        return load_environment(run.task, stored["environment"], stored["data"], data_dir, draws)
-    task = load_task(run.task, data_dir, 0, run.in_memory, run.max_episode_steps, draws)
-    check_identity(stored["data"], task.identity, f"since {run_dir} was trained; restore it")
-    return task
+    stored = read_environment(run_dir)
+    return load_environment(run.task, stored["environment"], stored["data"], data_dir or run.data_dir, draws)
 
 
 def load_policy(run_dir: Path | str, **act_options: Any) -> Callable[[np.ndarray], np.ndarray]:
@@ -469,13 +455,10 @@ def load_policy(run_dir: Path | str, **act_options: Any) -> Callable[[np.ndarray
 
     It maps one observation [O] (a Dict's entries in the order of their keys) to the action [A] of the agent's
     `act(..., **act_options)`: it normalises the observation if the run did, and scales the action from [-1, 1] to
-    the simulator's bounds; with chunks it gives the h * A numbers of one. Raises UserError for a folder without a run
-    and for one of an earlier version.
+    the simulator's bounds; with chunks it gives the h * A numbers of one. Raises UserError for a folder without a run.
     """
     algorithm, _, _ = load_run(Path(run_dir))
-    record = read_environment(Path(run_dir)).get("environment")
-    if record is None:
-        raise UserError(f"{run_dir}: an earlier version trained this run and kept no action bounds; train it anew")
+    record = read_environment(Path(run_dir))["environment"]
     agent = load_agent(algorithm.agent_class, Path(run_dir), algorithm.name)
     low, high = np.asarray(record["action_low"]), np.asarray(record["action_high"])
     mean, std = (np.asarray(record.get(name, default)) for name, default in zip(NORMALIZATION, (0.0, 1.0), strict=True))
@@ -490,7 +473,8 @@ def load_policy(run_dir: Path | str, **act_options: Any) -> Callable[[np.ndarray
 
 def read_environment(folder: Path) -> dict:
     """What environment.json holds. Raises UserError where it is damaged or absent."""
-    return read_json(folder / run_files.ENVIRONMENT, needed=("data", "run_id"))
+    needed = ("data", "environment", "run_id", "harness_version", "compiled", "stretches")
+    return read_json(folder / run_files.ENVIRONMENT, needed)
 
 
 def read_json(path: Path, needed: Sequence[str]) -> dict:

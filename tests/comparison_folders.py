@@ -83,6 +83,7 @@ def write_run(run: PlannedRun, data: Data, final: float, cells: Sequence[tuple],
         "device": "cpu",
         "threads": 1,
         "parameters": 1_234,
+        "harness_version": 2,
         "platform": "Linux",
         "versions": {"python": "3.11.7", "torch": "2.13.0"},
     }

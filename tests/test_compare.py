@@ -236,7 +236,7 @@ def test_runs_are_grouped_by_comparison_in_wandb(tmp_path):
             "",
             "offline_steps differs: 20 in dipole; 30 in iql, so",
         ),
-        ("iql", "--workers 0", "--workers is 0, it must be above 0"),
+        ("iql", "--workers 0", "--workers is 0; it must be at least 1"),
         ("iql", "--restart dipol", "--restart dipol: no variant has this label, choose of dipole, iql"),
         ("{algorithm: iql, overrides: {data_dir: nowhere}}", "--restart", "no such data"),
     ],

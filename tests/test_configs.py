@@ -12,7 +12,6 @@ from harness import config as settings
 from harness.algorithms import algorithm_names, load_algorithm
 from harness.config import (
     MACHINE_OPTIONS,
-    OLDER_FIELDS,
     RunConfig,
     check_values,
     config_to_yaml,
@@ -29,6 +28,16 @@ FROZEN = json.loads((ROOT / "tests" / "frozen" / "configs.json").read_text())
 VARIANTS = {"ogbench-online": "online", "ogbench-256": "256", "ogbench-local": "local", "greediness": "greediness"}
 
 
+# What became of fields that are gone, by their frozen values ("*": any).
+RETIRED = {
+    "composition": {"score": {}},
+    "resample_candidates": {"*": {}},
+    "networks": {"fql": {}},
+    "fourier_features": {"*": {}},
+    "target_aggregation": {"mean": {"pessimism": 0.0}, "min": {"pessimism": None}},
+}
+
+
 def config_class(algorithm):
     return load_algorithm(algorithm).config_class
 
@@ -43,8 +52,8 @@ def test_settings_equal_the_frozen_configs(path):
     frozen["sweep"] = frozen.pop("final_report")
     frozen["label"] = frozen["label"] or (f"{algorithm}_{variant}" if variant else algorithm)
     del frozen["wandb_mode"]  # was "disabled" everywhere: W&B is a logger now
-    for name in set(OLDER_FIELDS) & set(frozen):
-        value, meanings = frozen.pop(name), OLDER_FIELDS[name]
+    for name in set(RETIRED) & set(frozen):
+        value, meanings = frozen.pop(name), RETIRED[name]
         frozen |= meanings["*" if "*" in meanings else value]
     assert {name: values[name] for name in frozen} == frozen
 
@@ -128,27 +137,6 @@ def test_a_complete_config_is_read_back_equal(algorithm, tmp_path):
     assert (again.run, again.config) == (found.run, found.config)
 
 
-def test_a_config_of_an_earlier_version_is_read(tmp_path):
-    old = FROZEN["defaults"]["dipole"] | {"final_report": ["greediness=0,1"], "seed": 3}
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(old))
-    run, config = stored_config(tmp_path / "config.yaml", config_class("dipole"))
-    assert (run.seed, run.label, run.sweep, run.logger) == (3, "dipole", (), ("csv",))
-    assert config == config_class("dipole")()
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(old | {"composition": "resample"}))
-    with pytest.raises(UserError, match="composition resample is no longer here, use the version that made this run"):
-        stored_config(tmp_path / "config.yaml", config_class("dipole"))
-
-
-@pytest.mark.parametrize("old, pessimism", [("mean", 0.0), ("min", None)])
-def test_fql_of_an_earlier_version_keeps_its_target(old, pessimism, tmp_path):
-    text = yaml.safe_dump(FROZEN["defaults"]["fql"] | {"target_aggregation": old})
-    (tmp_path / "config.yaml").write_text(text)
-    assert stored_config(tmp_path / "config.yaml", config_class("fql"))[1].pessimism == pessimism
-    (tmp_path / "config.yaml").write_text(text.replace(f"target_aggregation: {old}", "target_aggregation: median"))
-    with pytest.raises(UserError, match="target_aggregation"):
-        stored_config(tmp_path / "config.yaml", config_class("fql"))
-
-
 def test_no_method_has_a_run_field():
     run_fields = {field.name for field in dataclasses.fields(RunConfig)}
     assert set(MACHINE_OPTIONS) < run_fields
@@ -221,6 +209,8 @@ WRONG = {
     "label: a/b": "label is 'a/b', it must name one folder",
     "weighting: none\ngreediness: 1.0": "greediness is 1, but weighting none trains one policy",
     "value_hidden_dims: [512, 0]": "value_hidden_dims is 0, it must be at least 1",
+    "first_action_only: true": "first_action_only needs chunks; set action_chunk above 1",
+    "online_steps: 3\nonline_start: 4": "online_start is 4, and after 3 online_steps no update would have been made",
 }
 
 

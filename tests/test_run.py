@@ -297,33 +297,6 @@ def test_a_run_that_is_being_trained_longer_is_not_finished(tmp_path):
     assert not (folder / "result.json").exists() and checkpoint_of(folder)["loop"]["step"] == 80
 
 
-def test_a_run_of_an_earlier_version_continues(tmp_path, straight, capsys):
-    """Its config has retired fields, its environment no stretches, its checkpoint an unfinished evaluation."""
-    folder = toy_run(tmp_path, offline_steps=40)
-    (folder / "result.json").unlink()
-    config = yaml.safe_load((folder / "config.yaml").read_text()) | {"offline_steps": 60, "label": None}
-    config |= {"final_report": ["greediness=0,1"], "wandb_mode": "disabled"}
-    del config["sweep"], config["logger"]
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    environment = environment_of(folder)
-    for name in ("stretches", "commit", "dirty"):
-        del environment[name]
-    (folder / "environment.json").write_text(json.dumps(environment))
-    checkpoint = checkpoint_of(folder)
-    checkpoint["config"] = config
-    checkpoint["loop"]["evaluation"] = {"step": 20, "snapshot": torch.zeros(3, dtype=torch.uint8)}
-    del checkpoint["loop"]["online"]  # from before online phases
-    torch.save(checkpoint, folder / "checkpoint.pt")
-    CsvLog(folder / "eval.csv").keep_until(0)
-    toy_run(tmp_path)
-    assert_same_end(straight, folder)
-    assert [int(row["step"]) for row in rows_of(folder / "eval.csv")] == [40, 60]
-    assert "the evaluation after 20 updates had not ended; it is left out" in capsys.readouterr().out
-    stretches = environment_of(folder)["stretches"]
-    assert [stretch["from_step"] for stretch in stretches] == [0, 40]
-    assert stretches[0]["versions"] == stretches[1]["versions"]
-
-
 def test_the_machine_of_every_stretch_is_recorded_and_its_change_said(tmp_path, monkeypatch, capsys):
     stretches = []
     for steps, threads, torch_version in ((20, 1, "2.13.0"), (40, 1, "2.13.0"), (60, 2, "2.13.0"), (80, 2, "2.14.0")):

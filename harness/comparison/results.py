@@ -21,7 +21,7 @@ from harness.comparison.matrix import CROSSED_OPTION, Comparison, PlannedRun, Ro
 from harness.comparison.reevaluation import find_cell, read_reevaluation
 from harness.config import RunConfig, flat, stored_config
 from harness.loggers import read_rows
-from harness.run_folder import FIRST_HARNESS_VERSION, check_fields, checkpoint_folder, finished_result, read_json
+from harness.run_folder import check_fields, checkpoint_folder, finished_result, read_json
 
 FINAL, LAST = KINDS = ("final", "last_evaluations")  # columns: of the finished policy; mean of training's last ones
 SUCCESS, D4RL, RETURN = "success, %", "D4RL score", "return"  # units in which scores are shown
@@ -87,7 +87,7 @@ class RunResult:
 
     @property
     def harness_version(self) -> str:
-        return str(self.environment.get("harness_version", FIRST_HARNESS_VERSION))
+        return str(self.environment.get("harness_version"))
 
     @functools.cached_property
     def scale(self) -> Scale:
