@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from envs.dataset import Dataset
 from harness.agent_tools import network_evaluations, restore, state_of, validation_metrics
+from harness.algorithms import algorithm_names, load_algorithm
 from tests.conftest import small_config
 from tests.test_files_agree import path_of
 from tests.toy import random_batch, toy_dataset
@@ -297,18 +297,21 @@ def test_wrong_states_are_one_sentence(algorithm, states):
         make_agent(algorithm).act(states)
 
 
-def test_a_file_copied_alone_works(algorithm, tmp_path):
+def test_every_file_copied_alone_works(tmp_path):
     """Imports in isolated mode from an empty folder, does ten updates, acts, saves and loads, all alone."""
-    shutil.copy(path_of(algorithm.name), tmp_path)
-    if algorithm.name == "dipole_lora":  # its own planner; without it the file adapts others' (test_dipole_lora.py)
-        (tmp_path / "algorithms").mkdir()
-        shutil.copy(path_of(algorithm.name).parent / "_planner.py", tmp_path / "algorithms")
-    agent, config = algorithm.agent_class.__name__, algorithm.config_class.__name__
-    script = f"""
-import dataclasses, sys
-sys.path.insert(0, {str(tmp_path)!r})
-import torch
-from {algorithm.name} import {agent}, {config}
+    script = "import dataclasses, os, sys, torch\nsys.path.insert(0, '')"
+    for name in algorithm_names():
+        algorithm, folder = load_algorithm(name), tmp_path / name
+        folder.mkdir()
+        shutil.copy(path_of(name), folder)
+        if name == "dipole_lora":  # its own planner; without it the file adapts others' (test_dipole_lora.py)
+            (folder / "algorithms").mkdir()
+            shutil.copy(path_of(name).parent / "_planner.py", folder / "algorithms")
+        agent, config = algorithm.agent_class.__name__, algorithm.config_class.__name__
+        script += f"""
+sys.path[0] = {str(folder)!r}
+os.chdir(sys.path[0])
+from {name} import {agent}, {config}
 agent = {agent}({small_config(algorithm)!r}, 3, 2)
 columns = {{"observations": (9, 3), "actions": (9, 2), "next_observations": (9, 3), "rewards": (9,), "masks": (9,)}}
 columns |= {{field: (9, 2) for field in agent.batch_fields}}
@@ -324,11 +327,12 @@ loaded.noise.generator.set_state(agent.noise.generator.get_state())
 assert torch.equal(agent.act(torch.zeros(4, 3)), loaded.act(torch.zeros(4, 3)))
 foreign = {{"envs", "harness", "common", "pyrallis", "gymnasium", "wandb", "yaml"}} & set(sys.modules)
 assert not foreign, foreign
+del sys.modules[{name!r}]  # the next file finds it neither here nor on its path
 """
     environment = {"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-I", "-c", script], cwd=tmp_path, env=environment, capture_output=True)
     assert done.returncode == 0, done.stderr.decode()
-    assert [path.name for path in Path(tmp_path).glob("*.py")] == [f"{algorithm.name}.py"]
+    assert [path.stem for path in sorted(tmp_path.glob("*/*.py"))] == sorted(algorithm_names())
 
 
 @pytest.mark.parametrize("filler", [0.0, 0.7, float("nan")])

@@ -2,7 +2,6 @@
 
 import dataclasses
 import errno
-import functools
 import importlib
 import inspect
 import os
@@ -25,7 +24,6 @@ from harness.command_line import parse_command
 from harness.comparison import workers
 from harness.config import RunConfig, config_to_yaml, field_types, load_settings, stored_config
 
-SOURCE_OF = functools.cache(inspect.getsource)
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -55,9 +53,8 @@ class ToyConfig:
 
 @pytest.fixture(autouse=True)
 def no_settings_files(tmp_path, monkeypatch):
-    """The defaults are the classes' own; and pyrallis, which would take most of the time, reads this file once."""
+    """The defaults are the classes' own."""
     monkeypatch.setattr(settings_module, "CONFIGS", tmp_path / "configs")
-    monkeypatch.setattr(inspect, "getsource", SOURCE_OF)
 
 
 def value_of(settings, field):
@@ -579,6 +576,14 @@ def test_a_wrong_flag_of_any_command_is_one_sentence(module, monkeypatch, capsys
 
 
 # Beside the standard library and the repository's own. numpy comes with torch; all of this takes a second or two.
+def test_a_config_classs_source_is_read_once(monkeypatch):
+    """pyrallis asks for it at each of 80 fields, which would be most of a command's start."""
+    asked, getsource = [], inspect.getsource
+    monkeypatch.setattr(inspect, "getsource", lambda each: asked.append(each) or getsource(each))
+    parse_command(ToyConfig, [])
+    assert sorted(each.__name__ for each in asked) == ["RunConfig", "ToyConfig"]
+
+
 HELP_MAY_IMPORT = {"torch", "torchgen", "numpy", "opt_einsum", "mpmath", "sympy", "typing_extensions", "tqdm"}
 HELP_MAY_IMPORT |= {"pyrallis", "typing_inspect", "mypy_extensions", "yaml", "cython_runtime"}
 
