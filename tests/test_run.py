@@ -90,7 +90,7 @@ def straight(tmp_path_factory) -> Path:
 
 
 def test_folder_holds_what_a_run_is(tmp_path, capsys):
-    folder = toy_run(tmp_path, label="variant", seed=5)
+    folder = toy_run(tmp_path, drawn=True, label="variant", seed=5)
     assert folder == tmp_path / "variant" / "toy" / "point" / "seed_5"
     run, config = toy_settings(tmp_path, label="variant", seed=5)
     assert stored_config(folder / "config.yaml", DIPOLEConfig) == (run, config)

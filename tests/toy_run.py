@@ -4,6 +4,7 @@ import dataclasses
 import sys
 from ast import literal_eval
 from pathlib import Path
+from unittest import mock
 
 from algorithms.dipole import DIPOLE, DIPOLEConfig
 from common.errors import exit_on_user_error
@@ -41,17 +42,24 @@ def toy_folder(run_dir, **changes) -> Path:
     return run_path(toy_settings(run_dir, **changes)[0])
 
 
-def toy_run(run_dir, agent_class=DIPOLE, task=None, restart=False, **changes) -> Path:
-    """Trains a run with these changes, on the toy task unless another is given; returns its folder."""
+def toy_run(run_dir, agent_class=DIPOLE, task=None, restart=False, drawn=False, **changes) -> Path:
+    """Trains a run with these changes, on the toy task unless another is given; returns its folder.
+
+    drawn: the learning curve, which takes as long as the run, is a figure instead of an empty file.
+    """
+    from harness import plots  # here: main needs matplotlib at its end only
+
     run, config = toy_settings(run_dir, **changes)
-    train_run(agent_class, run, config, restart, task or toy_task())
+    curve = plots.plot_learning_curve if drawn else lambda rows, path, *arguments, **options: path.touch()
+    with mock.patch.object(plots, "plot_learning_curve", curve):
+        train_run(agent_class, run, config, restart, task or toy_task())
     return run_path(run)
 
 
 def main() -> None:
     changes = {name: literal_eval(text) for name, text in (argument.split("=") for argument in sys.argv[2:])}
     with exit_on_user_error():
-        toy_run(sys.argv[1], **changes)
+        train_run(DIPOLE, *toy_settings(sys.argv[1], **changes), task=toy_task())
 
 
 if __name__ == "__main__":
