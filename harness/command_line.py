@@ -179,31 +179,30 @@ class _Parser(pyrallis.argparsing.ArgumentParser):
         return vars(parsed_args)
 
 
-def _parser(config_class: type) -> _Parser:
-    field_types(config_class)  # raises TypeError for a type that no config may use
-    pyrallis.utils.CONFIG_ARG = "config"  # read when a parser is made; pyrallis' own name is config_path
-    usage = "%(prog)s [--config FILE] [--variant NAME] [--field value ...] [--seeds SEED ...] [--show] [--restart]"
-    options = {"formatter_class": _HelpFormatter, "usage": usage, "allow_abbrev": False, "exit_on_error": False}
-    with _sources_read_once():
-        parser = _Parser(RunConfig, **options)
-        DataclassWrapper(config_class).add_arguments(parser)
-    next(action for action in parser._actions if action.dest == "config").help = OWN_FLAGS["config"]
-    parser.add_argument("--variant", default=argparse.SUPPRESS, help=OWN_FLAGS["variant"])
-    parser.add_argument("--seeds", nargs="+", default=argparse.SUPPRESS, help=OWN_FLAGS["seeds"])
-    for name in ("show", "restart"):
-        parser.add_argument(f"--{name}", action="store_true", help=OWN_FLAGS[name])
-    return parser
-
-
 @contextlib.contextmanager
 def _sources_read_once() -> Iterator[None]:
-    """Keeps what inspect.getsource returns: at each field pyrallis asks, and a file is parsed, 0.4 s in all."""
+    """Reads each class's source once within: pyrallis asks for it at every field, a parse of its file, 0.4 s in all."""
     getsource = inspect.getsource
     inspect.getsource = functools.cache(getsource)
     try:
         yield
     finally:
         inspect.getsource = getsource
+
+
+@_sources_read_once()
+def _parser(config_class: type) -> _Parser:
+    field_types(config_class)  # raises TypeError for a type that no config may use
+    pyrallis.utils.CONFIG_ARG = "config"  # read when a parser is made; pyrallis' own name is config_path
+    usage = "%(prog)s [--config FILE] [--variant NAME] [--field value ...] [--seeds SEED ...] [--show] [--restart]"
+    parser = _Parser(RunConfig, formatter_class=_HelpFormatter, usage=usage, allow_abbrev=False, exit_on_error=False)
+    DataclassWrapper(config_class).add_arguments(parser)
+    next(action for action in parser._actions if action.dest == "config").help = OWN_FLAGS["config"]
+    parser.add_argument("--variant", default=argparse.SUPPRESS, help=OWN_FLAGS["variant"])
+    parser.add_argument("--seeds", nargs="+", default=argparse.SUPPRESS, help=OWN_FLAGS["seeds"])
+    for name in ("show", "restart"):
+        parser.add_argument(f"--{name}", action="store_true", help=OWN_FLAGS[name])
+    return parser
 
 
 def _parse_flags(parser: _Parser, config_class: type, argv: list[str]) -> dict[str, Any]:

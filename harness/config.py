@@ -217,7 +217,7 @@ def load_settings(
 
 
 def stored_config(path: Path, config_class: type) -> tuple[RunConfig, Any]:
-    """Both configs of a run folder's config.yaml. Raises UserError."""
+    """Both configs of a run folder's config.yaml; absent fields have their defaults. Raises UserError."""
     kinds, values = field_types(config_class), {}
     for name, (node, where) in places_by_key(path, read_mapping(path)).items():
         if name not in kinds:
@@ -227,7 +227,7 @@ def stored_config(path: Path, config_class: type) -> tuple[RunConfig, Any]:
 
 
 def check_values(run: RunConfig, config: Any) -> None:
-    """Raises UserError for values outside their choices and ranges, and for those without effect beside others."""
+    """Raises UserError for values outside their choices and ranges, and for values that would have no effect."""
     for owner in (run, config):
         for each in dataclasses.fields(owner):
             value = getattr(owner, each.name)

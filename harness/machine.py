@@ -38,8 +38,8 @@ def add_stretch(stretches: list[dict], step: int, machine: dict) -> tuple[list[d
     changes = []
     if kept:
         before, now = ({**values, **values["versions"]} for values in (kept[-1], machine))
-        differing = [name for name in ROUNDING if now[name] != before[name]]
-        changes = [f"{name} {now[name]} instead of {before[name]}" for name in differing]
+        differing = [name for name in ROUNDING if now[name] != before.get(name)]
+        changes = [f"{name} {now[name]} instead of {before.get(name)}" for name in differing]
     return [*kept, {"from_step": step, **machine}], ", ".join(changes)
 
 

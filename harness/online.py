@@ -122,7 +122,7 @@ class OnlinePhase:
 
         Where the environment does not repeat the interrupted episode, its rest is lost: a new one begins, and this is
         printed. The transitions before it stay. Raises UserError where a file of the replay is absent or damaged, and
-        where the state is not of that step (None is that of the offline phase).
+        where the state is not of that step (None: there is no checkpoint).
         """
         added = state["added"] if state else 0
         if added != max(0, step - self.run.offline_steps):

@@ -36,7 +36,8 @@ from harness.online import OnlinePhase
 
 CHECKPOINT_FORMAT = 1  # raised when the layout of checkpoint.pt changes
 SCORE_EVALUATIONS = 3  # result.json also has the mean score of the last three evaluations (FQL's protocol)
-JSON_TYPES = {"data": dict, "environment": (dict, type(None)), "algorithm": str}  # of environment.json's fields,
+JSON_TYPES = {"data": dict, "environment": dict, "algorithm": str, "run_id": str, "stretches": list}
+JSON_TYPES |= {"harness_version": int, "compiled": bool}  # these are environment.json's fields,
 JSON_TYPES |= {"step": int, "score": (float, int, type(None)), "score_name": str}  # and of result.json's
 HARNESS_VERSION = 2  # raised when the same config could give other numbers than before
 
@@ -331,7 +332,7 @@ class RunFolder:
         batches.set_state(loop["batches"])
         with networks_must_fit(path):
             restore(agent, state)
-        online.restore(step, loop.get("online"))
+        online.restore(step, loop["online"])
         return step, loop["seconds"]
 
     def keep_logs_until(self, step: int) -> None:
@@ -399,7 +400,7 @@ def read_checkpoint(path: Path, algorithm: str) -> dict:
         )
     try:
         types = {"agent": dict, "loop": dict, "config": dict, "observation_dim": int, "action_dim": int}
-        loop_types = {"step": int, "seconds": float, "device": str, "batches": torch.Tensor}
+        loop_types = {"step": int, "seconds": float, "device": str, "batches": torch.Tensor, "online": dict}
         whole = all(isinstance(checkpoint[name], kind) for name, kind in types.items())
         whole = whole and all(isinstance(checkpoint["loop"][name], kind) for name, kind in loop_types.items())
     except KeyError:

@@ -311,6 +311,7 @@ def test_every_file_copied_alone_works(tmp_path):
         script += f"""
 sys.path[0] = {str(folder)!r}
 os.chdir(sys.path[0])
+assert not {{"algorithms", *{algorithm_names()!r}}} & set(sys.modules)
 from {name} import {agent}, {config}
 agent = {agent}({small_config(algorithm)!r}, 3, 2)
 columns = {{"observations": (9, 3), "actions": (9, 2), "next_observations": (9, 3), "rewards": (9,), "masks": (9,)}}
@@ -327,7 +328,8 @@ loaded.noise.generator.set_state(agent.noise.generator.get_state())
 assert torch.equal(agent.act(torch.zeros(4, 3)), loaded.act(torch.zeros(4, 3)))
 foreign = {{"envs", "harness", "common", "pyrallis", "gymnasium", "wandb", "yaml"}} & set(sys.modules)
 assert not foreign, foreign
-del sys.modules[{name!r}]  # the next file finds it neither here nor on its path
+for module in {{{name!r}, "algorithms", "algorithms._planner"}} & set(sys.modules):
+    del sys.modules[module]  # the next file finds it neither here nor on its path
 """
     environment = {"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-I", "-c", script], cwd=tmp_path, env=environment, capture_output=True)

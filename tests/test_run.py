@@ -386,6 +386,9 @@ def test_a_broken_checkpoint_is_refused_and_kept(tmp_path, content):
     assert path.read_bytes() == kept
 
 
+WRONG_FIELDS = {"data": 5, "environment": None, "run_id": 1, "stretches": 5, "harness_version": "2", "compiled": "no"}
+
+
 @pytest.mark.parametrize(
     "name, content",
     [
@@ -393,17 +396,20 @@ def test_a_broken_checkpoint_is_refused_and_kept(tmp_path, content):
         ("eval.csv", b"x,y\n1,2\n"),
         ("eval.csv", b"step,length\n20,1\n"),
         ("eval.csv", b"step,return\n20,high\n"),
-        ("result.json", b'{"step": "40", "score": 1}'),
-        ("result.json", b'{"step": 40, "score": "high"}'),
-        ("environment.json", b'{"data": 5, "run_id": "a"}'),
+        *(("result.json", change) for change in ({"step": "40"}, {"score": "high"})),
+        *(("environment.json", {name: value}) for name, value in WRONG_FIELDS.items()),
         ("train.csv", b"step,return\nmany,1\n"),
         ("train.csv", b"step,\xff\n1,2\n"),
     ],
 )
 def test_damaged_run_files_are_refused_by_name(tmp_path, name, content):
-    folder = toy_run(tmp_path, offline_steps=20)
+    """content: the file's, or fields of a good JSON file that are changed."""
+    folder, message = toy_run(tmp_path, offline_steps=20), name
+    if isinstance(content, dict):
+        message += "".join(f": {field} is {json.dumps(value)}; put" for field, value in content.items())
+        content = json.dumps(json.loads((folder / name).read_text()) | content).encode()
     (folder / name).write_bytes(content)
-    with pytest.raises(UserError, match=name) as error:
+    with pytest.raises(UserError, match=message) as error:
         toy_run(tmp_path, offline_steps=20)
     assert "--restart" in str(error.value) and "\n" not in str(error.value)
 

@@ -62,7 +62,7 @@ def test_a_malicious_checkpoint_runs_nothing(tmp_path):
 
 @pytest.mark.parametrize("key", ["loop", "agent", "config", "observation_dim"])
 def test_a_checkpoint_without_its_parts_is_refused(tmp_path, key):
-    loop = {"step": 1, "seconds": 1.0, "device": "cpu", "batches": torch.zeros(3)}
+    loop = {"step": 1, "seconds": 1.0, "device": "cpu", "batches": torch.zeros(3), "online": {}}
     whole = {"format": 1, "algorithm": "dipole", "config": {}, "agent": {}, "loop": loop}
     whole |= {"observation_dim": 3, "action_dim": 2}
     path = tmp_path / "checkpoint.pt"

@@ -83,6 +83,6 @@ def random_batch(
 
 def toy_checkpoint(algorithm: str) -> dict:
     """What checkpoint.pt of a run holds, with nothing in the agent's state."""
-    loop = {"step": 0, "seconds": 0.0, "device": "cpu", "batches": torch.empty(0)}
+    loop = {"step": 0, "seconds": 0.0, "device": "cpu", "batches": torch.empty(0), "online": {}}
     sizes = {"observation_dim": 1, "action_dim": 1}
     return {"format": CHECKPOINT_FORMAT, "algorithm": algorithm, "config": {}, **sizes, "agent": {}, "loop": loop}

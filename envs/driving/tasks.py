@@ -120,7 +120,7 @@ def _made(name: str, folder: Path, collect_episodes: int) -> dict:
         origin, other = ("not", name.replace("navsim", "bandit")) if exported else ("from", "navsim")
         raise UserError(f"{folder}: its scenes are {origin} NAVSIM's, use task driving/{other}, not driving/{name}")
     if exported and sidecar["generator_version"] != EXPORTER_VERSION:
-        raise UserError(f"{folder}: exported by an older version, which let a policy see the future: export it again")
+        raise UserError(f"{folder}: exported by an older version: export it again")
     missing = missing_logs(folder, sidecar["logs"])
     if missing and collect_episodes > 0:
         collect(folder, sidecar["logs"], sidecar["seed"])

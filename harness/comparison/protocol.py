@@ -67,7 +67,7 @@ def protocol_of(result: RunResult) -> dict[str, str]:
     protocol = guarded(result.run, result.config) | {"data set": f"sha256 {str(result.identity.get('sha256'))[:16]}"}
     if result.cells:
         protocol["re-evaluation episodes"] = ", ".join(sorted({line["episodes"] for line in result.cells}))
-    return protocol | {"harness version": result.harness_version}
+    return protocol | {"harness version": str(result.environment["harness_version"])}
 
 
 def check_protocol(results: Results, allow_mixed: bool) -> list[Mixture]:

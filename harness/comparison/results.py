@@ -85,10 +85,6 @@ class RunResult:
     def identity(self) -> dict:
         return self.environment.get("data", {})
 
-    @property
-    def harness_version(self) -> str:
-        return str(self.environment.get("harness_version"))
-
     @functools.cached_property
     def scale(self) -> Scale:
         return scale_of(self.result["score_name"], self.identity)
@@ -120,7 +116,7 @@ def read_run(planned: PlannedRun) -> RunResult:
         error="" if result else error,
         run=run,
         config=config,
-        environment=read_json(environment_path, needed=("data", "versions")) if begun else {},
+        environment=read_json(environment_path, needed=("data", "harness_version", "versions")) if begun else {},
         result=result,
         evaluations=evaluations,
         updates_per_second=statistics.median(speeds) if speeds else math.nan,
