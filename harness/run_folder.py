@@ -474,7 +474,7 @@ def load_policy(run_dir: Path | str, **act_options: Any) -> Callable[[np.ndarray
 
 def read_environment(folder: Path) -> dict:
     """What environment.json holds. Raises UserError where it is damaged or absent."""
-    needed = ("data", "environment", "run_id", "harness_version", "compiled", "stretches")
+    needed = ("data", "environment", "run_id", "harness_version", "compiled", "versions", "stretches")
     return read_json(folder / run_files.ENVIRONMENT, needed)
 
 

@@ -79,7 +79,11 @@ def write_run(run: PlannedRun, data: Data, final: float, cells: Sequence[tuple],
     folder.mkdir(parents=True, exist_ok=True)
     begun = {
         "algorithm": run.variant.algorithm,
+        "run_id": "1",
         "data": data.identity,
+        "environment": {},
+        "compiled": False,
+        "stretches": [],
         "device": "cpu",
         "threads": 1,
         "parameters": 1_234,

@@ -116,7 +116,7 @@ def run_dir(tmp_path, monkeypatch):
     folder.mkdir()
     (folder / "config.yaml").write_text(config_to_yaml(TOY_RUN, ToyConfig()))
     record = {"algorithm": "toy", "run_id": "1", "data": IDENTITY, "environment": toy_task().record()}
-    record |= {"harness_version": HARNESS_VERSION, "compiled": False, "stretches": []}
+    record |= {"harness_version": HARNESS_VERSION, "compiled": False, "versions": {}, "stretches": []}
     (folder / "environment.json").write_text(json.dumps(record))
     torch.save(toy_checkpoint("toy"), folder / "checkpoint.pt")
     algorithm = SimpleNamespace(name="toy", config_class=ToyConfig, agent_class=Toy)

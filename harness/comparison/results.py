@@ -21,7 +21,7 @@ from harness.comparison.matrix import CROSSED_OPTION, Comparison, PlannedRun, Ro
 from harness.comparison.reevaluation import find_cell, read_reevaluation
 from harness.config import RunConfig, flat, stored_config
 from harness.loggers import read_rows
-from harness.run_folder import check_fields, checkpoint_folder, finished_result, read_json
+from harness.run_folder import check_fields, checkpoint_folder, finished_result, read_environment
 
 FINAL, LAST = KINDS = ("final", "last_evaluations")  # columns: of the finished policy; mean of training's last ones
 SUCCESS, D4RL, RETURN = "success, %", "D4RL score", "return"  # units in which scores are shown
@@ -93,8 +93,8 @@ class RunResult:
 def read_run(planned: PlannedRun) -> RunResult:
     """Reads a run's folder as it is. Raises UserError for a damaged file."""
     folder = planned.folder
-    config_path, environment_path = folder / run_files.CONFIG, folder / run_files.ENVIRONMENT
-    begun = config_path.exists() and environment_path.exists()
+    config_path = folder / run_files.CONFIG
+    begun = config_path.exists() and (folder / run_files.ENVIRONMENT).exists()
     result = (begun and finished_result(folder, planned.run.total_updates)) or {}
     error_path = folder / run_files.ERROR
     error = error_path.read_text(encoding="utf-8").strip() if error_path.exists() else ""
@@ -116,7 +116,7 @@ def read_run(planned: PlannedRun) -> RunResult:
         error="" if result else error,
         run=run,
         config=config,
-        environment=read_json(environment_path, needed=("data", "harness_version", "versions")) if begun else {},
+        environment=read_environment(folder) if begun else {},
         result=result,
         evaluations=evaluations,
         updates_per_second=statistics.median(speeds) if speeds else math.nan,
